@@ -1,0 +1,314 @@
+"""One function a figure of the lecture: from a tidy table to a Plotly figure that describes itself.
+
+Nothing is computed here beyond means over seeds. Every figure carries a text description in
+``layout.meta["description"]``, which the book shows under it and reads to screen readers, and,
+under its x axis, the line from :func:`lecture6.report.provenance` that says which run it shows.
+Colours are Okabe and Ito's, safe for colour-blind readers; dashes repeat what colour says.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+import plotly.graph_objects as go
+
+BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+_DASH = {"train": "solid", "test": "dash"}
+_TEMPLATE = go.layout.Template(
+    layout={
+        "font": {"size": 13},
+        "colorway": [BLUE, ORANGE, GREEN, PURPLE],
+        "margin": {"l": 60, "r": 60, "t": 90, "b": 80},
+        "height": 440,
+        "legend": {"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0},
+        "title": {"x": 0, "xref": "paper", "y": 0.98, "yanchor": "top", "font": {"size": 15}},
+        "xaxis": {"showgrid": True, "zeroline": False, "automargin": True},
+        "yaxis": {"showgrid": True, "zeroline": False, "automargin": True},
+        "hovermode": "x unified",
+    }
+)
+
+
+def _figure(title: str, description: str) -> go.Figure:
+    figure = go.Figure(layout={"template": _TEMPLATE, "meta": {"description": description}})
+    return figure.update_layout(title_text=title)
+
+
+def _x_title(name: str, provenance: str) -> str:
+    """The axis title with the provenance under it, broken so that it fits a phone."""
+    parts, lines = provenance.split(" · "), [""]
+    for part in parts:
+        if len(lines[-1]) + len(part) > 48:
+            lines.append("")
+        lines[-1] += (" · " if lines[-1] else "") + part
+    return f"{name}<br><span style='font-size:10px'>{'<br>'.join(lines)}</span>"
+
+
+def _band(
+    figure: go.Figure, table: pd.DataFrame, x: str, y: str, *, name: str, colour: str, **line
+) -> None:
+    """Mean over seeds as a line, lowest to highest seed as a band."""
+    yaxis = line.pop("yaxis", "y")
+    mode = line.pop("mode", "lines")
+    stats = table.groupby(x)[y].agg(["mean", "min", "max"])
+    xs = list(stats.index)
+    figure.add_scatter(
+        x=xs + xs[::-1],
+        y=[*stats["max"], *stats["min"][::-1]],
+        fill="toself",
+        fillcolor=colour,
+        opacity=0.15,
+        line={"width": 0},
+        hoverinfo="skip",
+        showlegend=False,
+        legendgroup=name,
+        yaxis=yaxis,
+    )
+    figure.add_scatter(
+        x=xs,
+        y=stats["mean"],
+        name=name,
+        legendgroup=name,
+        mode=mode,
+        line={"color": colour, **line},
+        yaxis=yaxis,
+    )
+
+
+def _summary(table: pd.DataFrame, x: str, y: str, spec: str) -> str:
+    """Where a curve starts and ends, in words: for the text descriptions."""
+    means = table.groupby(x)[y].mean()
+    x0, x1 = means.index[0], means.index[-1]
+    return f"{means[x0]:{spec}} at {x0:g} to {means[x1]:{spec}} at {x1:g}"
+
+
+def schematic(layers: pd.DataFrame, title: str) -> go.Figure:
+    """Figures 2 and 3: a network drawn from :func:`lecture6.models.layer_table`.
+
+    One bar a block (a layer with weights and what follows it up to the next one); its length is
+    the number of values a sample has after it, on a logarithmic axis.
+    """
+    starts = layers["layer"].isin(["Input", "Linear", "Conv2d"]).cumsum()
+    rows = []
+    for number, block in layers.groupby(starts):
+        names = [n.removesuffix("1d").removesuffix("2d") for n in block["layer"] if n != "Flatten"]
+        shape = block["output"].iloc[-1]
+        size = int(pd.Series(shape).prod())
+        shown = "×".join(map(str, shape))
+        parameters = int(block["parameters"].sum())
+        text = f"{shown} · {parameters:,} parameters" if parameters else shown
+        rows.append((f"{number}. {' + '.join(names)}", size, text))
+    blocks = pd.DataFrame(rows, columns=["block", "size", "text"])
+    total = int(layers["parameters"].sum())
+    figure = _figure(
+        f"{title}: {total:,} parameters",
+        f"{title} as a stack of {len(blocks)} blocks from input to output: "
+        + "; ".join(f"{b} gives {t}" for b, t in zip(blocks["block"], blocks["text"], strict=True))
+        + f". In all {total:,} parameters.",
+    )
+    figure.add_bar(
+        y=blocks["block"],
+        x=blocks["size"],
+        text=blocks["text"],
+        orientation="h",
+        textposition="inside",
+        insidetextanchor="start",
+        constraintext="none",
+        marker={"color": BLUE, "opacity": 0.8},
+        textfont={"color": "white"},
+        hoverinfo="y+text",
+    )
+    figure.update_xaxes(type="log", title_text="Values per sample after the block", range=[0, 5.2])
+    figure.update_yaxes(autorange="reversed", showgrid=False)
+    return figure.update_layout(height=90 + 44 * len(blocks), hovermode="closest")
+
+
+def accuracy(history: pd.DataFrame, *, title: str, provenance: str, x: str = "epoch") -> go.Figure:
+    """Figure 4: accuracy against ``x`` ("epoch" or "update"), training solid, test dashed.
+
+    ``history`` is :attr:`lecture6.train.Run.history` with two more columns: label (one curve a
+    label) and seed. Bands reach from the lowest to the highest seed.
+    """
+    n_seeds = history["seed"].nunique()
+    percent = history.assign(accuracy=100 * history["accuracy"])
+    curves = [(key, rows) for key, rows in percent.groupby(["label", "split"], sort=False)]
+    figure = _figure(
+        title,
+        f"Accuracy in per cent against {x}, mean and range of {n_seeds} seeds. "
+        + " ".join(
+            f"{label}, {split}: from {_summary(rows, x, 'accuracy', '.1f')}."
+            for (label, split), rows in curves
+        ),
+    )
+    colours = dict(zip(percent["label"].unique(), (BLUE, ORANGE, GREEN, PURPLE), strict=False))
+    for (label, split), rows in curves:
+        _band(
+            figure,
+            rows,
+            x,
+            "accuracy",
+            name=f"{label}, {split}",
+            colour=colours[label],
+            dash=_DASH[split],
+        )
+    names = {"epoch": "Epoch", "update": "Update (mini-batches seen)"}
+    figure.update_xaxes(title_text=_x_title(names[x], provenance))
+    low = percent.loc[percent["epoch"] > 0, "accuracy"].min()
+    figure.update_yaxes(title_text="Accuracy, %", range=[max(0.0, low - 5), 101])
+    return figure
+
+
+def interpolation(table: pd.DataFrame, *, title: str, provenance: str) -> go.Figure:
+    """Figure 5: loss (left axis) and accuracy (right axis) along a path between two solutions.
+
+    ``table`` comes from :func:`lecture6.landscape.interpolate`, with a column seed when there are
+    several pairs. α = 0 is the small-batch solution, α = 1 the large-batch one.
+    """
+    percent = table.assign(accuracy=100 * table["accuracy"])
+    if "seed" not in percent:
+        percent["seed"] = 0
+    n_pairs = percent["seed"].nunique()
+
+    def at(alpha: float, split: str, column: str) -> float:
+        rows = percent[(percent["split"] == split) & (percent["alpha"] == alpha)]
+        return rows[column].mean()
+
+    ends = sorted({percent["alpha"].min(), 0.0, 1.0, percent["alpha"].max()})
+    splits = list(percent["split"].unique())
+    figure = _figure(
+        title,
+        f"Cross-entropy and accuracy against the position α on the path, mean and range of "
+        f"{n_pairs} pair{'s' * (n_pairs > 1)} of solutions. "
+        + " ".join(
+            f"{split} at α = {a:g}: loss {at(a, split, 'loss'):.2g}, accuracy "
+            f"{at(a, split, 'accuracy'):.1f} per cent."
+            for split in splits
+            for a in ends
+        ),
+    )
+    for split in splits:
+        rows, dash = percent[percent["split"] == split], _DASH[split]
+        _band(figure, rows, "alpha", "loss", name=f"loss, {split}", colour=BLUE, dash=dash)
+        _band(
+            figure,
+            rows,
+            "alpha",
+            "accuracy",
+            name=f"accuracy, {split}",
+            colour=ORANGE,
+            dash=dash,
+            yaxis="y2",
+        )
+    for alpha, name in ((0, "small batch"), (1, "large batch")):
+        figure.add_vline(alpha, line={"width": 1, "dash": "dot"}, annotation_text=name)
+    figure.update_xaxes(title_text=_x_title("Position α on the path", provenance))
+    figure.update_yaxes(title_text="Cross-entropy", rangemode="tozero")
+    return figure.update_layout(
+        yaxis2={
+            "title": "Accuracy, %",
+            "overlaying": "y",
+            "side": "right",
+            "showgrid": False,
+            "range": [0, 102],
+            "automargin": True,
+        }
+    )
+
+
+def batch_size(table: pd.DataFrame, *, title: str, provenance: str) -> go.Figure:
+    """Figure 7: test accuracy (left axis) and sharpness (right axis, log) against batch size.
+
+    ``table``: one row a run and ε, with columns batch_size, seed, accuracy (fraction), epsilon,
+    sharpness (per cent, Definition 2).
+    """
+    percent = table.assign(accuracy=100 * table["accuracy"])
+    n_seeds = percent["seed"].nunique()
+    by_epsilon = list(percent.groupby("epsilon", sort=False))
+    figure = _figure(
+        title,
+        f"Test accuracy and sharpness against batch size, mean and range of {n_seeds} seeds. "
+        f"Accuracy in per cent goes from {_summary(percent, 'batch_size', 'accuracy', '.1f')}. "
+        + " ".join(
+            f"Sharpness at ε = {epsilon:g} goes from "
+            f"{_summary(rows, 'batch_size', 'sharpness', '.3g')} per cent."
+            for epsilon, rows in by_epsilon
+        ),
+    )
+    _band(
+        figure,
+        by_epsilon[0][1],
+        "batch_size",
+        "accuracy",
+        name="test accuracy",
+        colour=BLUE,
+        mode="lines+markers",
+    )
+    for (epsilon, rows), colour, dash in zip(
+        by_epsilon, (ORANGE, GREEN), ("dash", "dot"), strict=False
+    ):
+        _band(
+            figure,
+            rows,
+            "batch_size",
+            "sharpness",
+            name=f"sharpness, ε = {epsilon:g}",
+            colour=colour,
+            dash=dash,
+            yaxis="y2",
+            mode="lines+markers",
+        )
+    sizes = sorted(percent["batch_size"].unique())
+    figure.update_xaxes(
+        type="log",
+        tickvals=sizes,
+        ticktext=[f"{s:,}" for s in sizes],
+        title_text=_x_title("Batch size", provenance),
+    )
+    figure.update_yaxes(title_text="Test accuracy, %")
+    return figure.update_layout(
+        yaxis2={
+            "title": "Sharpness φ, %",
+            "type": "log",
+            "overlaying": "y",
+            "side": "right",
+            "showgrid": False,
+            "automargin": True,
+            "exponentformat": "power",
+            "dtick": 1,
+        }
+    )
+
+
+def sharpness_box(curve: pd.DataFrame, boxes: pd.DataFrame, *, title: str) -> go.Figure:
+    """Definition 2 in one dimension: the loss, and at each minimiser the box and its maximum.
+
+    ``curve``: columns x, loss. ``boxes``: one row a minimiser, with columns name, x, half_width,
+    x_max, loss_max, sharpness (per cent).
+    """
+    figure = _figure(
+        title,
+        "A one-dimensional loss with a flat and a sharp minimum and a shaded box around each. "
+        + " ".join(
+            f"{b.name}: box {b.x - b.half_width:.2f} to {b.x + b.half_width:.2f}, largest loss "
+            f"{b.loss_max:.3g} at {b.x_max:.2f}, sharpness {b.sharpness:.3g} per cent."
+            for b in boxes.itertuples(index=False)
+        ),
+    )
+    figure.add_scatter(x=curve["x"], y=curve["loss"], mode="lines", name="loss f(x)")
+    for box, colour in zip(boxes.itertuples(index=False), (GREEN, ORANGE), strict=False):
+        figure.add_vrect(
+            box.x - box.half_width,
+            box.x + box.half_width,
+            fillcolor=colour,
+            opacity=0.18,
+            line_width=0,
+        )
+        figure.add_scatter(
+            x=[box.x_max],
+            y=[box.loss_max],
+            mode="markers",
+            marker={"color": colour, "size": 11},
+            name=f"{box.name}: φ = {box.sharpness:.3g} %",
+        )
+    figure.update_xaxes(title_text="Parameter x")
+    figure.update_yaxes(title_text="Loss", range=[-0.05, 1.15])
+    return figure.update_layout(hovermode="closest")

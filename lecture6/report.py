@@ -1,0 +1,105 @@
+"""What a page says about its numbers: profile, provenance, intervals, claims."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import date
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import torch
+from IPython.display import HTML
+from scipy import stats
+
+PROFILES = ("smoke", "book", "full")
+
+
+def settings(profile: str, **by_profile: dict) -> SimpleNamespace:
+    """The settings of one profile: ``settings("book", smoke={...}, book={...}, full={...}).lr``.
+
+    Raises ValueError for a profile other than smoke, book and full.
+    """
+    if profile not in PROFILES:
+        raise ValueError(
+            f"profile must be one of {', '.join(PROFILES)}, got {profile!r}; it is set by the "
+            "notebook's parameter 'profile' or the environment variable LECTURE6_PROFILE"
+        )
+    return SimpleNamespace(**by_profile[profile])
+
+
+def provenance(profile: str, data: str, seeds: Sequence[int]) -> str:
+    """One line that says which run a figure shows: profile, data, seeds, device, date, code."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    numbers = f"{seeds[0]}–{seeds[-1]}" if len(seeds) > 1 else f"{seeds[0]}"
+    unit = "GPU" if torch.cuda.is_available() else "CPU"
+    return (
+        f"profile {profile} · {data} · seed{'s' * (len(seeds) > 1)} {numbers} · "
+        f"{unit} {device} · {date.today().isoformat()} · {_code_version()}"
+    )
+
+
+def _code_version() -> str:
+    """The commit that the package came from, "+" when changed since; else its version."""
+    folder = Path(__file__).parent
+    git = ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--exclude=*"]
+    tracked = ["git", "-C", str(folder), "ls-files", "--error-unmatch", __file__]
+    try:
+        subprocess.run(tracked, capture_output=True, check=True)
+        found = subprocess.run(git, capture_output=True, text=True, check=True)
+        return f"commit {found.stdout.strip()}"
+    except (OSError, subprocess.CalledProcessError):
+        pass  # not a checkout: installed by pip, which records the commit it fetched
+    record = metadata.distribution("lecture6").read_text("direct_url.json")
+    commit = json.loads(record or "{}").get("vcs_info", {}).get("commit_id")
+    return f"commit {commit[:7]}" if commit else f"version {metadata.version('lecture6')}"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over seeds with its Student-t confidence interval; prints as mean [low, high]."""
+
+    mean: float
+    low: float
+    high: float
+    n_seeds: int
+
+    def __format__(self, spec: str) -> str:
+        return f"{self.mean:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+
+
+def interval(values: Iterable[float], level: float = 0.95) -> Interval:
+    """Mean of one value a seed and its two-sided t-interval; needs at least 2 values."""
+    values = np.asarray(list(values), dtype=float)
+    if len(values) < 2:
+        raise ValueError(f"an interval needs at least 2 seeds, got {len(values)}")
+    half = stats.sem(values) * stats.t.ppf(0.5 + level / 2, len(values) - 1)
+    mean = float(values.mean())
+    return Interval(mean, float(mean - half), float(mean + half), len(values))
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One row of a claims table: what is claimed, by whom, and what was found here."""
+
+    claim: str
+    source: str
+    paper: str
+    ours: str
+    seeds: int | str  # "exact" for arithmetic
+    holds: bool | None  # None: these runs cannot tell
+
+
+def claims_table(claims: Iterable[Claim]) -> HTML:
+    """The claims of a chapter as an HTML table of class ``claims`` (the scorecard collects it)."""
+    table = pd.DataFrame([asdict(claim) for claim in claims])
+    words = {True: "holds", False: "does not hold", None: "cannot tell"}
+    table["holds"] = [words[h] for h in table["holds"].astype(object)]
+    table.columns = ["Claim", "Source", "There", "Here", "Seeds", "Verdict"]
+    return HTML(table.to_html(classes="claims", index=False, border=0))

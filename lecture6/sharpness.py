@@ -1,0 +1,350 @@
+"""Definition 2 of the lecture: the (C_ε, A)-sharpness of Keskar et al. (arXiv:1609.04836, §2.2.2).
+
+    φ_{x,f}(ε, A) = 100 · (max_{z ∈ C_ε} f(x + A z) − f(x)) / (1 + f(x))              (2)
+    C_ε = { z ∈ R^p : |z_i| ≤ ε (|(A⁺x)_i| + 1) }                                     (3)
+
+The maximum is over a box, of a function that need not be concave, so a solver gives a lower bound;
+every result says how it was found and whether the solver had converged. Three traps are avoided
+here. (i) z = 0 is a stationary point when x is a minimum, and L-BFGS-B started there returns φ = 0
+at once: a search starts at the vertex that the gradient at a random point of the box points at.
+(ii) L-BFGS-B stops on absolute tolerances and takes x⁸ near 0 for flat: the search runs over
+u ∈ [−1, 1]^p, z = h·u, on f scaled to slopes of order 1. (iii) A failed line search would lose the
+best point: the best of all points evaluated is what is returned.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import product
+from typing import Protocol
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+
+from lecture6.objective import Objective
+
+KESKAR_ITERATIONS = 10  # of L-BFGS-B: Keskar et al., §2.2.2
+MAX_VERTEX_DIM = 16  # 2^16 vertices
+_ROWS = 1 << 15  # rows of A drawn from one seed
+
+
+@dataclass(frozen=True)
+class SharpnessResult:
+    """The sharpness φ in per cent, and how far to trust it.
+
+    ``gap`` bounds, to first order, what the search left behind: the largest further rise of the
+    linearised loss within the box, in units of φ (the Frank–Wolfe gap). ``converged`` means that
+    it is below the tolerance, a stationary point of the box; another one may be higher still.
+    """
+
+    value: float  # φ, per cent
+    maximizer: Tensor  # (p,) z in the box; the loss is largest at x + A z
+    loss: float  # f(x)
+    loss_max: float  # f(x + A z)
+    epsilon: float
+    gap: float  # per cent
+    n_evaluations: int  # of f and its gradient together; vertices: of f
+    converged: bool
+    method: str
+    message: str
+
+
+class _Subspace(Protocol):
+    """A matrix A (n, p) by its products."""
+
+    p: int
+
+    def apply(self, z: Tensor) -> Tensor: ...  # A z, (p,) -> (n,)
+    def transpose(self, g: Tensor) -> Tensor: ...  # Aᵀ g, (n,) -> (p,)
+    def pinv(self, x: Tensor) -> Tensor: ...  # A⁺ x, (n,) -> (p,)
+
+
+class _Identity:
+    def __init__(self, n: int) -> None:
+        self.p = n
+
+    def apply(self, z: Tensor) -> Tensor:
+        return z
+
+    transpose = pinv = apply
+
+
+class _Matrix:
+    def __init__(self, a: Tensor) -> None:
+        self.a, self.p = a, a.shape[1]
+
+    def apply(self, z: Tensor) -> Tensor:
+        return self.a @ z
+
+    def transpose(self, g: Tensor) -> Tensor:
+        return self.a.T @ g
+
+    def pinv(self, x: Tensor) -> Tensor:
+        return torch.linalg.pinv(self.a) @ x
+
+
+class RandomSubspace:
+    """A (n, p) with independent N(0, 1) entries, as products, drawn row block by row block.
+
+    Keskar et al. do not state the law of A; entries of order 1 are the reading that their Tables 3
+    and 4 allow (unit columns would make φ a millionfold smaller). The blocks are kept when the
+    matrix fits in ``memory_limit`` bytes and drawn again at every product when it does not: the
+    entries are the same either way, and n × p numbers are never held beyond the limit.
+    """
+
+    def __init__(
+        self,
+        n: int,
+        p: int,
+        *,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float64,
+        device: str | torch.device = "cpu",
+        memory_limit: int = 1 << 30,
+    ) -> None:
+        if not 1 <= p <= n:
+            raise ValueError(f"p must lie between 1 and the {n} parameters, got {p}")
+        self.n, self.p, self.seed, self.dtype, self.device = n, p, seed, dtype, device
+        self._kept: dict[int, Tensor] | None = {} if 4 * n * p <= memory_limit else None
+        gram = sum(a.T @ a for _, a in self.blocks())
+        self._gram_pinv = torch.linalg.pinv(gram, hermitian=True)
+
+    def blocks(self):
+        """Pairs (row slice, block of A), in order."""
+        for start in range(0, self.n, _ROWS):
+            rows = slice(start, min(start + _ROWS, self.n))
+            block = None if self._kept is None else self._kept.get(start)
+            if block is None:
+                rng = np.random.default_rng([self.seed, start])
+                size = (rows.stop - rows.start, self.p)
+                block = torch.from_numpy(rng.standard_normal(size, dtype=np.float32))
+                block = block.to(self.device)
+                if self._kept is not None:
+                    self._kept[start] = block
+            yield rows, block.to(self.dtype)
+
+    def apply(self, z: Tensor) -> Tensor:
+        out = z.new_empty(self.n)
+        for rows, a in self.blocks():
+            out[rows] = a @ z
+        return out
+
+    def transpose(self, g: Tensor) -> Tensor:
+        return sum(a.T @ g[rows] for rows, a in self.blocks())
+
+    def pinv(self, x: Tensor) -> Tensor:
+        return self._gram_pinv @ self.transpose(x)
+
+
+class _Search:
+    """f over the box in units u ∈ [−1, 1]^p; counts evaluations and remembers the best point."""
+
+    def __init__(self, objective: Objective, x: Tensor, subspace: _Subspace, epsilon: float):
+        self.objective, self.x, self.subspace = objective, x, subspace
+        self.half_width = epsilon * (subspace.pinv(x).abs() + 1)  # equation (3)
+        self.base = objective.value(x)
+        if not math.isfinite(self.base):
+            raise ValueError(f"the loss at x is {self.base}; sharpness needs a finite loss")
+        self.scale = 1.0
+        self.n_evaluations = 0
+        self.best_rise, self.best_u = -math.inf, torch.zeros_like(self.half_width)
+        self.best_gap = math.inf
+
+    def converged(self, tolerance: float) -> bool:
+        return self.best_rise > 0 and self.best_gap <= tolerance * self.best_rise
+
+    def point(self, u: Tensor) -> Tensor:
+        return self.x + self.subspace.apply(self.half_width * u)
+
+    def __call__(self, u: np.ndarray) -> tuple[float, np.ndarray]:
+        """(−rise, −gradient) in units of ``scale``, as a minimiser wants them."""
+        u = torch.from_numpy(u).to(self.x)
+        value, grad = self.objective.value_and_grad(self.point(u))
+        self.n_evaluations += 1
+        rise = value - self.base
+        if not math.isfinite(rise):
+            return math.inf, np.zeros(len(u))
+        grad = self.half_width * self.subspace.transpose(grad)
+        if rise > self.best_rise:
+            self.best_rise, self.best_u = rise, u.clone()
+            self.best_gap = (grad.abs().sum() - grad @ u).item()  # max over the box of g·(v − u)
+        return -rise / self.scale, (-grad / self.scale).cpu().double().numpy()
+
+    def vertex(self, start: np.ndarray) -> np.ndarray:
+        """The vertex that the gradient at ``start`` points at."""
+        _, grad = self(start)
+        return -np.sign(grad)
+
+    def lbfgsb(self, start: np.ndarray, n_iterations: int) -> str:
+        """L-BFGS-B from ``start``, which should be a vertex.
+
+        From inside the box its first iteration sorts one breakpoint a coordinate, which takes
+        longer than ten passes over the data when p is in the millions; at a vertex few are left.
+        """
+        _, grad = self(start)
+        # Slopes of order 1 per coordinate: the first quadratic model then spans the box, and the
+        # stopping rules, which are absolute, see a loss of 1e-24 as they see one of order 1.
+        self.scale = max(float(np.abs(grad).mean()), np.finfo(float).tiny)
+        result = minimize(
+            self,
+            start,
+            jac=True,
+            method="L-BFGS-B",
+            bounds=[(-1.0, 1.0)] * len(start),
+            options={"maxiter": n_iterations, "ftol": 0.0, "gtol": 0.0},
+        )
+        self.scale = 1.0
+        return f"L-BFGS-B: {result.message}"
+
+    def sign_ascent(self, u: np.ndarray, n_iterations: int, tolerance: float) -> str:
+        """Projected ascent from ``u`` along sign(gradient); the step halves on failure."""
+        value, grad = self(u)
+        step = 2.0  # from any point to the vertex that the gradient points at
+        for iteration in range(n_iterations):
+            if self.converged(tolerance):
+                return f"sign ascent: stationary after {iteration} iterations"
+            trial = np.clip(u - step * np.sign(grad), -1.0, 1.0)
+            new_value, new_grad = self(trial)
+            if new_value < value:
+                u, value, grad = trial, new_value, new_grad
+            else:
+                step /= 2
+        return f"sign ascent: all {n_iterations} iterations used"
+
+
+def keskar(
+    objective: Objective,
+    x: Tensor,
+    *,
+    epsilon: float = 1e-3,
+    subspace: int | Tensor | RandomSubspace | None = None,
+    method: str = "lbfgsb",
+    n_iterations: int = KESKAR_ITERATIONS,
+    n_starts: int = 1,
+    tolerance: float = 0.01,
+    seed: int = 0,
+) -> SharpnessResult:
+    """The sharpness φ of Definition 2 of ``objective`` at ``x``, in per cent.
+
+    Arguments:
+      x          (n_params,)
+      epsilon    half-width ε of the box; Keskar et al. use 1e-3 and 5e-4
+      subspace   A: None for the identity; an integer p for p random columns
+                 (:class:`RandomSubspace`; Keskar: p = 100); or a matrix (n_params, p)
+      method     "lbfgsb": ``n_iterations`` of L-BFGS-B from each of ``n_starts`` points: with the
+                 defaults Keskar's setting, a lower bound.
+                 "ascent": as many of projected sign-gradient ascent, which works in float32 and
+                 costs nothing beside its evaluations.
+                 "converged": both in turn, from at least 4 starts and with at least 100
+                 iterations; where starts end at different heights the message says so.
+                 "vertices": all 2^p corners, p ≤ 16; exact when f is convex along A.
+      tolerance  of ``converged``: the gap as a fraction of φ
+      seed       of the starts, and of the random columns
+
+    L-BFGS-B needs more digits than float32 has near a minimum: give it an objective in float64.
+    The result is never a silent 0: when no point of the box lies above f(x), ``value`` is 0,
+    ``converged`` is False and ``message`` says so. Raises ValueError for impossible settings.
+    """
+    if not (math.isfinite(epsilon) and epsilon > 0):
+        raise ValueError(f"epsilon must be a positive finite number, got {epsilon}")
+    if n_iterations < 1 or n_starts < 1:
+        raise ValueError(
+            f"n_iterations and n_starts must be at least 1, got {n_iterations} and {n_starts}"
+        )
+    x = objective.vector(x)
+    search = _Search(objective, x, _as_subspace(subspace, objective, seed), epsilon)
+    if method == "vertices":
+        message = _enumerate_vertices(search)
+    elif method in ("lbfgsb", "ascent", "converged"):
+        if method == "converged":
+            n_starts, n_iterations = max(n_starts, 4), max(n_iterations, 100)
+        rng = np.random.default_rng(seed)
+        message = _best_of_starts(search, method, n_starts, n_iterations, tolerance, rng)
+    else:
+        raise ValueError(
+            f"method must be 'lbfgsb', 'ascent', 'converged' or 'vertices', got {method!r}"
+        )
+
+    percent = 100 / (1 + search.base)
+    rise = search.best_rise
+    if rise <= 0:
+        message = f"no point evaluated in the box lies above f(x) = {search.base:g}; {message}"
+    return SharpnessResult(
+        value=percent * max(rise, 0.0),
+        maximizer=search.half_width * search.best_u,
+        loss=search.base,
+        loss_max=search.base + max(rise, 0.0),
+        epsilon=epsilon,
+        gap=percent * search.best_gap,
+        n_evaluations=search.n_evaluations,
+        converged=search.converged(tolerance),
+        method=method,
+        message=message,
+    )
+
+
+def _as_subspace(
+    subspace: int | Tensor | RandomSubspace | None, objective: Objective, seed: int
+) -> _Subspace:
+    n, kind = objective.n_params, {"dtype": objective.dtype, "device": objective.device}
+    if subspace is None:
+        return _Identity(n)
+    if isinstance(subspace, int):
+        return RandomSubspace(n, subspace, seed=seed, **kind)
+    if isinstance(subspace, RandomSubspace):
+        shape = (subspace.n, subspace.p)
+    else:
+        subspace = torch.as_tensor(subspace).to(**kind)
+        shape = tuple(subspace.shape)
+    if len(shape) != 2 or shape[0] != n or shape[1] < 1:
+        raise ValueError(f"subspace must have shape ({n}, p), got {shape}")
+    return subspace if isinstance(subspace, RandomSubspace) else _Matrix(subspace)
+
+
+def _best_of_starts(
+    search: _Search,
+    method: str,
+    n_starts: int,
+    n_iterations: int,
+    tolerance: float,
+    rng: np.random.Generator,
+) -> str:
+    outcomes: list[tuple[float, str]] = []
+    best = (-math.inf, search.best_u, math.inf)
+    for _ in range(n_starts):
+        search.best_rise = -math.inf
+        vertex = search.vertex(rng.uniform(-1.0, 1.0, len(search.half_width)))
+        message = ""
+        if method != "ascent":
+            message = search.lbfgsb(vertex, n_iterations)
+            vertex = search.best_u.cpu().double().numpy()
+        if method != "lbfgsb":
+            message = search.sign_ascent(vertex, n_iterations, tolerance)
+        outcomes.append((search.best_rise, message))
+        best = max(best, (search.best_rise, search.best_u, search.best_gap), key=lambda b: b[0])
+    search.best_rise, search.best_u, search.best_gap = best
+    message = max(outcomes)[1]
+    if n_starts == 1:
+        return message
+    agree = sum(rise >= best[0] - 0.01 * abs(best[0]) for rise, _ in outcomes)
+    return f"{agree} of {n_starts} starts reach the highest point found; {message}"
+
+
+def _enumerate_vertices(search: _Search) -> str:
+    p = len(search.half_width)
+    if p > MAX_VERTEX_DIM:
+        raise ValueError(
+            f"method 'vertices' evaluates 2^p corners and takes p up to {MAX_VERTEX_DIM}, got "
+            f"p = {p}; use method 'converged'"
+        )
+    for corner in product((-1.0, 1.0), repeat=p):
+        u = torch.tensor(corner).to(search.x)
+        rise = search.objective.value(search.point(u)) - search.base
+        search.n_evaluations += 1
+        if rise > search.best_rise:
+            search.best_rise, search.best_u = rise, u
+    search.best_gap = 0.0
+    return f"all {2**p} vertices; exact where f is convex along A"

@@ -1,0 +1,355 @@
+"""Equation (1) of the lecture, as a training loop.
+
+``w ← w − η · (1/n) Σ_{x∈B} ∇ℓ(x; w)``, where the mini-batch B is a random subset of n samples.
+All data stay in memory, so that a step is arithmetic and nothing else: no loader processes.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+import os
+import pickle
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from lecture6.data import Dataset
+from lecture6.models import flat_parameters, local_seed
+
+Schedule = Callable[[float], float]  # epoch (a fraction) -> factor on the learning rate
+# Samples evaluated at a time. It matters for a net with batch norm: these are the samples that are
+# normalised together. Keskar's released code takes 5,000; 1,000 keeps C1's gradients below 4 GB.
+EVALUATION_BATCH = 1000
+
+
+class DivergenceError(ArithmeticError):
+    """The loss became infinite or NaN during training."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training run.
+
+    ``history`` is tidy: one row an evaluated epoch and split, with columns epoch, update, split
+    ("train" or "test"), loss (mean cross-entropy), accuracy (fraction), lr, and distance
+    (‖w − w₀‖, Euclidean). Epoch 0 is the initial network.
+    """
+
+    model: nn.Module  # trained copy, in eval mode
+    w0: Tensor  # (n_params,) before the first update
+    w: Tensor  # (n_params,) after the last
+    history: pd.DataFrame
+    n_updates: int
+    precision: str  # "float32" or "bfloat16": what the forward and backward passes used
+    stopped: str  # why training ended
+
+    def final(self, split: str, column: str = "accuracy") -> float:
+        """The last value of a column of the history, e.g. ``run.final("test")``."""
+        rows = self.history[self.history.split == split]
+        return float(rows[column].iloc[-1])
+
+
+def step_decay(epochs: tuple[float, ...], factor: float = 0.1) -> Schedule:
+    """Multiply the learning rate by ``factor`` at each of ``epochs``."""
+    return lambda epoch: factor ** sum(epoch >= e for e in epochs)
+
+
+def warmup(epochs: float, start: float = 0.1) -> Schedule:
+    """Raise the factor linearly from ``start`` to 1 over ``epochs`` (Goyal et al., §2.2)."""
+    return lambda epoch: min(1.0, start + (1.0 - start) * epoch / epochs)
+
+
+def sample_batches(
+    n_train: int, batch_size: int, *, sampling: str = "epoch", generator: torch.Generator
+) -> Iterator[Tensor]:
+    """Index tensors of the mini-batches of one epoch, ceil(n_train / batch_size) of them.
+
+    ``sampling``: "epoch" shuffles once and visits every sample once, so that the last batch is
+    smaller when batch_size does not divide n_train (what Keskar, Goyal and PyTorch do);
+    "without_replacement" draws every batch anew, each a random subset (equation (1) as written);
+    "with_replacement" draws every sample anew (the theory of §5.1).
+    """
+    if sampling == "epoch":
+        yield from torch.randperm(n_train, generator=generator).split(batch_size)
+        return
+    for _ in range(math.ceil(n_train / batch_size)):
+        if sampling == "with_replacement":
+            yield torch.randint(n_train, (batch_size,), generator=generator)
+        else:
+            yield torch.randperm(n_train, generator=generator)[:batch_size]
+
+
+def evaluation_batches(x: Tensor, y: Tensor, batch_size: int) -> list[tuple[Tensor, Tensor]]:
+    """Cut the samples into nearly equal batches of at most ``batch_size``."""
+    n_batches = math.ceil(len(x) / batch_size)
+    if x.dim() == 4:  # convolutions run up to twice as fast on this layout
+        x = x.contiguous(memory_format=torch.channels_last)
+    return list(zip(x.tensor_split(n_batches), y.tensor_split(n_batches), strict=True))
+
+
+def evaluate(
+    logits: Callable[[Tensor], Tensor], batches: list[tuple[Tensor, Tensor]]
+) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy (fraction), each batch weighted by its exact share."""
+    n_samples = sum(len(y) for _, y in batches)
+    loss, correct = 0.0, 0
+    with torch.no_grad():
+        for x, y in batches:
+            z = logits(x)
+            loss += len(y) / n_samples * F.cross_entropy(z, y).item()
+            correct += (z.argmax(1) == y).sum().item()
+    return loss, correct / n_samples
+
+
+def train(
+    model: nn.Module,
+    data: Dataset,
+    *,
+    batch_size: int,
+    lr: float,
+    epochs: int,
+    optimizer: str = "sgd",
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    sampling: str = "epoch",
+    schedule: Schedule | None = None,
+    patience: int | None = None,
+    evaluate_every: int = 1,
+    seed: int = 0,
+    bf16: bool = False,
+    device: str | torch.device | None = None,
+    checkpoint: str | os.PathLike | None = None,
+    progress: bool = False,
+) -> Run:
+    """Train a copy of ``model`` on ``data`` by mini-batch SGD, equation (1), or Adam.
+
+    Arguments beyond the obvious:
+      optimizer     "sgd" or "adam" (Keskar et al. use Adam at its default rate, 1e-3)
+      sampling      see :func:`sample_batches`
+      schedule      factor on ``lr`` as a function of the epoch: :func:`step_decay`, :func:`warmup`
+      patience      stop when the training loss has not improved for this many evaluations: "until
+                    the loss function ceased to improve" (Keskar et al., §2.1); None: run all epochs
+      evaluate_every  epochs between evaluations on the whole training and test sets
+      seed          of the mini-batches and of dropout; the initial weights are the model's
+      bf16          forward and backward passes in bfloat16 where the processor has it;
+                    ``Run.precision`` says what was used. Evaluations are always float32.
+      device        default: the GPU when there is one
+      checkpoint    file to continue from and to save to after each evaluation, atomically
+
+    The same arguments give bit-identical results on the same machine, also when the run was
+    interrupted and resumed.
+
+    Raises ValueError for impossible settings, :class:`DivergenceError` when the loss stops being
+    finite (the message names the update and the learning rate).
+    """
+    _check(data, batch_size, lr, epochs, optimizer, momentum, sampling, evaluate_every)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    bf16 = bf16 and _has_bf16(device)
+    model = copy.deepcopy(model).to(device)
+    x_train, y_train = data.x_train.to(device), data.y_train.to(device)
+    if x_train.dim() == 4:
+        x_train = x_train.contiguous(memory_format=torch.channels_last)
+    sets = {
+        "train": evaluation_batches(x_train, y_train, EVALUATION_BATCH),
+        "test": evaluation_batches(
+            data.x_test.to(device), data.y_test.to(device), EVALUATION_BATCH
+        ),
+    }
+    smallest = data.n_train % batch_size if sampling == "epoch" else batch_size
+    normalised = any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in model.modules())
+    if smallest == 1 and normalised:
+        raise ValueError(
+            f"batch_size {batch_size} gives a batch of 1 sample of the {data.n_train}, which batch "
+            "norm cannot normalise; choose another batch size"
+        )
+
+    w0 = flat_parameters(model)
+    if optimizer == "sgd":
+        opt = torch.optim.SGD(
+            model.parameters(),
+            lr=lr,
+            momentum=momentum,
+            nesterov=nesterov,
+            weight_decay=weight_decay,
+        )
+    else:
+        opt = torch.optim.Adam(model.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
+    generator = torch.Generator().manual_seed(seed)
+    rows: list[tuple] = []
+    updates_per_epoch = math.ceil(data.n_train / batch_size)
+    start, best, since_best = 0, math.inf, 0
+
+    def record(epoch: int, factor: float) -> float:
+        distance = (flat_parameters(model) - w0).norm().item()
+        model.eval()
+        update = epoch * updates_per_epoch
+        for split, batches in sets.items():
+            loss, accuracy = evaluate(model, batches)
+            rows.append((epoch, update, split, loss, accuracy, lr * factor, distance))
+        return rows[-2][3]
+
+    settings = {
+        "data": [data.name, data.checksum, data.n_train],
+        "batch_size": batch_size,
+        "lr": lr,
+        "optimizer": [optimizer, momentum, nesterov, weight_decay],
+        "sampling": sampling,
+        "schedule": [schedule(float(epoch)) for epoch in range(100)] if schedule else None,
+        "seed": seed,
+        "bf16": bf16,
+        "evaluate_every": evaluate_every,
+        "initial weights": hashlib.sha256(w0.cpu().numpy().tobytes()).hexdigest(),
+    }
+
+    def snapshot(epoch: int) -> dict:
+        return {
+            "settings": settings,
+            "model": model.state_dict(),
+            "optimizer": opt.state_dict(),
+            "generator": generator.get_state(),
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+            "rows": rows,
+            "progress": [epoch, best, since_best],
+        }
+
+    with local_seed(seed), torch.backends.cudnn.flags(deterministic=True, benchmark=False):
+        if checkpoint is not None and Path(checkpoint).exists():
+            state = _load_checkpoint(checkpoint, settings)
+            model.load_state_dict(state["model"])
+            opt.load_state_dict(state["optimizer"])
+            generator.set_state(state["generator"])
+            torch.set_rng_state(state["rng"])
+            if device.type == "cuda":
+                torch.cuda.set_rng_state(state["cuda_rng"], device)
+            rows = state["rows"]
+            start, best, since_best = state["progress"]
+        else:
+            best = record(0, schedule(0.0) if schedule else 1.0)
+
+        stopped = "all epochs done"
+        bar = tqdm(total=epochs, initial=start, unit="epoch", disable=not progress, leave=False)
+        for epoch in range(start, epochs):
+            if patience is not None and since_best >= patience:
+                stopped = f"training loss ceased to improve for {patience} evaluations"
+                break
+            model.train()
+            batches = sample_batches(
+                data.n_train, batch_size, sampling=sampling, generator=generator
+            )
+            for i, batch in enumerate(batches):
+                factor = schedule(epoch + i / updates_per_epoch) if schedule else 1.0
+                for group in opt.param_groups:
+                    group["lr"] = lr * factor
+                batch = batch.to(device)
+                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                    loss = F.cross_entropy(model(x_train[batch]), y_train[batch])  # (1/n) Σ ℓ(x; w)
+                if not math.isfinite(loss.item()):
+                    raise DivergenceError(
+                        f"the training loss became {loss.item()} at update "
+                        f"{epoch * updates_per_epoch + i} with lr {lr * factor:g} and batch size "
+                        f"{batch_size}: use a smaller learning rate or a warm-up"
+                    )
+                opt.zero_grad()
+                loss.backward()
+                opt.step()  # w ← w − η ∇
+            bar.update()
+            if (epoch + 1) % evaluate_every and epoch + 1 < epochs:
+                continue
+            train_loss = record(epoch + 1, factor)
+            best, since_best = (train_loss, 0) if train_loss < best else (best, since_best + 1)
+            bar.set_postfix(loss=f"{train_loss:.4f}")
+            if checkpoint is not None:
+                _save_checkpoint(checkpoint, snapshot(epoch + 1))
+        bar.close()
+
+    columns = ["epoch", "update", "split", "loss", "accuracy", "lr", "distance"]
+    history = pd.DataFrame(rows, columns=columns)
+    return Run(
+        model=model.eval(),
+        w0=w0,
+        w=flat_parameters(model),
+        history=history,
+        n_updates=int(history["update"].iloc[-1]),
+        precision="bfloat16" if bf16 else "float32",
+        stopped=stopped,
+    )
+
+
+def _check(
+    data: Dataset,
+    batch_size: int,
+    lr: float,
+    epochs: int,
+    optimizer: str,
+    momentum: float,
+    sampling: str,
+    evaluate_every: int,
+) -> None:
+    if not 1 <= batch_size <= data.n_train:
+        raise ValueError(
+            f"batch_size must lie between 1 and the {data.n_train} training samples of "
+            f"{data.name!r}, got {batch_size}"
+        )
+    if not (math.isfinite(lr) and lr > 0):
+        raise ValueError(f"lr must be a positive finite number, got {lr}")
+    if epochs < 1 or evaluate_every < 1:
+        raise ValueError(
+            f"epochs and evaluate_every must be at least 1, got {epochs} and {evaluate_every}"
+        )
+    if optimizer not in ("sgd", "adam"):
+        raise ValueError(f"optimizer must be 'sgd' or 'adam', got {optimizer!r}")
+    if optimizer == "adam" and momentum:
+        raise ValueError(f"momentum {momentum} is for optimizer='sgd'; Adam has its own moments")
+    if sampling not in ("epoch", "with_replacement", "without_replacement"):
+        raise ValueError(
+            "sampling must be 'epoch', 'with_replacement' or 'without_replacement', "
+            f"got {sampling!r}"
+        )
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def _save_checkpoint(path: str | os.PathLike, state: dict) -> None:
+    """Write beside the target, then rename: a killed run leaves the last whole checkpoint."""
+    partial = Path(f"{path}.{os.getpid()}.partial")
+    try:
+        torch.save(state, partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _load_checkpoint(path: str | os.PathLike, settings: dict) -> dict:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        saved = state["settings"]
+    except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"{path} is not a readable checkpoint of lecture6.train ({type(error).__name__}); "
+            "delete it to start afresh"
+        ) from error
+    differ = [
+        f"{key}: {saved.get(key)} there, {value} here"
+        for key, value in settings.items()
+        if saved.get(key) != value
+    ]
+    if differ:
+        raise ValueError(
+            f"{path} belongs to another run ({'; '.join(differ)}); use another checkpoint file, "
+            "or delete it to start afresh"
+        )
+    return state
