@@ -1,12 +1,15 @@
 """One function a figure of the lecture: from a tidy table to a Plotly figure that describes itself.
 
 Nothing is computed here beyond means over seeds. Every figure carries a text description in
-``layout.meta["description"]``, which the book shows under it and reads to screen readers, and,
-under its x axis, the line from :func:`lecture6.report.provenance` that says which run it shows.
+``layout.meta["description"]``, which the book shows under it and reads to screen readers, and, as
+its subtitle, the line from :func:`lecture6.report.provenance` that says which run it shows.
 Colours are Okabe and Ito's, safe for colour-blind readers; dashes repeat what colour says.
 """
 
 from __future__ import annotations
+
+import html
+import json
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -17,8 +20,8 @@ _TEMPLATE = go.layout.Template(
     layout={
         "font": {"size": 13},
         "colorway": [BLUE, ORANGE, GREEN, PURPLE],
-        "margin": {"l": 60, "r": 60, "t": 90, "b": 80},
-        "height": 440,
+        "margin": {"l": 60, "r": 60, "t": 120, "b": 60},
+        "height": 460,
         "legend": {"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0},
         "title": {"x": 0, "xref": "paper", "y": 0.98, "yanchor": "top", "font": {"size": 15}},
         "xaxis": {"showgrid": True, "zeroline": False, "automargin": True},
@@ -28,19 +31,12 @@ _TEMPLATE = go.layout.Template(
 )
 
 
-def _figure(title: str, description: str) -> go.Figure:
+def _figure(title: str, description: str, provenance: str = "") -> go.Figure:
     figure = go.Figure(layout={"template": _TEMPLATE, "meta": {"description": description}})
-    return figure.update_layout(title_text=title)
-
-
-def _x_title(name: str, provenance: str) -> str:
-    """The axis title with the provenance under it, broken so that it fits a phone."""
-    parts, lines = provenance.split(" · "), [""]
-    for part in parts:
-        if len(lines[-1]) + len(part) > 48:
-            lines.append("")
-        lines[-1] += (" · " if lines[-1] else "") + part
-    return f"{name}<br><span style='font-size:10px'>{'<br>'.join(lines)}</span>"
+    figure.update_layout(title_text=title)
+    if provenance:
+        figure.update_layout(title_subtitle={"text": provenance, "font": {"size": 10}})
+    return figure
 
 
 def _band(
@@ -108,18 +104,26 @@ def schematic(layers: pd.DataFrame, title: str) -> go.Figure:
     figure.add_bar(
         y=blocks["block"],
         x=blocks["size"],
-        text=blocks["text"],
         orientation="h",
-        textposition="inside",
-        insidetextanchor="start",
-        constraintext="none",
-        marker={"color": BLUE, "opacity": 0.8},
-        textfont={"color": "white"},
+        marker={"color": BLUE, "opacity": 0.35},
+        hovertext=blocks["text"],
         hoverinfo="y+text",
     )
+    for row in blocks.itertuples(index=False):  # annotations, unlike bar text, are never cut
+        figure.add_annotation(
+            x=0,
+            xref="paper",
+            xanchor="left",
+            xshift=6,
+            y=row.block,
+            text=f"<b>{row.block}</b><br>{row.text}",
+            align="left",
+            showarrow=False,
+            font={"size": 12},
+        )
     figure.update_xaxes(type="log", title_text="Values per sample after the block", range=[0, 5.2])
-    figure.update_yaxes(autorange="reversed", showgrid=False)
-    return figure.update_layout(height=90 + 44 * len(blocks), hovermode="closest")
+    figure.update_yaxes(autorange="reversed", showgrid=False, showticklabels=False)
+    return figure.update_layout(height=170 + 46 * len(blocks), hovermode="closest")
 
 
 def accuracy(history: pd.DataFrame, *, title: str, provenance: str, x: str = "epoch") -> go.Figure:
@@ -138,6 +142,7 @@ def accuracy(history: pd.DataFrame, *, title: str, provenance: str, x: str = "ep
             f"{label}, {split}: from {_summary(rows, x, 'accuracy', '.1f')}."
             for (label, split), rows in curves
         ),
+        provenance,
     )
     colours = dict(zip(percent["label"].unique(), (BLUE, ORANGE, GREEN, PURPLE), strict=False))
     for (label, split), rows in curves:
@@ -151,7 +156,7 @@ def accuracy(history: pd.DataFrame, *, title: str, provenance: str, x: str = "ep
             dash=_DASH[split],
         )
     names = {"epoch": "Epoch", "update": "Update (mini-batches seen)"}
-    figure.update_xaxes(title_text=_x_title(names[x], provenance))
+    figure.update_xaxes(title_text=names[x])
     low = percent.loc[percent["epoch"] > 0, "accuracy"].min()
     figure.update_yaxes(title_text="Accuracy, %", range=[max(0.0, low - 5), 101])
     return figure
@@ -184,6 +189,7 @@ def interpolation(table: pd.DataFrame, *, title: str, provenance: str) -> go.Fig
             for split in splits
             for a in ends
         ),
+        provenance,
     )
     for split in splits:
         rows, dash = percent[percent["split"] == split], _DASH[split]
@@ -200,7 +206,7 @@ def interpolation(table: pd.DataFrame, *, title: str, provenance: str) -> go.Fig
         )
     for alpha, name in ((0, "small batch"), (1, "large batch")):
         figure.add_vline(alpha, line={"width": 1, "dash": "dot"}, annotation_text=name)
-    figure.update_xaxes(title_text=_x_title("Position α on the path", provenance))
+    figure.update_xaxes(title_text="Position α on the path")
     figure.update_yaxes(title_text="Cross-entropy", rangemode="tozero")
     return figure.update_layout(
         yaxis2={
@@ -232,6 +238,7 @@ def batch_size(table: pd.DataFrame, *, title: str, provenance: str) -> go.Figure
             f"{_summary(rows, 'batch_size', 'sharpness', '.3g')} per cent."
             for epsilon, rows in by_epsilon
         ),
+        provenance,
     )
     _band(
         figure,
@@ -261,7 +268,7 @@ def batch_size(table: pd.DataFrame, *, title: str, provenance: str) -> go.Figure
         type="log",
         tickvals=sizes,
         ticktext=[f"{s:,}" for s in sizes],
-        title_text=_x_title("Batch size", provenance),
+        title_text="Batch size",
     )
     figure.update_yaxes(title_text="Test accuracy, %")
     return figure.update_layout(
@@ -312,3 +319,55 @@ def sharpness_box(curve: pd.DataFrame, boxes: pd.DataFrame, *, title: str) -> go
     figure.update_xaxes(title_text="Parameter x")
     figure.update_yaxes(title_text="Loss", range=[-0.05, 1.15])
     return figure.update_layout(hovermode="closest")
+
+
+class BookFigure:
+    """Renders a Plotly output of a notebook as a figure of the book (a myst-nb plug-in).
+
+    The page gets the figure as JSON, which `book/_static/figures.js` draws. The title becomes the
+    caption, which follows the slider when the frames have titles of their own; the subtitle (which
+    run it shows) and the text of `layout.meta["description"]` stand under it.
+    """
+
+    mime_priority_overrides = (("*", "application/vnd.plotly.v1+json", 1),)
+
+    @staticmethod
+    def handle_mime(renderer, data, inline):
+        """Return the docutils nodes of one output, or None for a mime type that is not Plotly's.
+
+        Raises:
+            ValueError: the figure has no title or no text description.
+        """
+        if data.mime_type != "application/vnd.plotly.v1+json":
+            return None
+        from docutils import nodes  # only a build of the book has docutils
+
+        figure = {key: data.content.get(key, []) for key in ("data", "frames")}
+        layout = dict(data.content["layout"])
+        heading = layout.pop("title", {})
+        title, description = heading.get("text"), layout.get("meta", {}).get("description")
+        if not title or not description:
+            raise ValueError(
+                f"the figure {title!r} needs a title (its caption in the book) and a text "
+                "description: set layout.title.text and layout.meta['description']"
+            )
+        caption = f'<span class="title">{html.escape(title)}</span>'
+        if "subtitle" in heading:
+            subtitle = html.escape(heading["subtitle"]["text"])
+            caption += f'<span class="subtitle">{subtitle}</span>'
+        height = layout.get("height", 450)
+        # "<" is escaped so that no text in a figure can end the script element.
+        content = json.dumps(figure | {"layout": layout}).replace("<", "\\u003c")
+        return [
+            nodes.raw(
+                "",
+                '<figure class="plotly-figure">'
+                f'<div class="plot" role="group" aria-label="{html.escape(title)}" '
+                f'aria-busy="true" style="min-height: {height}px"></div>'
+                f'<script type="application/json">{content}</script>'
+                f"<figcaption>{caption}</figcaption>"
+                "<details><summary>Description of the figure</summary>"
+                f"<p>{html.escape(description)}</p></details></figure>",
+                format="html",
+            )
+        ]

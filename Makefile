@@ -1,0 +1,62 @@
+# `make` lists the commands. Everything is installed into .venv, from requirements.lock.
+
+PYTHON ?= python3
+PROFILE ?= book
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+LECTURE6_DATA ?= $(wildcard ../shared/data)
+ifneq ($(LECTURE6_DATA),)
+export LECTURE6_DATA := $(abspath $(LECTURE6_DATA))
+endif
+# The kernels of .venv win over any of the same name under the home folder.
+export JUPYTER_PREFER_ENV_PATH := 1
+
+.PHONY: help book serve test test-fast lint lock repository clean
+
+help:
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "\
+	make needs Python 3.11 or newer, which '$(PYTHON)' is not: make $(MAKECMDGOALS) PYTHON=/path/to/one" >&2; exit 1; }
+	@echo "Installing into .venv (the first time: a few minutes and several GB, most of it torch) ..."
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.lock
+	@$(BIN)/python -m pip install -q --disable-pip-version-check \
+	  --no-deps --no-build-isolation -e .
+	@touch $@
+
+book: $(INSTALLED) ## execute the notebooks and render the book into _build/html
+	@# After a failure nothing may count as read: Sphinx would not warn a second time.
+	@LECTURE6_PROFILE=$(PROFILE) $(BIN)/jupyter-book build . -W -n --keep-going \
+	  || { rm -rf _build/.doctrees; exit 1; }
+	@echo "The book: file://$(CURDIR)/_build/html/index.html, or: make serve"
+
+serve: book ## serve the book on this machine: http://127.0.0.1:8000
+	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html 8000
+
+test: lint book ## everything that CI checks: unit tests, notebooks, the book in a browser
+	$(BIN)/python -m pytest -ra tests
+	LECTURE6_PROFILE=smoke $(BIN)/python -m pytest --nbval-lax --nbval-current-env \
+	  --nbval-cell-timeout=300 notebooks
+
+test-fast: $(INSTALLED) ## the unit tests only
+	$(BIN)/python -m pytest tests --ignore=tests/notebooks --ignore=tests/book
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+lock: ## write requirements.lock anew from pyproject.toml, with the newest versions
+	@$(PYTHON) -m venv _build/uv
+	@_build/uv/bin/python -m pip install -q --disable-pip-version-check uv
+	@_build/uv/bin/uv pip compile pyproject.toml --quiet --upgrade --universal \
+	  --python-version 3.11 --extra book --extra test --extra bench --no-annotate \
+	  --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
+	  --output-file requirements.lock
+
+repository: $(INSTALLED) ## make repository URL=https://github.com/owner/name
+	@$(BIN)/python book/repository.py "$(URL)"
+
+clean: ## remove the rendered book and the cache of executed notebooks
+	rm -rf _build

