@@ -70,6 +70,11 @@ class Interval:
     high: float
     n_seeds: int
 
+    @property
+    def positive(self) -> bool | None:
+        """True if the whole interval lies above 0, False if it lies below, None if neither."""
+        return None if self.low <= 0 <= self.high else self.low > 0
+
     def __format__(self, spec: str) -> str:
         return f"{self.mean:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
 

@@ -1,0 +1,284 @@
+import re
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+
+from lecture6 import figures
+
+PROVENANCE = "profile smoke · synthetic · seeds 0–2"
+COMMON = {"title": "A title", "provenance": PROVENANCE}
+
+
+def history(n_seeds=3, labels=("small", "large")):
+    rng = np.random.default_rng(0)
+    rows = [
+        (label, seed, epoch, 10 * epoch, split, rng.uniform(0.2, 0.9))
+        for label in labels
+        for seed in range(n_seeds)
+        for epoch in range(4)
+        for split in ("train", "test")
+    ]
+    columns = ["label", "seed", "epoch", "update", "split", "accuracy"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def path(n_seeds=3):
+    rng = np.random.default_rng(1)
+    rows = [
+        (seed, alpha, split, rng.uniform(0.1, 3), rng.uniform(0.2, 0.9))
+        for seed in range(n_seeds)
+        for split in ("train", "test")
+        for alpha in (-1.0, 0.0, 0.5, 1.0, 2.0)
+    ]
+    return pd.DataFrame(rows, columns=["seed", "alpha", "split", "loss", "accuracy"])
+
+
+def sizes(n_seeds=3, epsilons=(1e-3, 5e-4)):
+    rng = np.random.default_rng(2)
+    accuracies = {(s, b): rng.uniform(0.5, 0.9) for s in range(n_seeds) for b in (16, 64, 1000)}
+    rows = [
+        (batch, seed, accuracy, epsilon, rng.uniform(1, 100))
+        for (seed, batch), accuracy in accuracies.items()
+        for epsilon in epsilons
+    ]
+    columns = ["batch_size", "seed", "accuracy", "epsilon", "sharpness"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def layers():
+    rows = [
+        ("Input", (1, 28, 28), 0),
+        ("Flatten", (784,), 0),
+        ("Linear", (512,), 401_920),
+        ("BatchNorm1d", (512,), 1024),
+        ("ReLU", (512,), 0),
+        ("Linear", (10,), 5130),
+    ]
+    return pd.DataFrame(rows, columns=["layer", "output", "parameters"])
+
+
+def curve():
+    x = np.linspace(-1, 1, 21)
+    return pd.DataFrame({"x": x, "loss": x**2})
+
+
+def boxes(names=("flat", "sharp")):
+    rows = [(n, 0.5 * i, 0.1, 0.5 * i + 0.1, 0.2, 12.3 + i) for i, n in enumerate(names)]
+    return pd.DataFrame(rows, columns=["name", "x", "half_width", "x_max", "loss_max", "sharpness"])
+
+
+FIGURES = {
+    "schematic": lambda: figures.schematic(layers(), "A net"),
+    "accuracy": lambda: figures.accuracy(history(), **COMMON),
+    "accuracy by update": lambda: figures.accuracy(history(), **COMMON, x="update"),
+    "interpolation": lambda: figures.interpolation(path(), **COMMON),
+    "batch_size": lambda: figures.batch_size(sizes(), **COMMON),
+    "sharpness_box": lambda: figures.sharpness_box(curve(), boxes(), title="A title"),
+}
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return {name: draw() for name, draw in FIGURES.items()}
+
+
+def curves(figure):
+    """The traces that the legend names."""
+    return [t for t in figure.data if t.name and t.showlegend is not False]
+
+
+def bands(figure):
+    return {t.legendgroup: t for t in figure.data if t.fill == "toself"}
+
+
+def description(figure):
+    return figure.layout.meta["description"]
+
+
+# ---- what holds for every figure ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_describes_itself(drawn, name):
+    figure = drawn[name]
+    assert isinstance(figure, go.Figure)
+    assert len(description(figure)) > 40
+    assert description(figure).endswith(".")
+    assert "nan" not in description(figure)
+    assert figure.layout.title.text
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_axis_has_a_title(drawn, name):
+    layout = drawn[name].layout
+    assert layout.xaxis.title.text
+    used = {trace.yaxis or "y" for trace in drawn[name].data}
+    if layout.yaxis.showticklabels is not False:
+        for axis in used:
+            assert layout[axis.replace("y", "yaxis")].title.text
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_no_figure_uses_mathjax(drawn, name):
+    assert "$" not in drawn[name].to_json()
+
+
+@pytest.mark.parametrize("name", ["accuracy", "interpolation", "batch_size"])
+def test_the_subtitle_says_which_run_it_was(drawn, name):
+    assert drawn[name].layout.title.subtitle.text == PROVENANCE
+    assert drawn[name].layout.title.text == "A title"
+
+
+@pytest.mark.parametrize("name", ["accuracy", "interpolation", "batch_size", "sharpness_box"])
+def test_one_legend_entry_a_curve_each_with_a_look_of_its_own(drawn, name):
+    shown = curves(drawn[name])
+    names = [t.name for t in shown]
+    assert len(names) == len(set(names)) >= 3
+    looks = {(t.line.color, t.line.dash, t.marker.color) for t in shown}
+    assert len(looks) == len(shown)
+
+
+@pytest.mark.parametrize("name", ["accuracy", "interpolation", "batch_size"])
+def test_every_curve_has_the_mean_of_its_seeds_and_their_range_as_a_band(drawn, name):
+    figure = drawn[name]
+    found = bands(figure)
+    assert set(found) == {t.name for t in curves(figure)}
+    for line in curves(figure):
+        band = found[line.name]
+        n = len(line.x)
+        assert list(band.x[:n]) == list(line.x) == list(band.x[: -n - 1 : -1])
+        highest, lowest = np.array(band.y[:n]), np.array(band.y[n:])[::-1]
+        assert (lowest < line.y).all()
+        assert (line.y < highest).all()
+        assert (band.yaxis or "y") == (line.yaxis or "y")
+        assert band.showlegend is False
+        assert band.opacity < 0.5
+
+
+def test_figures_keep_no_state(drawn):
+    for name, draw in FIGURES.items():
+        assert draw().to_json() == drawn[name].to_json()
+
+
+# ---- numbers --------------------------------------------------------------------------------
+
+
+def line(figure, name):
+    (found,) = [t for t in curves(figure) if t.name == name]
+    return found
+
+
+@pytest.mark.parametrize("x", ["epoch", "update"])
+def test_accuracy_shows_and_tells_the_tables_means(x):
+    table = history()
+    figure = figures.accuracy(table, **COMMON, x=x)
+    assert "3 seeds" in description(figure)
+    for label in ("small", "large"):
+        for split in ("train", "test"):
+            rows = table[(table["label"] == label) & (table["split"] == split)]
+            means = 100 * rows.groupby(x)["accuracy"].mean()
+            shown = line(figure, f"{label}, {split}")
+            np.testing.assert_allclose(shown.y, means)
+            assert list(shown.x) == list(means.index)
+            assert shown.line.dash == {"train": "solid", "test": "dash"}[split]
+            band = bands(figure)[shown.name]
+            assert max(band.y) == pytest.approx(100 * rows["accuracy"].max())
+            assert min(band.y) == pytest.approx(100 * rows["accuracy"].min())
+            told = f"{label}, {split}: from {means.iloc[0]:.1f} at 0 to {means.iloc[-1]:.1f}"
+            assert told in description(figure)
+
+
+def test_interpolation_shows_and_tells_the_tables_means():
+    table = path()
+    figure = figures.interpolation(table, **COMMON)
+    assert "3 pairs of solutions" in description(figure)
+    for split in ("train", "test"):
+        means = table[table["split"] == split].groupby("alpha")[["loss", "accuracy"]].mean()
+        loss, accuracy = (line(figure, f"{what}, {split}") for what in ("loss", "accuracy"))
+        np.testing.assert_allclose(loss.y, means["loss"])
+        np.testing.assert_allclose(accuracy.y, 100 * means["accuracy"])
+        assert (loss.yaxis or "y", accuracy.yaxis) == ("y", "y2")
+        for alpha in (-1, 0, 1, 2):
+            told = (
+                f"{split} at α = {alpha}: loss {means['loss'][alpha]:.2g}, "
+                f"accuracy {100 * means['accuracy'][alpha]:.1f} per cent"
+            )
+            assert told in description(figure)
+    assert [s.x0 for s in figure.layout.shapes] == [0, 1]
+    assert [a.text for a in figure.layout.annotations] == ["small batch", "large batch"]
+
+
+def test_interpolation_of_one_pair_needs_no_seeds():
+    table = path(1).drop(columns="seed")
+    before = table.copy()
+    figure = figures.interpolation(table, **COMMON)
+    assert "1 pair of solutions" in description(figure)
+    assert table.equals(before)
+
+
+def test_batch_size_shows_and_tells_the_tables_means():
+    table = sizes()
+    figure = figures.batch_size(table, **COMMON)
+    accuracy = 100 * table.groupby("batch_size")["accuracy"].mean()
+    np.testing.assert_allclose(line(figure, "test accuracy").y, accuracy)
+    assert f"{accuracy[16]:.1f} at 16 to {accuracy[1000]:.1f} at 1000" in description(figure)
+    for epsilon, name in ((1e-3, "0.001"), (5e-4, "0.0005")):
+        means = table[table["epsilon"] == epsilon].groupby("batch_size")["sharpness"].mean()
+        shown = line(figure, f"sharpness, ε = {name}")
+        np.testing.assert_allclose(shown.y, means)
+        assert shown.yaxis == "y2"
+        told = f"ε = {name} goes from {means[16]:.3g} at 16 to {means[1000]:.3g} at 1000"
+        assert told in description(figure)
+    assert list(figure.layout.xaxis.ticktext) == ["16", "64", "1,000"]
+
+
+def test_schematic_draws_a_bar_a_block_with_its_shape_and_parameters():
+    figure = figures.schematic(layers(), "A net")
+    (bar,) = figure.data
+    assert list(bar.y) == ["1. Input", "2. Linear + BatchNorm + ReLU", "3. Linear"]
+    assert list(bar.x) == [784, 512, 10]
+    assert "408,074 parameters" in figure.layout.title.text
+    for text in ("1×28×28", "512 · 402,944 parameters", "10 · 5,130 parameters"):
+        assert any(text in a.text for a in figure.layout.annotations)
+        assert text in description(figure)
+
+
+def test_sharpness_box_draws_each_box_and_its_maximum():
+    figure = figures.sharpness_box(curve(), boxes(), title="A title")
+    np.testing.assert_allclose(
+        [(s.x0, s.x1) for s in figure.layout.shapes], [(-0.1, 0.1), (0.4, 0.6)]
+    )
+    assert [t.name for t in curves(figure)] == [
+        "loss f(x)",
+        "flat: φ = 12.3 %",
+        "sharp: φ = 13.3 %",
+    ]
+    assert [(*t.x, *t.y) for t in curves(figure)[1:]] == [(0.1, 0.2), (0.6, 0.2)]
+    assert "sharp: box 0.40 to 0.60, largest loss 0.2 at 0.60, sharpness 13.3" in description(
+        figure
+    )
+
+
+# ---- nothing is left out in silence ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: figures.accuracy(history(labels="abcde"), **COMMON),
+        lambda: figures.batch_size(sizes(epsilons=(1e-3, 5e-4, 1e-4)), **COMMON),
+        lambda: figures.sharpness_box(curve(), boxes("abc"), title="A title"),
+    ],
+    ids=["five labels", "three epsilons", "three minimisers"],
+)
+def test_more_curves_than_colours_are_drawn_or_refused(draw):
+    try:
+        figure = draw()
+    except ValueError as error:
+        assert re.search(r"at most \d", str(error))
+    else:
+        told = re.findall(r"Sharpness at ε|box |, test: from", description(figure))
+        shown = [t for t in curves(figure) if re.search("sharpness|φ|test$", t.name)]
+        assert len(shown) == len(told)

@@ -1,0 +1,115 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lecture6 import models
+from lecture6.data import gaussian_classes
+from lecture6.landscape import KESKAR_ALPHAS, interpolate, weights_on_path
+from lecture6.models import flat_parameters, local_seed
+from lecture6.objective import NetworkObjective
+from lecture6.train import train
+
+DATA = gaussian_classes(60, 30, shape=(6,), n_classes=3, separation=1.5)
+
+
+def normalised(**options):
+    norm = nn.BatchNorm1d(20, **options)
+    return nn.Sequential(nn.Linear(6, 20), norm, nn.ReLU(), nn.Linear(20, 3))
+
+
+NETS = {
+    "batch norm": lambda: normalised(track_running_stats=False),
+    "running statistics": normalised,
+    "no batch norm": lambda: models.mlp(6, 20, 3),
+}
+
+
+@pytest.fixture(scope="module", params=NETS)
+def pair(request):
+    """Two runs from the same start, and the objectives of the first's net."""
+    with local_seed(0):
+        model = NETS[request.param]()
+    options = {"lr": 0.1, "epochs": 3, "evaluate_every": 3, "device": "cpu"}
+    small, large = (train(model, DATA, batch_size=n, **options) for n in (10, 60))
+    objectives = {
+        "train": NetworkObjective(small.model, DATA.x_train, DATA.y_train),
+        "test": NetworkObjective(small.model, DATA.x_test, DATA.y_test),
+    }
+    return small, large, objectives, request.param
+
+
+@pytest.mark.parametrize("path", ["linear", "sincos"])
+def test_the_endpoints_are_exactly_the_two_nets(pair, path):
+    small, large, objectives, kind = pair
+    table = interpolate(objectives, small.w, large.w, path=path)
+    assert not torch.equal(small.w, large.w)
+    for alpha, run in ((0.0, small), (1.0, large)):
+        for split, objective in objectives.items():
+            row = table[(table["alpha"] == alpha) & (table["split"] == split)]
+            assert (row["loss"].item(), row["accuracy"].item()) == objective.evaluate(run.w)
+            if kind != "running statistics":  # whose buffers belong to one of the nets
+                assert row["loss"].item() == run.final(split, "loss")
+                assert row["accuracy"].item() == run.final(split)
+
+
+def test_swapping_the_nets_mirrors_the_linear_path(pair):
+    small, large, objectives, _ = pair
+    alphas = np.linspace(-0.5, 1.5, 9)  # sums of powers of 2: 1 − α is exact
+    there = interpolate(objectives, small.w, large.w, alphas=alphas)
+    back = interpolate(objectives, large.w, small.w, alphas=1 - alphas)
+    columns = ["split", "loss", "accuracy"]
+    assert there["loss"].nunique() > 10
+    assert there[columns].equals(back[columns])
+
+
+@pytest.mark.parametrize("path", ["linear", "sincos"])
+def test_the_table_is_tidy(pair, path):
+    small, large, objectives, _ = pair
+    table = interpolate(objectives, small.w, large.w, alphas=[0.5, 2], path=path)
+    assert list(table.columns) == ["path", "alpha", "split", "loss", "accuracy"]
+    assert table["path"].tolist() == [path] * 4
+    assert table["alpha"].tolist() == [0.5, 2.0] * 2
+    assert table["split"].tolist() == ["train", "train", "test", "test"]
+    assert table["accuracy"].between(0, 1).all()
+
+
+def test_the_points_on_the_paths():
+    assert weights_on_path(0.0, "linear") == weights_on_path(0.0, "sincos") == (1.0, 0.0)
+    assert weights_on_path(1.0, "linear") == weights_on_path(1.0, "sincos") == (0.0, 1.0)
+    assert weights_on_path(-1.0, "linear") == (2.0, -1.0)
+    assert weights_on_path(2.0, "sincos") == (-1.0, 0.0)
+    for alpha in KESKAR_ALPHAS:
+        assert sum(weights_on_path(alpha, "linear")) == pytest.approx(1)
+        angle = alpha * np.pi / 2
+        expected = pytest.approx((np.cos(angle), np.sin(angle)), abs=1e-15)
+        assert weights_on_path(alpha, "sincos") == expected
+
+
+def test_keskars_positions():
+    assert len(KESKAR_ALPHAS) == 25
+    assert (KESKAR_ALPHAS[0], KESKAR_ALPHAS[-1]) == (-1.0, 2.0)
+    assert 0.0 in KESKAR_ALPHAS
+    assert 1.0 in KESKAR_ALPHAS
+
+
+def test_a_linear_net_is_convex_on_the_line_and_its_loss_is_that_of_the_mixed_weights():
+    with local_seed(0):
+        first, second = nn.Linear(6, 3), nn.Linear(6, 3)
+    objective = NetworkObjective(first, DATA.x_train, DATA.y_train, dtype=torch.float64)
+    w = [flat_parameters(layer) for layer in (first, second)]
+    alphas = np.linspace(-1, 2, 13)
+    losses = interpolate({"train": objective}, *w, alphas=alphas)["loss"].to_numpy()
+    assert (np.diff(losses, 2) > 0).all()
+    middle = nn.Linear(6, 3)
+    nn.utils.vector_to_parameters((w[0] + w[1]) / 2, middle.parameters())
+    exact = nn.functional.cross_entropy(middle(DATA.x_train), DATA.y_train).item()
+    assert losses[6] == pytest.approx(exact, rel=1e-6)
+
+
+def test_bad_input_is_refused(pair):
+    small, large, objectives, _ = pair
+    with pytest.raises(ValueError, match="path must be 'linear' or 'sincos', got 'geodesic'"):
+        interpolate(objectives, small.w, large.w, path="geodesic")
+    with pytest.raises(ValueError, match="expected a vector of shape"):
+        interpolate(objectives, small.w, large.w[:-1])

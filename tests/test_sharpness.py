@@ -1,0 +1,424 @@
+from dataclasses import asdict
+from functools import cache
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from scipy.optimize import differential_evolution
+from torch import nn
+
+from lecture6.data import gaussian_classes
+from lecture6.models import local_seed
+from lecture6.objective import FunctionObjective, NetworkObjective
+from lecture6.sharpness import RandomSubspace, keskar
+from lecture6.train import train
+
+F64 = torch.float64
+METHODS = ["lbfgsb", "ascent", "converged", "vertices"]
+SEARCHES = ["lbfgsb", "ascent", "converged"]
+
+FIGURE_6 = {
+    "6a": FunctionObjective(lambda w: 100 * w[0] ** 2, 1),
+    "6b": FunctionObjective(lambda w: w[0] ** 8, 1),
+    "6c": FunctionObjective(lambda w: 100 * (w[0] ** 2 + w[1] ** 2), 2),
+    "6d": FunctionObjective(lambda w: 100 * w[0] ** 2 + w[1] ** 8, 2),
+}
+TABLE_1 = [  # the identity rows
+    ("6a", 1e-3, "1.0e-02"),
+    ("6b", 1e-3, "1.0e-22"),
+    ("6a", 5e-4, "2.5e-03"),
+    ("6b", 5e-4, "3.9e-25"),
+    ("6c", 1e-3, "2.0e-02"),
+    ("6d", 1e-3, "1.0e-02"),
+    ("6c", 5e-4, "5.0e-03"),
+    ("6d", 5e-4, "2.5e-03"),
+]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Nets of 67 weights: two threads would only wait for each other, long on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def zeros(objective):
+    return torch.zeros(objective.n_params, dtype=F64)
+
+
+# ---- closed forms ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("figure", "epsilon", "printed"), TABLE_1)
+def test_table_1_to_the_printed_digits(figure, epsilon, printed, method):
+    f = FIGURE_6[figure]
+    result = keskar(f, zeros(f), epsilon=epsilon, method=method)
+    assert f"{result.value:.1e}" == printed
+    assert result.converged
+    assert result.gap <= 0.01 * result.value
+    assert result.maximizer.abs().tolist() == pytest.approx([epsilon] * f.n_params)
+    assert f.value(zeros(f) + result.maximizer) == result.loss_max
+
+
+@pytest.mark.parametrize("method", SEARCHES)
+def test_the_lbfgsb_trap_from_every_start(method):
+    """x⁸ is flat to an absolute tolerance, and its gradient at 0 is 0: Keskar's solver says 0."""
+    f, exact = FIGURE_6["6b"], 100 * 1e-3**8
+    for seed in range(40):
+        result = keskar(f, zeros(f), method=method, seed=seed)
+        assert result.value == pytest.approx(exact, rel=1e-9)
+        assert result.converged
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("c", "x", "epsilon"), [(100, 0.3, 1e-3), (2, -1.7, 0.1), (1, 5.0, 2.0)])
+def test_away_from_the_minimum(c, x, epsilon, method):
+    f = FunctionObjective(lambda w: c * w[0] ** 2, 1)
+    exact = c * ((abs(x) + epsilon * (abs(x) + 1)) ** 2 - x**2) / (1 + c * x**2) * 100
+    x = torch.tensor([x], dtype=F64)
+    assert keskar(f, x, epsilon=epsilon, method=method).value == pytest.approx(exact, rel=1e-9)
+
+
+@pytest.mark.parametrize("p", [1, 2, 4, 6])
+@pytest.mark.parametrize("method", ["vertices", "converged"])
+def test_a_given_matrix_at_the_minimum_of_a_quadratic(p, method):
+    """φ of 100‖x‖² is 10⁴ ε² max over the corners s of ‖A s‖²."""
+    a = np.random.default_rng(p).normal(size=(8, p))
+    corners = np.array(list(product((-1, 1), repeat=p)))
+    exact = 1e4 * 1e-6 * ((corners @ a.T) ** 2).sum(1).max()
+    f = FunctionObjective(lambda w: 100 * (w @ w), 8)
+    result = keskar(f, zeros(f), subspace=torch.tensor(a), method=method, n_starts=50)
+    assert result.value == pytest.approx(exact, rel=1e-9)
+    assert result.maximizer.shape == (p,)
+
+
+def test_a_mixture_of_flat_and_sharp_along_a_matrix():  # 6d, general A: science of Table 1
+    a, epsilon = np.array([[0.6, -0.3], [0.2, 0.9]]), 1.5
+    exact = max(
+        1e4 * epsilon**2 * (a[0] @ s) ** 2 + 100 * epsilon**8 * (a[1] @ s) ** 8
+        for s in product((-1, 1), repeat=2)
+    )
+    f = FIGURE_6["6d"]
+    result = keskar(f, zeros(f), epsilon=epsilon, subspace=torch.tensor(a), method="vertices")
+    assert result.value == pytest.approx(exact, rel=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(5, 1), (5, 3), (5, 5)])
+def test_the_box_comes_from_the_pseudo_inverse(shape):
+    """A linear loss is largest at a corner, so the maximiser shows the box of equation (3)."""
+    rng = np.random.default_rng(sum(shape))
+    a, x, slope = rng.normal(size=shape), 3 * rng.normal(size=5), rng.normal(size=5)
+    f = FunctionObjective(lambda w: 50 + torch.tensor(slope) @ w, 5)
+    half_width = 0.1 * (np.abs(np.linalg.pinv(a) @ x) + 1)
+    for method in METHODS:
+        result = keskar(f, x, epsilon=0.1, subspace=torch.tensor(a), method=method)
+        np.testing.assert_allclose(result.maximizer, half_width * np.sign(a.T @ slope), rtol=1e-9)
+        rise = half_width @ np.abs(a.T @ slope)
+        assert result.value == pytest.approx(100 * rise / (51 + slope @ x), rel=1e-9)
+        assert result.gap == pytest.approx(0, abs=1e-9)
+
+
+def test_a_rank_deficient_matrix_has_a_box_too():
+    a, x = np.array([[1.0, 2.0], [2.0, 4.0], [0.0, 0.0]]), np.array([1.0, -3.0, 2.0])
+    f = FunctionObjective(lambda w: 10 + w.sum(), 3)
+    result = keskar(f, x, epsilon=0.1, subspace=torch.tensor(a), method="vertices")
+    np.testing.assert_allclose(result.maximizer, 0.1 * (np.abs(np.linalg.pinv(a) @ x) + 1))
+
+
+def test_the_gap_is_what_the_linearised_loss_could_still_rise():
+    """One step of ascent from a corner: at z the gap of f is max over the box of ∇f(z)·(v − z)."""
+    peak = torch.tensor([0.2, -0.5], dtype=F64)
+    f = FunctionObjective(lambda w: 10 - ((w - peak) ** 2).sum(), 2)
+    result = keskar(f, zeros(f), epsilon=1.0, method="ascent", n_iterations=2, tolerance=1e-9)
+    z = result.maximizer
+    gradient = -2 * (z - peak)
+    gap = 100 / (1 + result.loss) * (gradient.abs().sum() - gradient @ z).item()
+    assert gap > 0.1
+    assert result.gap == pytest.approx(gap, rel=1e-9)
+    assert not result.converged
+
+
+# ---- random subspaces -----------------------------------------------------------------------
+
+N_ROWS = 70_000  # more than two blocks
+
+
+def dense(subspace):
+    return torch.cat([block for _, block in subspace.blocks()])
+
+
+@pytest.fixture(scope="module", params=[1 << 30, 0], ids=["kept", "drawn again"])
+def subspace(request):
+    return RandomSubspace(N_ROWS, 3, seed=4, memory_limit=request.param)
+
+
+def test_entries_are_standard_normal_and_come_from_the_seed(subspace):
+    a = dense(subspace).numpy()
+    assert a.shape == (N_ROWS, 3)
+    assert stats.kstest(a.ravel(), "norm").pvalue > 0.01
+    assert np.abs(np.corrcoef(a.T) - np.eye(3)).max() < 0.02
+    assert len(np.unique(a[:, 0])) > 0.99 * N_ROWS  # no block repeats another
+    np.testing.assert_array_equal(a, dense(RandomSubspace(N_ROWS, 3, seed=4)))
+    assert not np.array_equal(a, dense(RandomSubspace(N_ROWS, 3, seed=5)))
+
+
+def test_products_are_those_of_the_dense_matrix(subspace):
+    a = dense(subspace)
+    rng = np.random.default_rng(0)
+    z, g = torch.from_numpy(rng.normal(size=3)), torch.from_numpy(rng.normal(size=N_ROWS))
+    torch.testing.assert_close(subspace.apply(z), a @ z)
+    torch.testing.assert_close(subspace.transpose(g), a.T @ g)
+    np.testing.assert_allclose(subspace.pinv(g), np.linalg.pinv(a.numpy()) @ g.numpy(), rtol=1e-9)
+
+
+def test_memory_is_bounded_beyond_the_limit():
+    n, p = 300_000, 20
+    small = RandomSubspace(n, p, memory_limit=4 * n * p - 1)
+    largest, drawn = 0, 0
+    for _, block in small.blocks():
+        largest, drawn = max(largest, block.numel()), drawn + block.numel()
+    assert drawn == n * p
+    assert largest <= n * p / 9
+    tensors = [v for v in vars(small).values() if isinstance(v, torch.Tensor)]
+    assert sum(t.numel() for t in tensors) <= p * p
+    first, again = (next(iter(small.blocks()))[1] for _ in range(2))
+    assert torch.equal(first, again)
+    assert first.data_ptr() != again.data_ptr()  # not kept
+
+
+def test_keskar_takes_a_subspace_as_a_number_an_object_or_a_matrix():
+    f, x = net(F64)
+    results = [
+        keskar(f, x, subspace=a, seed=2)
+        for a in (
+            3,
+            RandomSubspace(f.n_params, 3, seed=2),
+            RandomSubspace(f.n_params, 3, seed=2, memory_limit=0),
+            dense(RandomSubspace(f.n_params, 3, seed=2)),
+        )
+    ]
+    assert results[0].value == results[1].value == results[2].value > 0
+    assert results[3].value == pytest.approx(results[0].value, rel=1e-6)
+    assert keskar(f, x, subspace=3, seed=3).value != results[0].value
+
+
+def test_a_subspace_in_float64_serves_an_objective_in_float32():
+    f, x = net(torch.float32)
+    subspace = RandomSubspace(f.n_params, 3)
+    result = keskar(f, x, subspace=subspace, epsilon=0.05, method="ascent")
+    exact = keskar(*net(F64), subspace=subspace, epsilon=0.05, method="ascent")
+    assert result.value == pytest.approx(exact.value, rel=1e-3)
+
+
+# ---- a trained net against independent maximisation -----------------------------------------
+
+DATA = gaussian_classes(60, 10, shape=(4,), n_classes=3, separation=2.0)
+
+
+@cache
+def trained():
+    with local_seed(0):
+        model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    options = {"batch_size": 60, "lr": 0.5, "epochs": 300, "evaluate_every": 300}
+    return train(model, DATA, **options, device="cpu").model
+
+
+def net(dtype):
+    """A trained net of 67 parameters as an objective, and its weights."""
+    f = NetworkObjective(trained(), DATA.x_train, DATA.y_train, dtype=dtype)
+    return f, f.w
+
+
+@pytest.mark.parametrize("p", [2, 4])
+def test_a_trained_net_against_differential_evolution(p):
+    f, x = net(F64)
+    a = torch.from_numpy(np.random.default_rng(p).normal(size=(f.n_params, p)))
+    half_width = 0.05 * (np.abs(np.linalg.pinv(a.numpy()) @ x.numpy()) + 1)
+
+    def loss(z):
+        return -f.value(x + a @ torch.from_numpy(z))
+
+    bounds = list(zip(-half_width, half_width, strict=True))
+    found = differential_evolution(loss, bounds, rng=0, maxiter=60, popsize=10)
+    theirs = 100 * (-found.fun - f.value(x)) / (1 + f.value(x))
+    results = {m: keskar(f, x, epsilon=0.05, subspace=a, method=m) for m in METHODS}
+    assert results["converged"].converged
+    assert results["converged"].value >= theirs * (1 - 1e-6)
+    for result in results.values():
+        assert 0 < result.value <= results["converged"].value * (1 + 1e-6)
+        assert (result.maximizer.abs().numpy() <= half_width * (1 + 1e-12)).all()
+        at_maximum = f.value(x + a @ result.maximizer)
+        assert at_maximum == pytest.approx(result.loss_max, rel=1e-12)
+        assert result.value == pytest.approx(100 * (at_maximum - result.loss) / (1 + result.loss))
+
+
+def test_a_trained_net_against_a_grid():
+    f, x = net(F64)
+    a = torch.from_numpy(np.random.default_rng(9).normal(size=(f.n_params, 2)))
+    half_width = torch.from_numpy(0.05 * (np.abs(np.linalg.pinv(a.numpy()) @ x.numpy()) + 1))
+    ticks = torch.linspace(-1, 1, 25, dtype=F64)
+    losses = [f.value(x + a @ (half_width * u)) for u in torch.cartesian_prod(ticks, ticks)]
+    grid = 100 * (max(losses) - f.value(x)) / (1 + f.value(x))
+    ours = keskar(f, x, epsilon=0.05, subspace=a, method="converged").value
+    assert grid * (1 - 1e-12) <= ours <= grid * 1.05
+
+
+@pytest.mark.parametrize("epsilon", [1e-3, 5e-4, 0.1])
+def test_in_the_whole_space_more_effort_finds_no_less_and_other_code_little_more(epsilon):
+    f, x = net(F64)
+    quick, ascent = (keskar(f, x, epsilon=epsilon, method=m) for m in ("lbfgsb", "ascent"))
+    full = keskar(f, x, epsilon=epsilon, method="converged")
+    assert full.converged
+    assert 0 < quick.value <= full.value * (1 + 1e-9)
+    assert 0 < ascent.value <= full.value * (1 + 1e-9)
+    assert full.n_evaluations > quick.n_evaluations
+    # projected gradient ascent in fresh code, from other starts
+    best, rng = 0.0, np.random.default_rng(1)
+    half_width = epsilon * (x.abs() + 1)
+    for _ in range(5):
+        z = half_width * torch.from_numpy(np.sign(rng.normal(size=f.n_params)))
+        for step in np.geomspace(2, 1e-3, 30):
+            z = z + step * half_width * f.grad(x + z).sign()
+            z = torch.minimum(torch.maximum(z, -half_width), half_width)
+        best = max(best, f.value(x + z) - f.value(x))
+    assert full.value >= 0.97 * 100 * best / (1 + f.value(x))  # each finds a local maximum
+
+
+@pytest.mark.parametrize("method", SEARCHES)
+def test_a_result_is_reproducible_and_counts_its_evaluations(method):
+    f, x = net(F64)
+    calls = 0
+    plain = f.value_and_grad
+
+    def counted(w):
+        nonlocal calls
+        calls += 1
+        return plain(w)
+
+    f.value_and_grad = counted
+    state = torch.get_rng_state()
+    first = keskar(f, x, method=method, seed=7)
+    assert first.n_evaluations == calls > 1
+    again = asdict(keskar(f, x, method=method, seed=7))
+    assert torch.equal(again.pop("maximizer"), first.maximizer)
+    assert all(again[key] == getattr(first, key) for key in again)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_keskars_setting_stops_after_ten_iterations():
+    """Ten iterations of L-BFGS-B: a few evaluations more, and no more when more are allowed."""
+    ripples = FunctionObjective(lambda w: 100 * (1 - torch.cos(40 * w)).sum() + (w**4).sum(), 30)
+    x = torch.linspace(-1, 1, 30, dtype=F64)
+    ten = keskar(ripples, x, epsilon=0.5)
+    forty = keskar(ripples, x, epsilon=0.5, n_iterations=40)
+    assert 10 <= ten.n_evaluations < forty.n_evaluations
+    assert ten.value <= forty.value
+
+
+@pytest.mark.parametrize("method", SEARCHES)
+@pytest.mark.parametrize("epsilon", [1e-3, 5e-4])
+def test_float32_gives_the_value_of_float64_and_not_0(epsilon, method):
+    single, double = net(torch.float32), net(F64)
+    exact = keskar(*double, epsilon=epsilon, method="converged").value
+    assert keskar(*single, epsilon=epsilon, method=method).value == pytest.approx(exact, rel=0.05)
+
+
+# ---- where there is no easy maximum ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["lbfgsb", "converged"])
+def test_a_maximum_inside_the_box_is_found(method):
+    peak = torch.tensor([0.3e-3, -0.4e-3, 0.0], dtype=F64)
+    f = FunctionObjective(lambda w: 1 - 1e5 * ((w - peak) ** 2).sum(), 3)
+    result = keskar(f, zeros(f), method=method)
+    assert result.loss_max == pytest.approx(1, abs=1e-6)
+    np.testing.assert_allclose(result.maximizer, peak, atol=1e-5)
+    assert result.converged
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "f", [lambda w: 0.5 + 0 * w.sum(), lambda w: 0.5 - w @ w], ids=["flat", "top"]
+)
+def test_nothing_above_x_is_never_a_silent_0(f, method):
+    f = FunctionObjective(f, 2)
+    result = keskar(f, zeros(f), method=method)
+    assert result.value == 0
+    assert not result.converged
+    assert result.message.startswith("no point evaluated in the box lies above f(x) = 0.5")
+    assert result.loss_max == result.loss == 0.5
+
+
+def test_starts_that_end_at_different_heights_are_told():
+    two_hills = FunctionObjective(
+        lambda w: 1 + w[0] ** 2 + 0.5 * w[0], 1
+    )  # corners 2.5 and 1.5: the lower one is a stationary point of the box
+    results = [keskar(two_hills, [0.0], epsilon=1.0, n_starts=8, seed=s) for s in range(5)]
+    assert all(r.value == pytest.approx(100 * 1.5 / 2) for r in results)
+    assert any(not r.message.startswith("8 of 8 starts") for r in results)
+    assert all(" of 8 starts reach the highest point found" in r.message for r in results)
+
+
+def test_vertices_do_not_claim_a_maximum_that_lies_inside():
+    """The corner 1 is higher than x = 0, and the middle of the box's right half higher still."""
+    f = FunctionObjective(lambda w: 5 - (w[0] - 0.6) ** 2, 1)
+    result = keskar(f, [0.0], epsilon=1.0, method="vertices")
+    assert result.loss_max == pytest.approx(5 - 0.16)
+    assert not result.converged
+    assert result.gap > 0
+
+
+# ---- errors ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epsilon": 0.0}, "epsilon must be a positive finite number, got 0.0"),
+        ({"epsilon": -1e-3}, "epsilon must be a positive finite number, got -0.001"),
+        ({"epsilon": float("nan")}, "epsilon must be a positive finite number, got nan"),
+        ({"epsilon": float("inf")}, "epsilon must be a positive finite number, got inf"),
+        ({"method": "newton"}, "method must be .*, got 'newton'"),
+        ({"n_iterations": 0}, "n_iterations and n_starts must be at least 1, got 0 and 1"),
+        ({"n_starts": 0}, "n_iterations and n_starts must be at least 1, got 10 and 0"),
+        ({"subspace": 0}, "p must lie between 1 and the 20 parameters, got 0"),
+        ({"subspace": 21}, "p must lie between 1 and the 20 parameters, got 21"),
+        ({"subspace": torch.ones(19, 2)}, r"subspace must have shape \(20, p\), got \(19, 2\)"),
+        ({"subspace": torch.ones(20)}, r"subspace must have shape \(20, p\), got \(20,\)"),
+        ({"subspace": torch.ones(20, 0)}, r"subspace must have shape \(20, p\), got \(20, 0\)"),
+        ({"subspace": RandomSubspace(9, 2)}, r"subspace must have shape \(20, p\), got \(9, 2\)"),
+        ({"method": "vertices"}, "p up to 16, got p = 20; use method 'converged'"),
+        ({"method": "vertices", "subspace": 17}, "got p = 17"),
+    ],
+    ids=str,
+)
+def test_impossible_settings_are_refused(options, message):
+    f = FunctionObjective(lambda w: w @ w, 20)
+    with pytest.raises(ValueError, match=message):
+        keskar(f, zeros(f), **options)
+
+
+def test_a_point_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"expected a vector of shape \(2,\), got \(3,\)"):
+        keskar(FIGURE_6["6c"], torch.zeros(3))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_at_x_is_refused(bad):
+    f = FunctionObjective(lambda w: bad + w.sum(), 2)
+    with pytest.raises(ValueError, match=f"the loss at x is {bad}; sharpness needs a finite loss"):
+        keskar(f, zeros(f))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_inside_the_box_is_refused(bad, method):
+    """The maximum over the box does not exist: the best finite point is not it."""
+    f = FunctionObjective(lambda w: torch.where(w.abs() > 0.2, bad, w**2).sum(), 1)
+    with pytest.raises(ValueError, match=f"the loss is {bad} inside the box .* smaller epsilon"):
+        keskar(f, [0.0], epsilon=1.0, method=method)
