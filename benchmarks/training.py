@@ -28,18 +28,24 @@ SIDES = {"float32": "lecture6, float32", "bfloat16": "lecture6, bfloat16", "tuto
 
 
 class Pictures(torch.utils.data.Dataset):
-    """Images as torchvision's MNIST and CIFAR10 hand them out: array, PIL image, ToTensor."""
+    """Images as torchvision hands them out: array, PIL image, ToTensor.
+
+    Like its classes, grey images and labels are held as tensors (MNIST), coloured ones as an array
+    and a list (CIFAR10).
+    """
 
     def __init__(self, x: Tensor, y: Tensor) -> None:
         x = (255 * x).round().byte().permute(0, 2, 3, 1)  # (n, H, W, C)
-        self.images, self.labels = x.squeeze(-1).numpy(), y.tolist()
+        grey = x.shape[-1] == 1
+        self.images, self.labels = (x.squeeze(-1), y) if grey else (x.numpy(), y.tolist())
         self.transform = ToTensor()
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
-        return self.transform(Image.fromarray(self.images[i])), self.labels[i]
+        image = Image.fromarray(np.asarray(self.images[i]))
+        return self.transform(image), int(self.labels[i])
 
 
 def tutorial(model: nn.Module, images: data.Dataset, epochs: int, seed: int) -> float:

@@ -121,7 +121,9 @@ def schematic(layers: pd.DataFrame, title: str) -> go.Figure:
             showarrow=False,
             font={"size": 12},
         )
-    figure.update_xaxes(type="log", title_text="Values per sample after the block", range=[0, 5.2])
+    figure.update_xaxes(
+        type="log", dtick=1, title_text="Values per sample after the block", range=[0, 5.2]
+    )
     figure.update_yaxes(autorange="reversed", showgrid=False, showticklabels=False)
     return figure.update_layout(height=170 + 46 * len(blocks), hovermode="closest")
 
@@ -205,7 +207,10 @@ def interpolation(table: pd.DataFrame, *, title: str, provenance: str) -> go.Fig
             yaxis="y2",
         )
     for alpha, name in ((0, "small batch"), (1, "large batch")):
-        figure.add_vline(alpha, line={"width": 1, "dash": "dot"}, annotation_text=name)
+        figure.add_vline(alpha, line={"width": 1, "dash": "dot"})
+        figure.add_annotation(
+            x=alpha, y=0.55, yref="paper", xshift=9, text=name, textangle=-90, showarrow=False
+        )
     figure.update_xaxes(title_text="Position α on the path")
     figure.update_yaxes(title_text="Cross-entropy", rangemode="tozero")
     return figure.update_layout(
@@ -215,6 +220,8 @@ def interpolation(table: pd.DataFrame, *, title: str, provenance: str) -> go.Fig
             "side": "right",
             "showgrid": False,
             "range": [0, 102],
+            "tickmode": "linear",
+            "dtick": 20,
             "automargin": True,
         }
     )
@@ -279,8 +286,8 @@ def batch_size(table: pd.DataFrame, *, title: str, provenance: str) -> go.Figure
             "side": "right",
             "showgrid": False,
             "automargin": True,
-            "exponentformat": "power",
-            "dtick": 1,
+            "tickmode": "linear",
+            "dtick": "D2",
         }
     )
 

@@ -1,5 +1,3 @@
-import re
-
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -240,7 +238,7 @@ def test_schematic_draws_a_bar_a_block_with_its_shape_and_parameters():
     assert list(bar.y) == ["1. Input", "2. Linear + BatchNorm + ReLU", "3. Linear"]
     assert list(bar.x) == [784, 512, 10]
     assert "408,074 parameters" in figure.layout.title.text
-    for text in ("1×28×28", "512 · 402,944 parameters", "10 · 5,130 parameters"):
+    for text in ("784", "512 · 402,944 parameters", "10 · 5,130 parameters"):
         assert any(text in a.text for a in figure.layout.annotations)
         assert text in description(figure)
 
@@ -273,12 +271,6 @@ def test_sharpness_box_draws_each_box_and_its_maximum():
     ],
     ids=["five labels", "three epsilons", "three minimisers"],
 )
-def test_more_curves_than_colours_are_drawn_or_refused(draw):
-    try:
-        figure = draw()
-    except ValueError as error:
-        assert re.search(r"at most \d", str(error))
-    else:
-        told = re.findall(r"Sharpness at ε|box |, test: from", description(figure))
-        shown = [t for t in curves(figure) if re.search("sharpness|φ|test$", t.name)]
-        assert len(shown) == len(told)
+def test_more_curves_than_there_are_colours_are_refused(draw):
+    with pytest.raises(ValueError, match=r"at most \d .*, got \d"):
+        draw()

@@ -43,6 +43,14 @@ def test_c1_shapes_of_the_released_code_and_of_the_papers_text():
     assert (4096,) in maps(1)
 
 
+def test_c1_is_two_times_conv_norm_relu_pool_and_two_dense_layers_with_dropout():
+    kinds = [type(layer).__name__.rstrip("12d") for layer in models.c1()]
+    conv, dense = ["Conv", "BatchNorm", "ReLU", "MaxPool"], ["Linear", "BatchNorm", "ReLU"]
+    assert kinds == [*conv, *conv, "Flatten", *dense, "Dropout", *dense, "Dropout", "Linear"]
+    for pool in (layer for layer in models.c1() if isinstance(layer, nn.MaxPool2d)):
+        assert (pool.kernel_size, pool.stride) == (3, 2)
+
+
 def test_number_of_classes_can_be_chosen():  # C3 and C4 are C1 and C2 with 100 classes
     assert models.c1(100)(noise((3, 32, 32), 2)).shape == (2, 100)
     assert models.f1(n_inputs=7, n_classes=3)(noise((7,), 2)).shape == (2, 3)

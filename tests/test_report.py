@@ -65,6 +65,14 @@ def test_interval_prints_its_mean_and_ends():
     assert f"{report.Interval(0.5, 0.25, 0.75, 3):.2f}" == "0.50 [0.25, 0.75]"
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "positive"),
+    [(0.1, 0.9, True), (-0.9, -0.1, False), (-0.1, 0.9, None), (0.0, 0.9, None), (-0.9, 0.0, None)],
+)
+def test_an_interval_is_positive_or_negative_only_when_0_lies_outside(low, high, positive):
+    assert report.Interval((low + high) / 2, low, high, 3).positive is positive
+
+
 @pytest.mark.parametrize("values", [[], [1.0]])
 def test_an_interval_of_one_seed_is_refused(values):
     with pytest.raises(ValueError, match=f"needs at least 2 seeds, got {len(values)}"):
@@ -121,8 +129,8 @@ def test_claims_table_of_one_kind(holds):
 
 
 def test_claims_table_escapes_html_and_cuts_nothing():
-    text = "f < g & <script>alert(1)</script> " + "long " * 40
+    text = "f < g & <script>alert(1)</script>" + " long" * 40
     page = claims_table([claim(True, text)] * 70).data
     assert "<script>" not in page
-    shown = "f &lt; g &amp; &lt;script&gt;alert(1)&lt;/script&gt; " + "long " * 40
+    shown = "f &lt; g &amp; &lt;script&gt;alert(1)&lt;/script&gt;" + " long" * 40
     assert page.count(f"<td>{shown}</td>") == 70

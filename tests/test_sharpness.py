@@ -149,7 +149,7 @@ N_ROWS = 70_000  # more than two blocks
 
 
 def dense(subspace):
-    return torch.cat([block for _, block in subspace.blocks()])
+    return torch.cat([block for _, block in subspace.blocks()]).double()
 
 
 @pytest.fixture(scope="module", params=[1 << 30, 0], ids=["kept", "drawn again"])
@@ -338,6 +338,26 @@ def test_a_maximum_inside_the_box_is_found(method):
     result = keskar(f, zeros(f), method=method)
     assert result.loss_max == pytest.approx(1, abs=1e-6)
     np.testing.assert_allclose(result.maximizer, peak, atol=1e-5)
+    assert result.converged
+
+
+@pytest.mark.parametrize("method", SEARCHES)
+def test_what_a_search_finds_does_not_depend_on_the_unit_of_the_loss(method):
+    """L-BFGS-B on its own stops at once on losses of 1e-24."""
+    peak, widths = torch.linspace(-0.6, 0.6, 20), torch.logspace(0, 2, 20)
+    rises = []
+    for unit in (1e-24, 1e-6, 1.0, 1e12):
+        f = FunctionObjective(lambda w, u=unit: u * (900 - (widths * (w - peak) ** 2).sum()), 20)
+        result = keskar(f, zeros(f), epsilon=0.5, method=method)
+        rises.append((result.loss_max - result.loss) / unit)
+    assert rises == pytest.approx([rises[0]] * 4, rel=1e-6)
+    assert rises[0] > 1
+
+
+def test_sign_ascent_closes_in_on_a_maximum_inside_the_box():
+    f = FunctionObjective(lambda w: 1 - ((w - 0.3) ** 2).sum(), 3)
+    result = keskar(f, zeros(f), epsilon=1.0, method="ascent", n_iterations=60, tolerance=1e-3)
+    np.testing.assert_allclose(result.maximizer, [0.3] * 3, atol=1e-3)
     assert result.converged
 
 

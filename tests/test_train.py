@@ -188,7 +188,7 @@ def test_the_rate_of_the_schedule_is_what_moves_the_weights_and_what_is_recorded
 
 
 def test_history_is_tidy_and_starts_with_the_initial_network():
-    model = softmax_net()
+    model = dropout_net()  # off when evaluated
     ours = run(model, epochs=5, evaluate_every=2)
     history = ours.history
     columns = ["epoch", "update", "split", "loss", "accuracy", "lr", "distance"]
@@ -380,7 +380,7 @@ def test_a_damaged_checkpoint_is_refused(kind, tmp_path):
         ({"evaluate_every": 0}, "epochs and evaluate_every must be at least 1, got 2 and 0"),
         ({"optimizer": "sgdm"}, "optimizer must be 'sgd' or 'adam', got 'sgdm'"),
         ({"sampling": "random"}, "sampling must be .* got 'random'"),
-        ({"optimizer": "adam", "momentum": 0.9}, "momentum 0.9 is for optimizer='sgd'"),
+        ({"optimizer": "adam", "momentum": 0.9}, "momentum.* 0.9 .*for optimizer='sgd'"),
         ({"optimizer": "adam", "nesterov": True}, "nesterov"),
         ({"nesterov": True}, "[Nn]esterov"),
         ({"momentum": -0.1}, "momentum.* -0.1"),

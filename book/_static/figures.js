@@ -3,7 +3,7 @@
 "use strict";
 
 const here = document.currentScript.src;
-const narrowest = 576; // px; below it the legend goes above the plot
+const narrowest = 576; // px; below it the margins shrink
 
 const loaded = new Promise((resolve, reject) => {
   // "local": Plotly leaves the page's own MathJax alone.
@@ -57,18 +57,15 @@ function themed(layout) {
   return update;
 }
 
-// What depends on the width of the plot: a narrow one has its legend above it, over the whole
-// width, in a strip of the height `legend`, and margins that leave room for the curves. The title
+// What depends on the width of the plot: the legend stands above it, over the whole width, in a
+// strip of the height `legend`; a narrow plot has margins that leave room for the curves. The title
 // is in the caption, so that the top margin need not hold it.
 function sized({ layout }, width, legend) {
   const narrow = width < narrowest;
   const strip = { x: 0, y: 1, xanchor: "left", yanchor: "top", orientation: "h", yref: "container" };
   const margins = { l: 50, r: 10 };
-  const above = narrow ? legend : 0;
-  const update = { width, height: (layout.height ?? 450) + above, "margin.t": 30 + above };
-  for (const [key, value] of Object.entries(strip)) {
-    update[`legend.${key}`] = narrow ? value : (layout.legend?.[key] ?? null);
-  }
+  const update = { width, height: (layout.height ?? 450) + legend, "margin.t": 30 + legend };
+  for (const [key, value] of Object.entries(strip)) update[`legend.${key}`] = value;
   for (const [key, value] of Object.entries(margins)) {
     update[`margin.${key}`] = narrow ? value : (layout.margin?.[key] ?? null);
   }
@@ -105,7 +102,7 @@ async function adapt(figure) {
   figure.width = plot.clientWidth;
   await Plotly.relayout(plot, { ...themed(layout), ...sized(figure, figure.width, 0) });
   const legend = plot.querySelector(".legend")?.getBBox().height ?? 0;
-  if (figure.width < narrowest) await Plotly.relayout(plot, sized(figure, figure.width, legend));
+  if (legend) await Plotly.relayout(plot, sized(figure, figure.width, legend));
 }
 
 loaded.then(() => {
