@@ -352,12 +352,12 @@ def damaged(kind, whole):
     }[kind]
 
 
-@pytest.mark.parametrize("kind", ["half", "no end", "empty", "text", "a tensor", "a list"])
+@pytest.mark.parametrize("kind", ["half", "no end", "empty", "text", "a list"])
 def test_a_damaged_checkpoint_is_refused(kind, tmp_path):
     file = tmp_path / "run.pt"
     run(checkpoint=file)
-    if kind.startswith("a "):
-        torch.save({"a tensor": torch.zeros(2), "a list": [1]}[kind], file)
+    if kind == "a list":
+        torch.save([1], file)
     else:
         file.write_bytes(damaged(kind, file.read_bytes()))
     with pytest.raises(ValueError, match=r"run.pt is not a readable checkpoint .* delete it"):
