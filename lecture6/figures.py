@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import html
 import json
+from collections.abc import Iterable, Iterator, Sequence
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -68,6 +69,17 @@ def _band(
         line={"color": colour, **line},
         yaxis=yaxis,
     )
+
+
+def _coloured(curves: Iterable, colours: Sequence) -> Iterator[tuple]:
+    """Pairs (curve, colour); raises ValueError rather than leave a curve out."""
+    curves = list(curves)
+    if len(curves) > len(colours):
+        raise ValueError(
+            f"this figure shows at most {len(colours)} curves side by side, got {len(curves)}: "
+            "leave some out, or draw two figures"
+        )
+    return zip(curves, colours, strict=False)
 
 
 def _summary(table: pd.DataFrame, x: str, y: str, spec: str) -> str:
@@ -146,7 +158,7 @@ def accuracy(history: pd.DataFrame, *, title: str, provenance: str, x: str = "ep
         ),
         provenance,
     )
-    colours = dict(zip(percent["label"].unique(), (BLUE, ORANGE, GREEN, PURPLE), strict=False))
+    colours = dict(_coloured(percent["label"].unique(), (BLUE, ORANGE, GREEN, PURPLE)))
     for (label, split), rows in curves:
         _band(
             figure,
@@ -256,8 +268,8 @@ def batch_size(table: pd.DataFrame, *, title: str, provenance: str) -> go.Figure
         colour=BLUE,
         mode="lines+markers",
     )
-    for (epsilon, rows), colour, dash in zip(
-        by_epsilon, (ORANGE, GREEN), ("dash", "dot"), strict=False
+    for (epsilon, rows), (colour, dash) in _coloured(
+        by_epsilon, ((ORANGE, "dash"), (GREEN, "dot"))
     ):
         _band(
             figure,
@@ -308,7 +320,7 @@ def sharpness_box(curve: pd.DataFrame, boxes: pd.DataFrame, *, title: str) -> go
         ),
     )
     figure.add_scatter(x=curve["x"], y=curve["loss"], mode="lines", name="loss f(x)")
-    for box, colour in zip(boxes.itertuples(index=False), (GREEN, ORANGE), strict=False):
+    for box, colour in _coloured(boxes.itertuples(index=False), (GREEN, ORANGE)):
         figure.add_vrect(
             box.x - box.half_width,
             box.x + box.half_width,

@@ -10,6 +10,7 @@ Weights start from PyTorch's default (uniform) initialisation, drawn from ``seed
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -160,6 +161,7 @@ def layer_table(model: nn.Sequential, input_shape: tuple[int, ...]) -> pd.DataFr
     ``input_shape`` is the shape of a sample without the batch dimension. The table is read off a
     forward pass through the module itself, so a schematic drawn from it cannot disagree with it.
     """
+    model = copy.deepcopy(model).eval()  # neither running statistics nor generators move
     x = torch.zeros(2, *input_shape)
     rows = [("Input", input_shape, 0)]
     with torch.no_grad():

@@ -40,7 +40,7 @@ class Objective(ABC):
 
     def vector(self, w: Tensor) -> Tensor:
         """``w`` as a detached vector of this objective's dtype and device; checks its shape."""
-        w = torch.as_tensor(w).detach().to(self.device, self.dtype)
+        w = torch.as_tensor(w, dtype=self.dtype, device=self.device).detach()
         if w.shape != (self.n_params,):
             raise ValueError(f"expected a vector of shape ({self.n_params},), got {tuple(w.shape)}")
         return w
@@ -79,7 +79,8 @@ class _SumObjective(Objective):
                 continue
             (g,) = torch.autograd.grad(value, x, create_graph=order == 2)
             if order == 2:
-                (g,) = torch.autograd.grad(g @ v, x, materialize_grads=True)
+                # 0·Σx: where f is linear, g does not depend on x
+                (g,) = torch.autograd.grad(g @ v + 0.0 * x.sum(), x)
             out.add_(g, alpha=weight)
         return total, out
 

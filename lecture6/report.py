@@ -37,7 +37,9 @@ def settings(profile: str, **by_profile: dict) -> SimpleNamespace:
 def provenance(profile: str, data: str, seeds: Sequence[int]) -> str:
     """One line that says which run a figure shows: profile, data, seeds, device, date, code."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-    numbers = f"{seeds[0]}–{seeds[-1]}" if len(seeds) > 1 else f"{seeds[0]}"
+    first, last = seeds[0], seeds[-1]
+    gapless = len(seeds) > 1 and list(seeds) == list(range(first, last + 1))
+    numbers = f"{first}–{last}" if gapless else ", ".join(map(str, seeds))
     unit = "GPU" if torch.cuda.is_available() else "CPU"
     return (
         f"profile {profile} · {data} · seed{'s' * (len(seeds) > 1)} {numbers} · "

@@ -21,7 +21,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
+from scipy.optimize import Bounds, minimize
 from torch import Tensor
 
 from lecture6.objective import Objective
@@ -101,19 +101,18 @@ class RandomSubspace:
         p: int,
         *,
         seed: int = 0,
-        dtype: torch.dtype = torch.float64,
         device: str | torch.device = "cpu",
         memory_limit: int = 1 << 30,
     ) -> None:
         if not 1 <= p <= n:
             raise ValueError(f"p must lie between 1 and the {n} parameters, got {p}")
-        self.n, self.p, self.seed, self.dtype, self.device = n, p, seed, dtype, device
+        self.n, self.p, self.seed, self.device = n, p, seed, device
         self._kept: dict[int, Tensor] | None = {} if 4 * n * p <= memory_limit else None
-        gram = sum(a.T @ a for _, a in self.blocks())
+        gram = sum(a.T.double() @ a.double() for _, a in self.blocks())
         self._gram_pinv = torch.linalg.pinv(gram, hermitian=True)
 
     def blocks(self):
-        """Pairs (row slice, block of A), in order."""
+        """Pairs (row slice, block of A in float32), in order."""
         for start in range(0, self.n, _ROWS):
             rows = slice(start, min(start + _ROWS, self.n))
             block = None if self._kept is None else self._kept.get(start)
@@ -124,19 +123,19 @@ class RandomSubspace:
                 block = block.to(self.device)
                 if self._kept is not None:
                     self._kept[start] = block
-            yield rows, block.to(self.dtype)
+            yield rows, block
 
     def apply(self, z: Tensor) -> Tensor:
         out = z.new_empty(self.n)
         for rows, a in self.blocks():
-            out[rows] = a @ z
+            out[rows] = a.to(z.dtype) @ z
         return out
 
     def transpose(self, g: Tensor) -> Tensor:
-        return sum(a.T @ g[rows] for rows, a in self.blocks())
+        return sum(a.T.to(g.dtype) @ g[rows] for rows, a in self.blocks())
 
     def pinv(self, x: Tensor) -> Tensor:
-        return self._gram_pinv @ self.transpose(x)
+        return (self._gram_pinv @ self.transpose(x.double())).to(x.dtype)
 
 
 class _Search:
@@ -159,14 +158,17 @@ class _Search:
     def point(self, u: Tensor) -> Tensor:
         return self.x + self.subspace.apply(self.half_width * u)
 
+    def rise(self, value: float) -> float:
+        if not math.isfinite(value):
+            raise ValueError(f"the loss is {value} inside the box of x: take a smaller epsilon")
+        return value - self.base
+
     def __call__(self, u: np.ndarray) -> tuple[float, np.ndarray]:
         """(−rise, −gradient) in units of ``scale``, as a minimiser wants them."""
         u = torch.from_numpy(u).to(self.x)
         value, grad = self.objective.value_and_grad(self.point(u))
         self.n_evaluations += 1
-        rise = value - self.base
-        if not math.isfinite(rise):
-            return math.inf, np.zeros(len(u))
+        rise = self.rise(value)
         grad = self.half_width * self.subspace.transpose(grad)
         if rise > self.best_rise:
             self.best_rise, self.best_u = rise, u.clone()
@@ -193,7 +195,7 @@ class _Search:
             start,
             jac=True,
             method="L-BFGS-B",
-            bounds=[(-1.0, 1.0)] * len(start),
+            bounds=Bounds(-np.ones(len(start)), np.ones(len(start))),
             options={"maxiter": n_iterations, "ftol": 0.0, "gtol": 0.0},
         )
         self.scale = 1.0
@@ -293,7 +295,7 @@ def _as_subspace(
     if subspace is None:
         return _Identity(n)
     if isinstance(subspace, int):
-        return RandomSubspace(n, subspace, seed=seed, **kind)
+        return RandomSubspace(n, subspace, seed=seed, device=objective.device)
     if isinstance(subspace, RandomSubspace):
         shape = (subspace.n, subspace.p)
     else:
@@ -342,9 +344,10 @@ def _enumerate_vertices(search: _Search) -> str:
         )
     for corner in product((-1.0, 1.0), repeat=p):
         u = torch.tensor(corner).to(search.x)
-        rise = search.objective.value(search.point(u)) - search.base
+        rise = search.rise(search.objective.value(search.point(u)))
         search.n_evaluations += 1
         if rise > search.best_rise:
             search.best_rise, search.best_u = rise, u
-    search.best_gap = 0.0
+    search.best_rise = -math.inf
+    search(search.best_u.cpu().double().numpy())  # for the gap at the best of them
     return f"all {2**p} vertices; exact where f is convex along A"

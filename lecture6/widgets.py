@@ -37,9 +37,10 @@ def explore(
     output = ipywidgets.Output()
 
     def show(_=None) -> None:
+        figure = figure_of(slider.value)  # outside of `output`, which would swallow its errors
         with output:
             output.clear_output(wait=True)
-            display(figure_of(slider.value))
+            display(figure)
 
     slider.observe(show, names="value")
     show()
