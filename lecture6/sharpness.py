@@ -147,7 +147,6 @@ class _Search:
         self.base = objective.value(x)
         if not math.isfinite(self.base):
             raise ValueError(f"the loss at x is {self.base}; sharpness needs a finite loss")
-        self.scale = 1.0
         self.n_evaluations = 0
         self.best_rise, self.best_u = -math.inf, torch.zeros_like(self.half_width)
         self.best_gap = math.inf
@@ -163,55 +162,61 @@ class _Search:
             raise ValueError(f"the loss is {value} inside the box of x: take a smaller epsilon")
         return value - self.base
 
-    def __call__(self, u: np.ndarray) -> tuple[float, np.ndarray]:
-        """(−rise, −gradient) in units of ``scale``, as a minimiser wants them."""
-        u = torch.from_numpy(u).to(self.x)
+    def evaluate(self, u: Tensor) -> tuple[float, Tensor]:
+        """The rise above f(x) at u, and its gradient with respect to u."""
         value, grad = self.objective.value_and_grad(self.point(u))
         self.n_evaluations += 1
         rise = self.rise(value)
         grad = self.half_width * self.subspace.transpose(grad)
         if rise > self.best_rise:
-            self.best_rise, self.best_u = rise, u.clone()
+            self.best_rise, self.best_u = rise, u
             self.best_gap = (grad.abs().sum() - grad @ u).item()  # max over the box of g·(v − u)
-        return -rise / self.scale, (-grad / self.scale).cpu().double().numpy()
+        return rise, grad
 
-    def vertex(self, start: np.ndarray) -> np.ndarray:
-        """The vertex that the gradient at ``start`` points at."""
-        _, grad = self(start)
-        return -np.sign(grad)
+    def vertex(self, rng: np.random.Generator) -> Tensor:
+        """The vertex that the gradient at a random point of the box points at."""
+        _, grad = self.evaluate(
+            torch.from_numpy(rng.uniform(-1.0, 1.0, self.subspace.p)).to(self.x)
+        )
+        return grad.sign()
 
-    def lbfgsb(self, start: np.ndarray, n_iterations: int) -> str:
+    def lbfgsb(self, start: Tensor, n_iterations: int) -> str:
         """L-BFGS-B from ``start``, which should be a vertex.
 
         From inside the box its first iteration sorts one breakpoint a coordinate, which takes
         longer than ten passes over the data when p is in the millions; at a vertex few are left.
         """
-        _, grad = self(start)
+        _, grad = self.evaluate(start)
         # Slopes of order 1 per coordinate: the first quadratic model then spans the box, and the
         # stopping rules, which are absolute, see a loss of 1e-24 as they see one of order 1.
-        self.scale = max(float(np.abs(grad).mean()), np.finfo(float).tiny)
+        scale = max(grad.abs().mean().item(), np.finfo(float).tiny)
+
+        def descend(u: np.ndarray) -> tuple[float, np.ndarray]:
+            rise, grad = self.evaluate(torch.from_numpy(u.copy()).to(self.x))
+            return -rise / scale, (-grad / scale).cpu().double().numpy()
+
+        side = np.ones(self.subspace.p)
         result = minimize(
-            self,
-            start,
+            descend,
+            start.cpu().double().numpy(),
             jac=True,
             method="L-BFGS-B",
-            bounds=Bounds(-np.ones(len(start)), np.ones(len(start))),
+            bounds=Bounds(-side, side),
             options={"maxiter": n_iterations, "ftol": 0.0, "gtol": 0.0},
         )
-        self.scale = 1.0
         return f"L-BFGS-B: {result.message}"
 
-    def sign_ascent(self, u: np.ndarray, n_iterations: int, tolerance: float) -> str:
+    def sign_ascent(self, u: Tensor, n_iterations: int, tolerance: float) -> str:
         """Projected ascent from ``u`` along sign(gradient); the step halves on failure."""
-        value, grad = self(u)
+        rise, grad = self.evaluate(u)
         step = 2.0  # from any point to the vertex that the gradient points at
         for iteration in range(n_iterations):
             if self.converged(tolerance):
                 return f"sign ascent: stationary after {iteration} iterations"
-            trial = np.clip(u - step * np.sign(grad), -1.0, 1.0)
-            new_value, new_grad = self(trial)
-            if new_value < value:
-                u, value, grad = trial, new_value, new_grad
+            trial = (u + step * grad.sign()).clamp_(-1.0, 1.0)
+            new_rise, new_grad = self.evaluate(trial)
+            if new_rise > rise:
+                u, rise, grad = trial, new_rise, new_grad
             else:
                 step /= 2
         return f"sign ascent: all {n_iterations} iterations used"
@@ -318,11 +323,11 @@ def _best_of_starts(
     best = (-math.inf, search.best_u, math.inf)
     for _ in range(n_starts):
         search.best_rise = -math.inf
-        vertex = search.vertex(rng.uniform(-1.0, 1.0, len(search.half_width)))
+        vertex = search.vertex(rng)
         message = ""
         if method != "ascent":
             message = search.lbfgsb(vertex, n_iterations)
-            vertex = search.best_u.cpu().double().numpy()
+            vertex = search.best_u
         if method != "lbfgsb":
             message = search.sign_ascent(vertex, n_iterations, tolerance)
         outcomes.append((search.best_rise, message))
@@ -336,7 +341,7 @@ def _best_of_starts(
 
 
 def _enumerate_vertices(search: _Search) -> str:
-    p = len(search.half_width)
+    p = search.subspace.p
     if p > MAX_VERTEX_DIM:
         raise ValueError(
             f"method 'vertices' evaluates 2^p corners and takes p up to {MAX_VERTEX_DIM}, got "
@@ -349,5 +354,5 @@ def _enumerate_vertices(search: _Search) -> str:
         if rise > search.best_rise:
             search.best_rise, search.best_u = rise, u
     search.best_rise = -math.inf
-    search(search.best_u.cpu().double().numpy())  # for the gap at the best of them
+    search.evaluate(search.best_u)  # for the gap at the best of them
     return f"all {2**p} vertices; exact where f is convex along A"
