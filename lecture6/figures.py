@@ -51,6 +51,7 @@ def _band(
     figure.add_scatter(
         x=xs + xs[::-1],
         y=[*stats["max"], *stats["min"][::-1]],
+        mode="lines",
         fill="toself",
         fillcolor=colour,
         opacity=0.15,

@@ -85,7 +85,7 @@ async function draw(figure) {
   }
   // A finger that scrolls the page must not zoom the figure.
   if (matchMedia("(pointer: coarse)").matches) layout.dragmode = false;
-  const config = { displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"] };
+  const config = { displayModeBar: false }; // it would cover the legend
   await Plotly.newPlot(plot, { data, layout, frames, config });
   plot.on("plotly_sliderchange", ({ step }) => {
     caption.textContent = titles.get(step.args[0][0]) ?? caption.textContent;

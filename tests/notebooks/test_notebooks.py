@@ -5,6 +5,7 @@ nbval runs beside these tests (see the Makefile).
 
 import json
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -45,10 +46,21 @@ def test_cells_are_tidy(path):
             assert not cell.outputs, f"outputs are kept only on checked cells: {lines[0]}"
 
 
+def solutions(notebook):
+    """The code of the exercises' solutions, in order."""
+    prose = "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown")
+    hidden = re.findall(r"<details>.*?</details>", prose, re.DOTALL)
+    return [code for part in hidden for code in re.findall(r"```python\n(.*?)```", part, re.DOTALL)]
+
+
 @each_notebook
 def test_runs_with_papermill(path, tmp_path):
+    notebook = nbformat.read(path, as_version=4)
+    assert len(solutions(notebook)) >= 3, "a chapter has three exercises with solutions in code"
+    notebook.cells += [nbformat.v4.new_code_cell(code) for code in solutions(notebook)]
+    nbformat.write(notebook, tmp_path / f"with-solutions-{path.name}")
     papermill.execute_notebook(
-        path,
+        tmp_path / f"with-solutions-{path.name}",
         tmp_path / path.name,
         parameters={"profile": "smoke"},
         kernel_name="python3",
