@@ -1,4 +1,4 @@
-"""The networks of the lecture, with the parameter counts of Keskar et al. (arXiv:1609.04836).
+"""The networks of the lecture: those of Keskar et al. (arXiv:1609.04836) and of Smith & Le.
 
 Batch norm follows the authors' released code (Keras 1, ``mode=2``): every batch is normalised by
 its own mean and variance, when training *and* when evaluating, and no running statistics are kept.
@@ -103,7 +103,7 @@ def c1(
     Input (batch, 3, 32, 32), output logits (batch, n_classes).
 
     ``stride=1`` is the authors' released code: 'same' convolutions, each followed by a 3×3
-    max-pool of stride 2; 1,757,834 parameters, the count of the paper's net. ``stride=2`` is the
+    max-pool of stride 2; 1,757,834 parameters. ``stride=2`` is the
     text of Appendix B and of the lecture's Remark 1 read literally, "64 5×5 filters with stride 2
     followed by max pooling": the feature map shrinks to 2×2 and 283,274 parameters remain.
 

@@ -74,8 +74,8 @@ class Interval:
 
     @property
     def positive(self) -> bool | None:
-        """True if the whole interval lies above 0, False if it lies below, None if neither."""
-        return None if self.low <= 0 <= self.high else self.low > 0
+        """True if the whole interval lies above 0, False if it lies below, else None."""
+        return True if self.low > 0 else False if self.high < 0 else None
 
     def __format__(self, spec: str) -> str:
         return f"{self.mean:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"

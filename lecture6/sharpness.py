@@ -174,7 +174,7 @@ class _Search:
         return rise, grad
 
     def vertex(self, rng: np.random.Generator) -> Tensor:
-        """The vertex that the gradient at a random point of the box points at."""
+        """Where the gradient at a random point of the box points: a vertex, if no slope is 0."""
         _, grad = self.evaluate(
             torch.from_numpy(rng.uniform(-1.0, 1.0, self.subspace.p)).to(self.x)
         )
@@ -299,7 +299,7 @@ def _as_subspace(
     n, kind = objective.n_params, {"dtype": objective.dtype, "device": objective.device}
     if subspace is None:
         return _Identity(n)
-    if isinstance(subspace, int):
+    if isinstance(subspace, int | np.integer):
         return RandomSubspace(n, subspace, seed=seed, device=objective.device)
     if isinstance(subspace, RandomSubspace):
         shape = (subspace.n, subspace.p)

@@ -135,7 +135,7 @@ def train(
     """Train a copy of ``model`` on ``data`` by mini-batch SGD, equation (1), or Adam.
 
     Arguments beyond the obvious:
-      optimizer     "sgd" or "adam" (Keskar et al. use Adam at its default rate, 1e-3)
+      optimizer     "sgd" or "adam" (Keskar et al.; lr 1e-3 in their released code)
       sampling      see :func:`sample_batches`
       schedule      factor on ``lr`` as a function of the epoch: :func:`step_decay`, :func:`warmup`
       patience      stop when the training loss has not improved for this many evaluations: "until
@@ -154,6 +154,8 @@ def train(
     finite (the message names the update and the learning rate).
     """
     _check(data, batch_size, lr, epochs, optimizer, momentum, nesterov, sampling, evaluate_every)
+    if patience is not None and patience < 1:
+        raise ValueError(f"patience must be at least 1 evaluation, or None, got {patience}")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     bf16 = bf16 and _has_bf16(device)
     model = copy.deepcopy(model).to(device)
@@ -208,7 +210,7 @@ def train(
         return rows[-2][3]
 
     settings = {
-        "data": [data.name, data.checksum, data.n_train],
+        "data": [data.name, _digest(data.x_train, data.y_train) if checkpoint else None],
         "batch_size": batch_size,
         "lr": lr,
         "optimizer": [optimizer, momentum, nesterov, weight_decay],
@@ -217,7 +219,7 @@ def train(
         "seed": seed,
         "bf16": bf16,
         "evaluate_every": evaluate_every,
-        "initial weights": hashlib.sha256(w0.cpu().numpy().tobytes()).hexdigest(),
+        "initial weights": _digest(w0),
     }
 
     def snapshot(epoch: int) -> dict:
@@ -244,6 +246,11 @@ def train(
                 torch.cuda.set_rng_state(state["cuda_rng"], device)
             rows = state["rows"]
             start, best, since_best = state["progress"]
+            if start > epochs:
+                raise ValueError(
+                    f"{checkpoint} already holds {start} epochs, more than the {epochs} asked for; "
+                    "ask for at least as many, or use another checkpoint file"
+                )
         else:
             best = record(0, schedule(0.0) if schedule else 1.0)
 
@@ -348,6 +355,13 @@ def _check(
             "sampling must be 'epoch', 'with_replacement' or 'without_replacement', "
             f"got {sampling!r}"
         )
+
+
+def _digest(*tensors: Tensor) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.cpu().contiguous().numpy())
+    return digest.hexdigest()
 
 
 def _has_bf16(device: torch.device) -> bool:

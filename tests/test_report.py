@@ -134,3 +134,7 @@ def test_claims_table_escapes_html_and_cuts_nothing():
     assert "<script>" not in page
     shown = "f &lt; g &amp; &lt;script&gt;alert(1)&lt;/script&gt;" + " long" * 40
     assert page.count(f"<td>{shown}</td>") == 70
+
+
+def test_an_interval_that_is_not_finite_decides_nothing():
+    assert interval([float("nan"), 1.0, 2.0]).positive is None

@@ -435,3 +435,23 @@ def test_on_a_gpu_the_run_is_reproducible_and_close_to_the_processors():
     assert same(run(models.c1(), IMAGES, **options, device="cuda"), first)
     start = run(models.c1(), IMAGES, **options).history.loc[:1, "loss"]
     np.testing.assert_allclose(first.history.loc[:1, "loss"], start, rtol=1e-4)
+
+
+def test_a_checkpoint_with_more_epochs_than_asked_for_is_refused(tmp_path):
+    file = tmp_path / "run.pt"
+    run(epochs=3, checkpoint=file)
+    with pytest.raises(ValueError, match="already holds 3 epochs, more than the 2 asked for"):
+        run(epochs=2, checkpoint=file)
+
+
+def test_the_checkpoint_of_another_subset_is_refused(tmp_path):
+    file = tmp_path / "run.pt"
+    whole = gaussian_classes(50, 20, shape=(5,), n_classes=3)
+    run(data=whole.subset(40, seed=0), checkpoint=file)
+    with pytest.raises(ValueError, match="belongs to another run"):
+        run(data=whole.subset(40, seed=1), checkpoint=file)
+
+
+def test_patience_of_no_evaluation_is_refused():
+    with pytest.raises(ValueError, match="patience must be at least 1"):
+        run(patience=0)
