@@ -39,3 +39,12 @@ def data_root():
     if not root.is_dir():
         pytest.skip(f"no data at {root}: set LECTURE6_DATA to the folder that holds MNIST, TIMIT …")
     return root
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """For tiny nets: two threads would only wait for each other, long on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

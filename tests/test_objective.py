@@ -15,13 +15,7 @@ DATA = gaussian_classes(N_SAMPLES, 10, shape=(5,), n_classes=3)
 IMAGES = gaussian_classes(N_SAMPLES, 10, shape=(2, 6, 6), n_classes=3)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Nets of 100 weights: two threads would only wait for each other, long on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")  # nets of 100 weights
 
 
 def dense():

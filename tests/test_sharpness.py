@@ -37,13 +37,7 @@ TABLE_1 = [  # the identity rows
 ]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Nets of 67 weights: two threads would only wait for each other, long on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")  # nets of 100 weights
 
 
 def zeros(objective):

@@ -70,6 +70,19 @@ def test_runs_with_papermill(path, tmp_path):
     )
 
 
+@pytest.mark.full
+@each_notebook
+def test_runs_at_full_size(path, tmp_path):
+    papermill.execute_notebook(
+        path,
+        tmp_path / path.name,
+        parameters={"profile": "full"},
+        kernel_name="python3",
+        cwd=path.parent,
+        progress_bar=False,
+    )
+
+
 def test_one_repository_address(repository):
     found = repository["addresses"]()
     assert all(len(addresses) == 1 for addresses in found.values()), found
