@@ -112,6 +112,22 @@ class Dataset:
             parts |= {f"x_{part}": x[keep], f"y_{part}": y[keep]}
         return replace(self, **parts)
 
+    def with_random_labels(self, fraction: float = 1.0, *, seed: int = 0) -> Dataset:
+        """A copy in which ``fraction`` of the training labels are drawn anew, uniformly.
+
+        As in Zhang et al. (1611.03530): a redrawn label may be the true one again. The images, and
+        the test set, stay as they are. Raises ``ValueError`` for a fraction outside [0, 1].
+        """
+        if not 0 <= fraction <= 1:
+            raise ValueError(f"fraction must lie between 0 and 1, got {fraction}")
+        generator = torch.Generator().manual_seed(seed)
+        redrawn = torch.randperm(self.n_train, generator=generator)
+        redrawn = redrawn[: round(fraction * self.n_train)]
+        y = self.y_train.clone()
+        y[redrawn] = torch.randint(self.n_classes, (len(redrawn),), generator=generator)
+        source = f"{self.source}; {fraction:.0%} of the training labels drawn at random"
+        return replace(self, y_train=y, source=source)
+
     def padded(self, size: int = 32, channels: int = 3) -> Dataset:
         """The images in a black frame of ``size`` × ``size``, repeated to ``channels`` channels.
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import html
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -339,6 +341,155 @@ def sharpness_box(curve: pd.DataFrame, boxes: pd.DataFrame, *, title: str) -> go
     figure.update_xaxes(title_text="Parameter x")
     figure.update_yaxes(title_text="Loss", range=[-0.05, 1.15])
     return figure.update_layout(hovermode="closest")
+
+
+def curves(
+    table: pd.DataFrame,
+    x: str,
+    y: str,
+    *,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    provenance: str = "",
+    log: str = "",
+    xrange: tuple[float, float] | None = None,
+    yrange: tuple[float, float] | None = None,
+    marks: Sequence[tuple[float, float, str]] = (),
+    mode: str = "lines",
+) -> go.Figure:
+    """Any quantity against another: one curve a label, its mean and range over seeds.
+
+    ``table`` has the columns ``x`` and ``y``, label (one curve a label), and seed when there are
+    several. ``log`` names the logarithmic axes: "", "x", "y" or "xy". ``xrange`` and ``yrange``
+    are in the units of the data. ``marks`` are points (x, y, text) to point out.
+    """
+    by_label = list(table.groupby("label", sort=False))
+    n_seeds = table["seed"].nunique() if "seed" in table else 1
+    several = f", mean and range of {n_seeds} seeds" if n_seeds > 1 else ""
+    figure = _figure(
+        title,
+        f"{ylabel} against {xlabel}{several}. "
+        + " ".join(f"{label}: from {_summary(rows, x, y, '.3g')}." for label, rows in by_label)
+        + "".join(f" Marked: {text}, {b:.3g} at {a:.3g}." for a, b, text in marks),
+        provenance,
+    )
+    styles = [(c, dash) for dash in ("solid", "dash") for c in (BLUE, ORANGE, GREEN, PURPLE)]
+    for (label, rows), (colour, dash) in _coloured(by_label, styles):
+        _band(figure, rows, x, y, name=label, colour=colour, dash=dash, mode=mode)
+    for mark_x, mark_y, text in marks:
+        figure.add_scatter(
+            x=[mark_x],
+            y=[mark_y],
+            mode="markers",
+            marker={"color": "black", "size": 9, "symbol": "diamond"},
+            name=text,
+        )
+    for update, name, label, limits in (
+        (figure.update_xaxes, "x", xlabel, xrange),
+        (figure.update_yaxes, "y", ylabel, yrange),
+    ):
+        scale = "log" if name in log else "linear"
+        if limits and name in log:
+            limits = [math.log10(v) for v in limits]
+        update(title_text=label, type=scale, range=limits)
+    return figure
+
+
+def contour(
+    table: pd.DataFrame,
+    x: str,
+    y: str,
+    z: str,
+    *,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    zlabel: str,
+    provenance: str = "",
+) -> go.Figure:
+    """A quantity over two others that form a grid, on a logarithmic scale of colours.
+
+    ``table``: columns ``x``, ``y``, ``z`` (positive), one row a point of the grid.
+    """
+    grid = table.pivot_table(index=y, columns=x, values=z)
+    lowest = table.loc[table[z].idxmin()]
+    figure = _figure(
+        title,
+        f"{zlabel} over {xlabel} (from {table[x].min():.3g} to {table[x].max():.3g}) and {ylabel} "
+        f"(from {table[y].min():.3g} to {table[y].max():.3g}), as filled contours: from "
+        f"{lowest[z]:.3g} at ({lowest[x]:.3g}, {lowest[y]:.3g}) to {table[z].max():.3g}.",
+        provenance,
+    )
+    exponents = np.log10(grid.to_numpy())
+    ticks = np.linspace(exponents.min(), exponents.max(), 6)
+    figure.add_contour(
+        x=grid.columns,
+        y=grid.index,
+        z=exponents,
+        customdata=grid.to_numpy(),
+        hovertemplate="(%{x:.3g}, %{y:.3g}): %{customdata:.3g}<extra></extra>",
+        colorscale="Cividis",
+        ncontours=16,
+        line={"width": 0.5},
+        colorbar={
+            "title": zlabel,
+            "tickvals": ticks,
+            "ticktext": [f"{10**t:.2g}" for t in ticks],
+        },
+    )
+    figure.update_xaxes(title_text=xlabel)
+    figure.update_yaxes(title_text=ylabel)
+    return figure.update_layout(hovermode="closest")
+
+
+def spectrum(
+    density: pd.DataFrame, outliers: Sequence[float], *, title: str, provenance: str
+) -> go.Figure:
+    """The density of a Hessian's eigenvalues, with the leading ones marked.
+
+    ``density``: columns eigenvalue, density (of eigenvalues, so that it integrates to their
+    number), low, high (a band around it).
+    """
+    figure = _figure(
+        title,
+        "Number of eigenvalues of the Hessian per unit of eigenvalue, on a logarithmic axis, from "
+        f"{density['eigenvalue'].min():.3g} to {density['eigenvalue'].max():.3g}; it is highest, "
+        f"{density['density'].max():.3g}, at "
+        f"{density.loc[density['density'].idxmax(), 'eigenvalue']:.3g}. Marked are "
+        f"{len(outliers)} leading eigenvalues, from {min(outliers):.3g} to {max(outliers):.3g}.",
+        provenance,
+    )
+    floor = density["density"].max() * 1e-9
+    for column, name in (("high", None), ("low", "± 2 standard errors")):
+        figure.add_scatter(
+            x=density["eigenvalue"],
+            y=density[column].clip(lower=floor),
+            mode="lines",
+            line={"width": 0, "color": BLUE},
+            fill="tonexty" if name else None,
+            fillcolor="rgba(0, 114, 178, 0.2)",
+            hoverinfo="skip",
+            showlegend=bool(name),
+            name=name,
+        )
+    figure.add_scatter(
+        x=density["eigenvalue"],
+        y=density["density"].clip(lower=floor),
+        mode="lines",
+        name="density",
+        line={"color": BLUE},
+    )
+    figure.add_scatter(
+        x=list(outliers),
+        y=[1.0] * len(outliers),
+        mode="markers",
+        name="leading eigenvalues",
+        marker={"color": ORANGE, "symbol": "line-ns-open", "size": 16, "line": {"width": 2}},
+    )
+    figure.update_xaxes(title_text="Eigenvalue of the Hessian, λ")
+    figure.update_yaxes(title_text="Eigenvalues per unit of λ", type="log", exponentformat="power")
+    return figure
 
 
 class BookFigure:

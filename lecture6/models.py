@@ -146,12 +146,23 @@ def c2(n_classes: int = 10, *, batch_norm: str = "batch", seed: int = 0) -> nn.S
 
 
 def mlp(
-    n_inputs: int = 784, n_hidden: int = 800, n_classes: int = 10, *, seed: int = 0
+    n_inputs: int = 784,
+    n_hidden: int = 800,
+    n_classes: int = 10,
+    *,
+    bias: bool = True,
+    seed: int = 0,
 ) -> nn.Sequential:
-    """One hidden layer of 800 ReLU units, no batch norm: the net of Smith & Le (1710.06451)."""
+    """One hidden layer of 800 ReLU units, no batch norm: the net of Smith & Le (1710.06451).
+
+    Without biases its function is unchanged by :func:`lecture6.curvature.rescale`.
+    """
     with local_seed(seed):
         return nn.Sequential(
-            nn.Flatten(), nn.Linear(n_inputs, n_hidden), nn.ReLU(), nn.Linear(n_hidden, n_classes)
+            nn.Flatten(),
+            nn.Linear(n_inputs, n_hidden, bias=bias),
+            nn.ReLU(),
+            nn.Linear(n_hidden, n_classes, bias=bias),
         )
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,6 +22,10 @@ from lecture6.train import EVALUATION_BATCH, evaluate, evaluation_batches
 
 class NonDeterministicError(RuntimeError):
     """Two evaluations of the same loss at the same point differ."""
+
+
+Product = Callable[[Tensor], Tensor]  # v ↦ M v for a symmetric matrix M of shape (n, n)
+MEMORY_LIMIT = 1 << 30  # bytes of graphs kept between products with one Hessian
 
 
 class Objective(ABC):
@@ -35,8 +40,24 @@ class Objective(ABC):
     device: torch.device
 
     @abstractmethod
-    def _accumulate(self, w: Tensor, order: int, v: Tensor | None = None) -> tuple[float, Tensor]:
-        """f(w), with its gradient if order is 1, or its Hessian times v if order is 2."""
+    def _accumulate(self, w: Tensor, with_grad: bool) -> tuple[float, Tensor]:
+        """f(w) and its gradient, or zeros in its place."""
+
+    @abstractmethod
+    def product(
+        self, w: Tensor, *, of: str = "hessian", memory_limit: int = MEMORY_LIMIT
+    ) -> Product:
+        """v ↦ M v for the curvature matrix M of f at w, by double backpropagation.
+
+        Arguments:
+          of            "hessian", or "gauss_newton" for networks: Jᵀ ∇²ℓ(z) J with J = ∂z/∂w the
+                        Jacobian of the logits, positive semidefinite (Schraudolph 2002)
+          memory_limit  bytes. What does not depend on v is computed once and kept up to this
+                        limit; the samples beyond it are passed through the network at every call,
+                        so that memory does not grow with their number.
+
+        The function returned takes v of shape (n_params,), or a block (k, n_params) of k vectors.
+        """
 
     def vector(self, w: Tensor) -> Tensor:
         """``w`` as a detached vector of this objective's dtype and device; checks its shape."""
@@ -47,19 +68,19 @@ class Objective(ABC):
 
     def value(self, w: Tensor) -> float:
         """f(w)."""
-        return self._accumulate(self.vector(w), 0)[0]
+        return self._accumulate(self.vector(w), False)[0]
 
     def grad(self, w: Tensor) -> Tensor:
         """∇f(w), shape (n_params,)."""
-        return self._accumulate(self.vector(w), 1)[1]
+        return self._accumulate(self.vector(w), True)[1]
 
     def value_and_grad(self, w: Tensor) -> tuple[float, Tensor]:
         """f(w) and ∇f(w) from one forward and one backward pass."""
-        return self._accumulate(self.vector(w), 1)
+        return self._accumulate(self.vector(w), True)
 
     def hvp(self, w: Tensor, v: Tensor) -> Tensor:
-        """The Hessian of f at w times v, shape (n_params,), by double backpropagation."""
-        return self._accumulate(self.vector(w), 2, self.vector(v))[1]
+        """The Hessian of f at w times v, shape (n_params,); for many v, see :meth:`product`."""
+        return self.product(w, memory_limit=0)(self.vector(v))
 
 
 class _SumObjective(Objective):
@@ -68,21 +89,104 @@ class _SumObjective(Objective):
     def _terms(self) -> list[tuple[float, Callable[[Tensor], Tensor]]]:
         raise NotImplementedError
 
-    def _accumulate(self, w: Tensor, order: int, v: Tensor | None = None) -> tuple[float, Tensor]:
+    def _accumulate(self, w: Tensor, with_grad: bool) -> tuple[float, Tensor]:
         total, out = 0.0, torch.zeros_like(w)
         for weight, term in self._terms():
-            with torch.set_grad_enabled(order > 0):
-                x = w.clone().requires_grad_(order > 0)
+            with torch.set_grad_enabled(with_grad):
+                x = w.clone().requires_grad_(with_grad)
                 value = term(x)
             total += weight * value.item()
-            if order == 0:
-                continue
-            (g,) = torch.autograd.grad(value, x, create_graph=order == 2)
-            if order == 2:
-                # 0·Σx: where f is linear, g does not depend on x
-                (g,) = torch.autograd.grad(g @ v + 0.0 * x.sum(), x)
-            out.add_(g, alpha=weight)
+            if with_grad:
+                out.add_(torch.autograd.grad(value, x)[0], alpha=weight)
         return total, out
+
+    def _graphs(self, of: str) -> list[tuple[float, Callable[[Tensor], tuple[Tensor, Product]]]]:
+        """A weight and a function of w for each term of the matrix.
+
+        The function returns the last tensor of the graph that the products need, and v ↦ M_b v.
+        """
+        if of == "hessian":
+            return [
+                (weight, lambda w, term=term: _hessian(term, w)) for weight, term in self._terms()
+            ]
+        raise ValueError(f"of must be 'hessian' (or, for networks, 'gauss_newton'), got {of!r}")
+
+    def product(
+        self, w: Tensor, *, of: str = "hessian", memory_limit: int = MEMORY_LIMIT
+    ) -> Product:
+        w = self.vector(w)
+        terms, kept = self._graphs(of), []
+        while terms and memory_limit > 0:
+            weight, graph = terms[0]
+            root, term_product = graph(w)
+            memory_limit -= _graph_bytes(root)
+            if memory_limit >= 0:
+                kept.append((weight, term_product))
+                terms = terms[1:]
+        root = term_product = None  # or the graph that did not fit would live on
+
+        def products() -> Iterator[tuple[float, Product]]:
+            yield from kept
+            for weight, graph in terms:
+                yield weight, graph(w)[1]
+
+        def apply(v: Tensor) -> Tensor:
+            v = torch.as_tensor(v, dtype=self.dtype, device=self.device).detach()
+            if v.dim() not in (1, 2) or v.shape[-1] != self.n_params:
+                raise ValueError(
+                    f"expected vectors of shape ({self.n_params},) or (k, {self.n_params}), got "
+                    f"{tuple(v.shape)}"
+                )
+            n, out = self.n_params, torch.zeros(v.shape, dtype=v.dtype, device=v.device)
+            for weight, term_product in products():
+                for row, image in zip(v.reshape(-1, n), out.view(-1, n), strict=True):
+                    image.add_(term_product(row), alpha=weight)
+            return out
+
+        return apply
+
+
+def _hessian(term: Callable[[Tensor], Tensor], w: Tensor) -> tuple[Tensor, Product]:
+    x = w.clone().requires_grad_()
+    with torch.enable_grad():
+        (g,) = torch.autograd.grad(term(x), x, create_graph=True)
+        g = g + 0.0 * x  # where f is linear, g does not depend on x
+    return g, lambda v: torch.autograd.grad(g, x, v, retain_graph=True)[0]
+
+
+def _gauss_newton(logits: Callable[[Tensor], Tensor], w: Tensor) -> tuple[Tensor, Product]:
+    """For the mean cross-entropy of the softmax of ``logits``, (samples, classes)."""
+    x = w.clone().requires_grad_()
+    with torch.enable_grad():
+        z = logits(x)
+        u = torch.zeros_like(z, requires_grad=True)
+        (g,) = torch.autograd.grad(z, x, u, create_graph=True)  # Jᵀu: linear in u
+    p = z.detach().softmax(1)
+
+    def product(v: Tensor) -> Tensor:
+        (jv,) = torch.autograd.grad(g, u, v, retain_graph=True)
+        curved = p * (jv - (p * jv).sum(1, keepdim=True)) / len(p)  # ∇²ℓ(z) = diag(p) − p pᵀ
+        return torch.autograd.grad(z, x, curved, retain_graph=True)[0]
+
+    return g, product
+
+
+def _graph_bytes(root: Tensor) -> int:
+    """Memory that the graph behind ``root`` keeps for its backward pass."""
+    nodes, visited, sizes = [root.grad_fn], set(), {}
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in visited:
+            continue
+        visited.add(node)
+        nodes.extend(parent for parent, _ in node.next_functions)
+        for name in dir(node):
+            if name.startswith("_saved_"):
+                saved = getattr(node, name)
+                for tensor in saved if isinstance(saved, tuple | list) else [saved]:
+                    if isinstance(tensor, Tensor):
+                        sizes[tensor.data_ptr()] = tensor.nbytes
+    return sum(sizes.values())
 
 
 class FunctionObjective(_SumObjective):
@@ -139,19 +243,31 @@ class NetworkObjective(_SumObjective):
         self._batches = evaluation_batches(x.to(self.device), y.to(self.device), batch_size)
         self.n_batches = len(self._batches)
         named = dict(self.model.named_parameters())
-        self._names, self._shapes = list(named), [p.shape for p in named.values()]
+        self.shapes = {name: p.shape for name, p in named.items()}
         self._sizes = [p.numel() for p in named.values()]
+        ends = np.cumsum(self._sizes).tolist()
+        starts = [0, *ends]
+        # where each parameter lies in w: name -> slice
+        self.slices = {n: slice(a, b) for n, a, b in zip(named, starts, ends, strict=False)}
         self._probe()
 
     def _logits(self, w: Tensor, x: Tensor) -> Tensor:
-        parts = zip(self._names, w.split(self._sizes), self._shapes, strict=True)
-        parameters = {name: part.view(shape) for name, part, shape in parts}
+        parts = zip(self.shapes.items(), w.split(self._sizes), strict=True)
+        parameters = {name: part.view(shape) for (name, shape), part in parts}
         return functional_call(self.model, parameters, (x.to(self.dtype),))
 
     def _terms(self) -> list[tuple[float, Callable[[Tensor], Tensor]]]:
         return [
             (len(x) / self.n_samples, lambda w, x=x, y=y: F.cross_entropy(self._logits(w, x), y))
             for x, y in self._batches
+        ]
+
+    def _graphs(self, of: str) -> list[tuple[float, Callable[[Tensor], tuple[Tensor, Product]]]]:
+        if of != "gauss_newton":
+            return super()._graphs(of)
+        return [
+            (len(x) / self.n_samples, lambda w, x=x: _gauss_newton(lambda v: self._logits(v, x), w))
+            for x, _ in self._batches
         ]
 
     def evaluate(self, w: Tensor) -> tuple[float, float]:

@@ -1,4 +1,6 @@
-"""Definition 2 of the lecture: the (C_ε, A)-sharpness of Keskar et al. (arXiv:1609.04836, §2.2.2).
+"""Sharpness: Definition 2 of the lecture, and the measures that others put beside it.
+
+Definition 2 is the (C_ε, A)-sharpness of Keskar et al. (arXiv:1609.04836, §2.2.2):
 
     φ_{x,f}(ε, A) = 100 · (max_{z ∈ C_ε} f(x + A z) − f(x)) / (1 + f(x))              (2)
     C_ε = { z ∈ R^p : |z_i| ≤ ε (|(A⁺x)_i| + 1) }                                     (3)
@@ -10,6 +12,10 @@ at once: a search starts at the vertex that the gradient at a random point of th
 (ii) L-BFGS-B stops on absolute tolerances and takes x⁸ near 0 for flat: the search runs over
 u ∈ [−1, 1]^p, z = h·u, on f scaled to slopes of order 1. (iii) A failed line search would lose the
 best point: the best of all points evaluated is what is returned.
+
+The other measures change the set of perturbations and keep the rest, so that one table compares
+all of :data:`MEASURES`: each is called as ``measure(objective, x, epsilon=..., seed=...)``, has a
+default ε from its paper, and gives a :class:`SharpnessResult` in per cent of 1 + f(x).
 """
 
 from __future__ import annotations
@@ -38,15 +44,17 @@ class SharpnessResult:
     ``gap`` bounds, to first order, what the search left behind: the largest further rise of the
     linearised loss within the box, in units of φ (the Frank–Wolfe gap). ``converged`` means that
     it is below the tolerance, a stationary point of the box; another one may be higher still.
+    Measures that do not search have the gap 0, and :func:`average` has a standard error instead.
     """
 
     value: float  # φ, per cent
-    maximizer: Tensor  # (p,) z in the box; the loss is largest at x + A z
+    maximizer: Tensor | None  # (p,) z in the box; the loss is largest at x + A z
     loss: float  # f(x)
-    loss_max: float  # f(x + A z)
+    loss_max: float  # f(x + A z); of average: the mean over the perturbations
     epsilon: float
     gap: float  # per cent
-    n_evaluations: int  # of f and its gradient together; vertices: of f
+    stderr: float  # per cent
+    n_evaluations: int  # of f and its gradient together; vertices, average: of f
     converged: bool
     method: str
     message: str
@@ -141,18 +149,37 @@ class RandomSubspace:
 class _Search:
     """f over the box in units u ∈ [−1, 1]^p; counts evaluations and remembers the best point."""
 
-    def __init__(self, objective: Objective, x: Tensor, subspace: _Subspace, epsilon: float):
-        self.objective, self.x, self.subspace = objective, x, subspace
-        self.half_width = epsilon * (subspace.pinv(x).abs() + 1)  # equation (3)
-        self.base = objective.value(x)
-        if not math.isfinite(self.base):
-            raise ValueError(f"the loss at x is {self.base}; sharpness needs a finite loss")
+    def __init__(
+        self, objective: Objective, x: Tensor, subspace: _Subspace, epsilon: float, margin: float
+    ) -> None:
+        _check_epsilon(epsilon)
+        self.objective, self.x, self.subspace, self.epsilon = objective, x, subspace, epsilon
+        self.half_width = epsilon * (subspace.pinv(x).abs() + margin)  # equation (3)
+        self.base = _finite(objective.value(x), "at x")
         self.n_evaluations = 0
         self.best_rise, self.best_u = -math.inf, torch.zeros_like(self.half_width)
         self.best_gap = math.inf
 
     def converged(self, tolerance: float) -> bool:
         return self.best_rise > 0 and self.best_gap <= tolerance * self.best_rise
+
+    def result(self, method: str, message: str, tolerance: float) -> SharpnessResult:
+        percent, rise = 100 / (1 + self.base), self.best_rise
+        if rise <= 0:
+            message = f"no point evaluated in the box lies above f(x) = {self.base:g}; {message}"
+        return SharpnessResult(
+            value=percent * max(rise, 0.0),
+            maximizer=self.half_width * self.best_u,
+            loss=self.base,
+            loss_max=self.base + max(rise, 0.0),
+            epsilon=self.epsilon,
+            gap=percent * self.best_gap,
+            stderr=0.0,
+            n_evaluations=self.n_evaluations,
+            converged=self.converged(tolerance),
+            method=method,
+            message=message,
+        )
 
     def point(self, u: Tensor) -> Tensor:
         return self.x + self.subspace.apply(self.half_width * u)
@@ -255,14 +282,12 @@ def keskar(
     The result is never a silent 0: when no point of the box lies above f(x), ``value`` is 0,
     ``converged`` is False and ``message`` says so. Raises ValueError for impossible settings.
     """
-    if not (math.isfinite(epsilon) and epsilon > 0):
-        raise ValueError(f"epsilon must be a positive finite number, got {epsilon}")
     if n_iterations < 1 or n_starts < 1:
         raise ValueError(
             f"n_iterations and n_starts must be at least 1, got {n_iterations} and {n_starts}"
         )
     x = objective.vector(x)
-    search = _Search(objective, x, _as_subspace(subspace, objective, seed), epsilon)
+    search = _Search(objective, x, _as_subspace(subspace, objective, seed), epsilon, margin=1.0)
     if method == "vertices":
         message = _enumerate_vertices(search)
     elif method in ("lbfgsb", "ascent", "converged"):
@@ -275,22 +300,120 @@ def keskar(
             f"method must be 'lbfgsb', 'ascent', 'converged' or 'vertices', got {method!r}"
         )
 
-    percent = 100 / (1 + search.base)
-    rise = search.best_rise
-    if rise <= 0:
-        message = f"no point evaluated in the box lies above f(x) = {search.base:g}; {message}"
-    return SharpnessResult(
-        value=percent * max(rise, 0.0),
-        maximizer=search.half_width * search.best_u,
-        loss=search.base,
-        loss_max=search.base + max(rise, 0.0),
-        epsilon=epsilon,
-        gap=percent * search.best_gap,
-        n_evaluations=search.n_evaluations,
-        converged=search.converged(tolerance),
-        method=method,
-        message=message,
+    return search.result(method, message, tolerance)
+
+
+def adaptive(
+    objective: Objective,
+    x: Tensor,
+    *,
+    epsilon: float = 1e-3,
+    n_iterations: int = 20,
+    tolerance: float = 0.01,
+    seed: int = 0,
+) -> SharpnessResult:
+    """Adaptive sharpness: the largest rise where every weight moves by at most a fraction ε of it.
+
+    The box |δ_i| ≤ ε |x_i| shrinks and stretches with the weights, so a rescaling of the net that
+    keeps its function (:func:`lecture6.curvature.rescale`) keeps this sharpness. Kwon et al.
+    (ASAM, 2102.11600) with p = ∞; 20 iterations of projected sign ascent, after the evaluation of
+    Andriushchenko et al. (2302.07011). A lower bound, like every search.
+    """
+    x = objective.vector(x)
+    search = _Search(objective, x, _Identity(objective.n_params), epsilon, margin=0.0)
+    message = _best_of_starts(
+        search, "ascent", 1, n_iterations, tolerance, np.random.default_rng(seed)
     )
+    return search.result("ascent", message, tolerance)
+
+
+def average(
+    objective: Objective,
+    x: Tensor,
+    *,
+    epsilon: float = 1e-3,
+    n_samples: int = 30,
+    seed: int = 0,
+) -> SharpnessResult:
+    """Average-case sharpness: the mean rise under noise N(0, ε²) on every weight, ≈ ½ ε² tr H.
+
+    The quantity that PAC-Bayes bounds contain (Neyshabur et al., 1706.08947). ``value`` is a mean
+    over ``n_samples`` perturbations, with its standard error; ``converged`` means that it is known
+    to a tenth of itself. The value is negative where the loss falls on average.
+    """
+    _check_epsilon(epsilon)
+    if n_samples < 2:
+        raise ValueError(f"a standard error needs at least 2 samples, got {n_samples}")
+    x = objective.vector(x)
+    base = _finite(objective.value(x), "at x")
+    rng = np.random.default_rng(seed)
+    rises = []
+    for _ in range(n_samples):
+        noise = torch.from_numpy(rng.standard_normal(len(x))).to(x)
+        rises.append(_finite(objective.value(x + epsilon * noise), "near x") - base)
+    mean, stderr = float(np.mean(rises)), float(np.std(rises, ddof=1) / math.sqrt(n_samples))
+    percent = 100 / (1 + base)
+    return SharpnessResult(
+        value=percent * mean,
+        maximizer=None,
+        loss=base,
+        loss_max=base + mean,
+        epsilon=epsilon,
+        gap=0.0,
+        stderr=percent * stderr,
+        n_evaluations=n_samples,
+        converged=stderr <= 0.1 * abs(mean),
+        method="average",
+        message=f"mean of {n_samples} perturbations",
+    )
+
+
+def sam(
+    objective: Objective, x: Tensor, *, epsilon: float = 0.05, seed: int = 0
+) -> SharpnessResult:
+    """The rise along SAM's step: f(x + ε g/‖g‖) − f(x) with the gradient g at x.
+
+    Foret et al. (2010.01412), whose ρ = 0.05 is the default ε. To first order ε ‖g‖: at a minimum,
+    where g is 0, there is no such step; ``value`` is then 0, ``converged`` False, and the message
+    says so. ``seed`` is not used: nothing is random.
+    """
+    _check_epsilon(epsilon)
+    x = objective.vector(x)
+    base, g = objective.value_and_grad(x)
+    _finite(base, "at x")
+    norm = g.norm().item()
+    step = epsilon * g / norm if norm > 0 else torch.zeros_like(g)
+    top = _finite(objective.value(x + step), "at the end of the step")
+    percent = 100 / (1 + base)
+    return SharpnessResult(
+        value=percent * (top - base),
+        maximizer=step,
+        loss=base,
+        loss_max=top,
+        epsilon=epsilon,
+        gap=0.0,
+        stderr=0.0,
+        n_evaluations=2,
+        converged=norm > 0,
+        method="sam",
+        message=f"one step along the gradient, of norm {norm:.3g}"
+        if norm > 0
+        else "the gradient at x is 0: SAM has no direction to step along",
+    )
+
+
+MEASURES = {"Definition 2": keskar, "adaptive": adaptive, "average": average, "SAM": sam}
+
+
+def _check_epsilon(epsilon: float) -> None:
+    if not (math.isfinite(epsilon) and epsilon > 0):
+        raise ValueError(f"epsilon must be a positive finite number, got {epsilon}")
+
+
+def _finite(loss: float, where: str) -> float:
+    if not math.isfinite(loss):
+        raise ValueError(f"the loss {where} is {loss}; sharpness needs a finite loss")
+    return loss
 
 
 def _as_subspace(

@@ -237,7 +237,7 @@ def train(
     deterministic = torch.backends.cudnn.flags(deterministic=True, benchmark=False)
     with local_seed(seed), deterministic, _kept_memory():
         if checkpoint is not None and Path(checkpoint).exists():
-            state = _load_checkpoint(checkpoint, settings)
+            state = load_checkpoint(checkpoint, settings)
             model.load_state_dict(state["model"])
             opt.load_state_dict(state["optimizer"])
             generator.set_state(state["generator"])
@@ -282,7 +282,7 @@ def train(
             best, since_best = (train_loss, 0) if train_loss < best else (best, since_best + 1)
             bar.set_postfix(loss=f"{train_loss:.4f}")
             if checkpoint is not None:
-                _save_checkpoint(checkpoint, snapshot(epoch + 1))
+                save_checkpoint(checkpoint, snapshot(epoch + 1))
         bar.close()
 
     columns = ["epoch", "update", "split", "loss", "accuracy", "lr", "distance"]
@@ -370,8 +370,11 @@ def _has_bf16(device: torch.device) -> bool:
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def _save_checkpoint(path: str | os.PathLike, state: dict) -> None:
-    """Write beside the target, then rename: a killed run leaves the last whole checkpoint."""
+def save_checkpoint(path: str | os.PathLike, state: dict) -> None:
+    """Save ``state`` atomically: beside the target first, then renamed.
+
+    A killed run leaves the last whole checkpoint.
+    """
     partial = Path(f"{path}.{os.getpid()}.partial")
     try:
         torch.save(state, partial)
@@ -380,13 +383,17 @@ def _save_checkpoint(path: str | os.PathLike, state: dict) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _load_checkpoint(path: str | os.PathLike, settings: dict) -> dict:
+def load_checkpoint(path: str | os.PathLike, settings: dict) -> dict:
+    """The state saved at ``path``, whose "settings" must equal ``settings``.
+
+    Raises ValueError for a file that cannot be read, and for other settings (it names them).
+    """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         saved = state["settings"]
     except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.PickleError) as error:
         raise ValueError(
-            f"{path} is not a readable checkpoint of lecture6.train ({type(error).__name__}); "
+            f"{path} is not a readable checkpoint of lecture6 ({type(error).__name__}); "
             "delete it to start afresh"
         ) from error
     differ = [

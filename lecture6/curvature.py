@@ -1,0 +1,392 @@
+"""Curvature of an Objective: eigenvalues, trace, spectral density, log-determinant.
+
+Every measure sees the matrix M (the Hessian of the loss, or its Gauss–Newton part) through
+products M v only, and says how far it can be trusted: residuals for eigenvalues, a standard error
+for what is estimated from random vectors. Two algorithms carry all of it. *Lanczos* builds an
+orthonormal basis of the Krylov space span{v, Mv, M²v, …} and the projection T of M on it; the
+eigenvalues of T approach the extreme ones of M. *Hutchinson* uses that E[vᵀ M v] = tr M for v with
+independent entries ±1. Where the matrix is small enough for the budget, both are exact.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lecture6.objective import MEMORY_LIMIT, Objective, Product
+
+
+@dataclass(frozen=True)
+class Eigenpairs:
+    """Eigenvalues with their eigenvectors, largest first, and how far to trust them.
+
+    ``errors`` estimates |λ − exact|: the residual r bounds the distance to the nearest eigenvalue,
+    and r²/gap does so more closely when the rest of the spectrum is ``gap`` away (Kato–Temple).
+    ``converged`` means that every error is below the tolerance asked for. What no residual can
+    show is an eigenvalue that the search never met, such as the second copy of a double one: with
+    ``block_size`` b, up to b copies are found.
+    """
+
+    values: np.ndarray  # (k,)
+    vectors: Tensor = field(repr=False)  # (k, n_params), orthonormal rows
+    residuals: np.ndarray  # (k,) ‖M v − λ v‖
+    errors: np.ndarray  # (k,)
+    converged: bool
+    n_products: int
+    message: str
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number estimated from random vectors, with its standard error (0 when it is exact)."""
+
+    value: float
+    stderr: float
+    n_samples: int  # independent ones, which the standard error comes from
+    n_products: int
+
+
+@dataclass(frozen=True)
+class SpectralDensity:
+    """The eigenvalues of M as a distribution: from each random vector a few weighted nodes.
+
+    The nodes and weights are those of Gauss quadrature for the density (Golub & Welsch): m of them
+    give its first 2m − 1 moments exactly, in the mean over the random vectors.
+    """
+
+    nodes: np.ndarray  # (vectors, m)
+    weights: np.ndarray  # (vectors, m), each row sums to 1
+    n_params: int
+    n_products: int
+
+    def mean_of(self, function: Callable[[np.ndarray], np.ndarray]) -> tuple[float, float]:
+        """(1/n) Σ_i function(λ_i) over all eigenvalues, and its standard error."""
+        values = (self.weights * function(self.nodes)).sum(1)
+        return float(values.mean()), _stderr(values)
+
+    def density(self, grid: np.ndarray, width: float) -> tuple[np.ndarray, np.ndarray]:
+        """Density on ``grid`` (g,) under a Gaussian of standard deviation ``width``.
+
+        Returns the mean over the random vectors and its standard error, (g,) each; the density
+        integrates to 1, so multiply by ``n_params`` for a number of eigenvalues.
+        """
+        distance = (np.asarray(grid)[:, None, None] - self.nodes) / width  # (g, vectors, m)
+        bells = np.exp(-0.5 * distance**2) / (width * math.sqrt(2 * math.pi))
+        curves = (self.weights * bells).sum(2)
+        return curves.mean(1), np.array([_stderr(values) for values in curves])
+
+
+def eigenvalues(
+    objective: Objective,
+    w: Tensor,
+    k: int = 5,
+    *,
+    end: str = "largest",
+    of: str = "hessian",
+    tolerance: float = 1e-3,
+    max_products: int = 200,
+    block_size: int = 1,
+    seed: int = 0,
+) -> Eigenpairs:
+    """The ``k`` leading eigenvalues of M at ``w`` by Lanczos with full reorthogonalisation.
+
+    Arguments:
+      end           "largest", "smallest" (the most negative), or "both": k at either end
+      of            "hessian" or "gauss_newton"
+      tolerance     of the error of each eigenvalue, relative to it
+      max_products  gives up there, with ``converged`` False; memory is one vector of n_params each
+      block_size    vectors iterated together; at least the multiplicity of a repeated eigenvalue
+
+    Source: Lanczos (1950); Golub & Underwood (1977) for blocks. Raises ValueError for impossible
+    settings.
+    """
+    if end not in ("largest", "smallest", "both"):
+        raise ValueError(f"end must be 'largest', 'smallest' or 'both', got {end!r}")
+    wanted = k * (1 + (end == "both"))
+    if k < 1 or block_size < 1 or wanted > objective.n_params:
+        raise ValueError(
+            f"k and block_size must be at least 1, and {wanted} eigenvalues of "
+            f"{objective.n_params} parameters cannot be had: got k = {k}, block_size = {block_size}"
+        )
+    if max_products < wanted:
+        raise ValueError(f"{wanted} eigenvalues need as many products, got {max_products}")
+
+    generator = np.random.default_rng(seed)
+    start = torch.from_numpy(generator.standard_normal((block_size, objective.n_params)))
+    limit = min(max_products, objective.n_params)
+    space = _krylov(objective.product(w, of=of), start.to(objective.vector(w)), limit, generator)
+    for step in space:
+        basis, t, coupling = step
+        size = len(t)
+        if size < wanted:
+            continue
+        values, vectors = np.linalg.eigh(t)
+        residuals = np.linalg.norm(coupling @ vectors[-coupling.shape[1] :], axis=0)
+        top, bottom = np.arange(size - 1, size - 1 - k, -1), np.arange(k - 1, -1, -1)
+        chosen = {"largest": top, "smallest": bottom, "both": np.concatenate([top, bottom])}[end]
+        apart = np.abs(values - values[chosen, None])
+        apart[np.arange(wanted), chosen] = np.inf
+        gaps = np.maximum(apart.min(1), np.finfo(float).tiny)
+        errors = np.minimum(residuals[chosen], residuals[chosen] ** 2 / gaps)
+        met = errors <= tolerance * np.abs(values[chosen])
+        if met.all() or size == limit:
+            break
+    rotation = torch.from_numpy(np.ascontiguousarray(vectors[:, chosen].T)).to(basis)
+    return Eigenpairs(
+        values=values[chosen],
+        vectors=rotation @ basis,
+        residuals=residuals[chosen],
+        errors=errors,
+        converged=bool(met.all()),
+        n_products=size,
+        message=f"{met.sum()} of {wanted} eigenvalues within {tolerance:g} after {size} products",
+    )
+
+
+def trace(
+    objective: Objective,
+    w: Tensor,
+    *,
+    n_products: int = 99,
+    method: str = "hutch++",
+    of: str = "hessian",
+    seed: int = 0,
+) -> Estimate:
+    """tr M at ``w`` from ``n_products`` products, with its standard error.
+
+    Arguments:
+      method  "hutchinson": the mean of vᵀ M v over random v with entries ±1 (Hutchinson 1989).
+              "hutch++": a third of the products finds the space Q where M is large, a third takes
+              the trace there exactly, a third estimates the rest (Meyer et al., 2010.09649).
+              "krylov": Hutch++ with the Lanczos basis for Q, on which the trace comes with the
+              basis: half of the products for Q, half for the rest.
+
+    With at least n_params products the trace is computed exactly from the columns of M. Raises
+    ValueError for too few products (2 for "hutchinson", 4 for "krylov", 6 for "hutch++").
+    """
+    least = {"hutchinson": 2, "hutch++": 6, "krylov": 4}
+    if method not in least:
+        raise ValueError(f"method must be one of {', '.join(least)}, got {method!r}")
+    if n_products < least[method]:
+        raise ValueError(f"{method!r} needs at least {least[method]} products, got {n_products}")
+    product = objective.product(w, of=of)
+    n, generator = objective.n_params, np.random.default_rng(seed)
+    if n_products >= n:
+        return Estimate(float(np.trace(_columns(product, objective))), 0.0, n, n)
+
+    def signs(count: int) -> Tensor:
+        drawn = 2.0 * generator.integers(0, 2, (count, n)) - 1.0
+        return torch.from_numpy(drawn).to(objective.vector(w))
+
+    if method == "hutch++":
+        q = torch.linalg.qr(product(signs(n_products // 3)).T).Q.T
+        inside = (q * product(q)).sum().item()
+        used = 2 * len(q)
+    elif method == "krylov":
+        *_, (q, t, _) = _krylov(product, signs(1), n_products // 2, generator)
+        inside, used = float(np.trace(t)), len(t)
+    else:
+        q, inside, used = signs(1)[:0], 0.0, 0
+    probes = [signs(1)[0] for _ in range(n_products - used)]
+    samples = []
+    for v in probes:
+        v = v - q.T @ (q @ v)  # the part of v outside Q
+        samples.append((v @ product(v)).item())
+    return Estimate(
+        value=inside + float(np.mean(samples)),
+        stderr=_stderr(np.array(samples)),
+        n_samples=len(samples),
+        n_products=used + len(samples),
+    )
+
+
+def spectral_density(
+    objective: Objective,
+    w: Tensor,
+    *,
+    n_vectors: int = 10,
+    n_steps: int = 50,
+    of: str = "hessian",
+    seed: int = 0,
+) -> SpectralDensity:
+    """The density of M's eigenvalues at ``w`` by stochastic Lanczos quadrature.
+
+    ``n_steps`` of Lanczos from each of ``n_vectors`` random vectors (Ubaru, Chen & Saad 2017;
+    Ghorbani et al., 1901.10159). With n_vectors · n_steps ≥ n_params the eigenvalues are computed
+    themselves: one row of nodes, weights 1/n_params. Raises ValueError below 2 vectors or 1 step.
+    """
+    if n_vectors < 2 or n_steps < 1:
+        raise ValueError(
+            f"needs at least 2 vectors for a standard error and 1 step, got {n_vectors}, {n_steps}"
+        )
+    n, generator = objective.n_params, np.random.default_rng(seed)
+    product = objective.product(w, of=of)
+    if n_vectors * n_steps >= n:
+        nodes = np.linalg.eigvalsh(_columns(product, objective))[None, :]
+        return SpectralDensity(nodes, np.full((1, n), 1 / n), n, n)
+    rows = []
+    for _ in range(n_vectors):
+        start = torch.from_numpy(generator.standard_normal((1, n))).to(objective.vector(w))
+        *_, (_, t, _) = _krylov(product, start, n_steps, generator)
+        nodes, vectors = np.linalg.eigh(t)
+        rows.append((nodes, vectors[0] ** 2))
+    nodes, weights = (np.stack(part) for part in zip(*rows, strict=True))
+    return SpectralDensity(nodes, weights, n, nodes.size)
+
+
+def log_determinant(density: SpectralDensity, delta: float) -> Estimate:
+    """log det(M + δ I) from the spectral density: n times the mean of log(λ + δ).
+
+    Raises ValueError when M + δ I is not positive definite, with the δ that would make it so.
+    """
+    lowest = density.nodes.min()
+    if not lowest + delta > 0:
+        raise ValueError(
+            f"M + δI is not positive definite: an eigenvalue lies at {lowest:.3g} or below and "
+            f"delta is {delta:g}; take delta above {max(-lowest, 0.0):.3g}"
+        )
+    mean, stderr = density.mean_of(lambda nodes: np.log(nodes + delta))
+    n = density.n_params
+    return Estimate(n * mean, n * stderr, len(density.nodes), density.n_products)
+
+
+class Restriction(Objective):
+    """The loss as a function of some of the parameters, the others held at ``w``.
+
+    ``indices``: a slice, or an index tensor, of the flat vector; a layer's is in
+    :attr:`lecture6.objective.NetworkObjective.slices`. Its Hessian is the diagonal block of M.
+    """
+
+    def __init__(self, objective: Objective, w: Tensor, indices: slice | Tensor) -> None:
+        self.objective, self.indices = objective, indices
+        self.full = objective.vector(w).clone()
+        self.w = self.full[indices].clone()  # (n_params,) of the part
+        self.n_params = len(self.w)
+        self.dtype, self.device = objective.dtype, objective.device
+        if self.n_params == 0:
+            raise ValueError(f"the indices {indices} name no parameter")
+
+    def _embedded(self, part: Tensor, full: Tensor) -> Tensor:
+        full = full.clone()
+        full[..., self.indices] = part
+        return full
+
+    def _accumulate(self, w: Tensor, with_grad: bool) -> tuple[float, Tensor]:
+        value, grad = self.objective._accumulate(self._embedded(w, self.full), with_grad)
+        return value, grad[self.indices]
+
+    def product(
+        self, w: Tensor, *, of: str = "hessian", memory_limit: int = MEMORY_LIMIT
+    ) -> Product:
+        point = self._embedded(self.vector(w), self.full)
+        product = self.objective.product(point, of=of, memory_limit=memory_limit)
+
+        def apply(v: Tensor) -> Tensor:
+            v = torch.as_tensor(v, dtype=self.dtype, device=self.device)
+            zeros = self.full.new_zeros(*v.shape[:-1], self.objective.n_params)
+            return product(self._embedded(v, zeros))[..., self.indices]
+
+        return apply
+
+
+def matrix(objective: Objective, w: Tensor, *, of: str = "hessian") -> np.ndarray:
+    """M itself at ``w``, (n_params, n_params), column by column: for small problems.
+
+    Raises ValueError above 5,000 parameters (200 MB in float64).
+    """
+    if objective.n_params > 5000:
+        raise ValueError(f"a matrix of {objective.n_params}² numbers is too large; restrict it")
+    return _columns(objective.product(w, of=of), objective)
+
+
+def rescale(model: nn.Sequential, alpha: float, *, layer: int = 0) -> nn.Sequential:
+    """A copy of a bias-free ReLU net with two successive layers scaled by α and 1/α.
+
+    Layer number ``layer`` (of those with weights, from 0) is multiplied by α, the next by 1/α. The
+    function computed is unchanged, since ReLU(α z) = α ReLU(z), and the Hessian becomes D H D with
+    D = diag(1/α, α) on the two layers and 1 elsewhere (Dinh et al., 1703.04933).
+
+    Raises ValueError for α that is not positive and finite, for a net with biases or anything but
+    Flatten, Linear and ReLU, and when there are no two such layers.
+    """
+    if not (math.isfinite(alpha) and alpha > 0):
+        raise ValueError(f"alpha must be a positive finite number, got {alpha}")
+    odd = [type(m).__name__ for m in model if not isinstance(m, nn.Flatten | nn.Linear | nn.ReLU)]
+    if odd or any(m.bias is not None for m in model if isinstance(m, nn.Linear)):
+        raise ValueError(
+            "rescaling keeps the function of bias-free ReLU nets only; this one has "
+            f"{', '.join(odd) or 'biases'}: build it with lecture6.models.mlp(bias=False)"
+        )
+    scaled = copy.deepcopy(model)
+    layers = [m for m in scaled if isinstance(m, nn.Linear)]
+    if not 0 <= layer < len(layers) - 1:
+        raise ValueError(f"layer must lie between 0 and {len(layers) - 2}, got {layer}")
+    with torch.no_grad():
+        layers[layer].weight.mul_(alpha)
+        layers[layer + 1].weight.div_(alpha)
+    return scaled
+
+
+def _krylov(
+    product: Product, start: Tensor, size: int, generator: np.random.Generator
+) -> Iterator[tuple[Tensor, np.ndarray, np.ndarray]]:
+    """Orthonormal basis of the Krylov space of ``start`` (b, n), a block longer at every step.
+
+    Yields the basis Q (m, n), T = Q M Qᵀ (m, m) in float64, and the coupling C (b', b): the part
+    of M Qᵀ outside of Q has norm ‖C y‖ for the combination of the last b rows with weights y.
+    """
+    block, n = torch.linalg.qr(start.T).Q.T, start.shape[1]
+    basis = start.new_empty(size, n)
+    t = np.zeros((size, size))
+    m = 0
+    while m < size:
+        block = block[: size - m]
+        b = len(block)
+        basis[m : m + b] = block
+        known = basis[: m + b]
+        image = product(block)
+        scale = image.norm(dim=1).max().item()
+        if not math.isfinite(scale):
+            raise ValueError("a product with the matrix is not finite: is the loss finite at w?")
+        inner = image @ known.T
+        image = image - inner @ known
+        again = image @ known.T  # twice is enough (Kahan, Parlett)
+        image = image - again @ known
+        inner = (inner + again).double().cpu().numpy()
+        t[m : m + b, : m + b] = inner
+        t[: m + b, m : m + b] = inner.T
+        t[m : m + b, m : m + b] = (inner[:, m:] + inner[:, m:].T) / 2
+        m += b
+        q, r = torch.linalg.qr(image.T)
+        block, coupling = q.T, r.double().cpu().numpy()
+        lost = np.abs(np.diag(coupling)) <= 10 * torch.finfo(start.dtype).eps * scale
+        if lost.any():
+            # The space is invariant under M: go on from directions outside it, not from rounding.
+            coupling[lost] = 0.0
+            for i in np.flatnonzero(lost):
+                v = torch.from_numpy(generator.standard_normal(n)).to(start)
+                others = torch.cat([known, block[:i], block[i + 1 :]])
+                for _ in range(2):
+                    v = v - others.T @ (others @ v)
+                block[i] = v / v.norm()
+        yield known, t[:m, :m], coupling if m < n else np.zeros_like(coupling)
+
+
+def _columns(product: Product, objective: Objective) -> np.ndarray:
+    rows = []
+    for part in torch.eye(objective.n_params, dtype=objective.dtype).split(64):
+        rows.append(product(part).double().cpu().numpy())
+    full = np.concatenate(rows)
+    return (full + full.T) / 2
+
+
+def _stderr(samples: np.ndarray) -> float:
+    if len(samples) < 2:
+        return 0.0  # one row: exact
+    return float(np.std(samples, ddof=1) / math.sqrt(len(samples)))
