@@ -24,8 +24,37 @@ class NonDeterministicError(RuntimeError):
     """Two evaluations of the same loss at the same point differ."""
 
 
-Product = Callable[[Tensor], Tensor]  # v ↦ M v for a symmetric matrix M of shape (n, n)
-MEMORY_LIMIT = 1 << 30  # bytes of graphs kept between products with one Hessian
+_PartProduct = Callable[[Tensor, bool], Tensor]  # see Product.parts
+_Graph = Callable[[Tensor], tuple[Tensor, _PartProduct]]
+MEMORY_LIMIT = 1 << 28  # bytes of graphs kept between products with one Hessian
+
+
+class Product:
+    """v ↦ M v for the curvature matrix M = Σ_b weight_b · M_b of an objective at one point.
+
+    Called with v of shape (n_params,), or with a block (k, n_params) of k vectors.
+    """
+
+    def __init__(
+        self, like: Tensor, parts: Callable[[], Iterator[tuple[float, _PartProduct]]]
+    ) -> None:
+        self._like = like  # (n_params,): dtype and device of what comes back
+        # The micro-batches one by one: their weights, and (v, more) ↦ M_b v for one vector v, with
+        # more = False at the last one, after which the part's memory is given back.
+        self.parts = parts
+
+    def __call__(self, v: Tensor) -> Tensor:
+        v = torch.as_tensor(v, dtype=self._like.dtype, device=self._like.device).detach()
+        n = len(self._like)
+        if v.dim() not in (1, 2) or v.shape[-1] != n:
+            raise ValueError(f"expected vectors of shape ({n},) or (k, {n}), got {tuple(v.shape)}")
+        rows = v.reshape(-1, n)
+        out = torch.zeros_like(rows)
+        for weight, part in self.parts():
+            for j, row in enumerate(rows):
+                out[j].add_(part(row, j + 1 < len(rows)), alpha=weight)
+            del part  # or it would live on while the next one is made
+        return out.view(v.shape)
 
 
 class Objective(ABC):
@@ -55,8 +84,6 @@ class Objective(ABC):
           memory_limit  bytes. What does not depend on v is computed once and kept up to this
                         limit; the samples beyond it are passed through the network at every call,
                         so that memory does not grow with their number.
-
-        The function returned takes v of shape (n_params,), or a block (k, n_params) of k vectors.
         """
 
     def vector(self, w: Tensor) -> Tensor:
@@ -100,10 +127,10 @@ class _SumObjective(Objective):
                 out.add_(torch.autograd.grad(value, x)[0], alpha=weight)
         return total, out
 
-    def _graphs(self, of: str) -> list[tuple[float, Callable[[Tensor], tuple[Tensor, Product]]]]:
+    def _graphs(self, of: str) -> list[tuple[float, _Graph]]:
         """A weight and a function of w for each term of the matrix.
 
-        The function returns the last tensor of the graph that the products need, and v ↦ M_b v.
+        The function returns the last tensor of the graph that the products need, and the product.
         """
         if of == "hessian":
             return [
@@ -116,45 +143,36 @@ class _SumObjective(Objective):
     ) -> Product:
         w = self.vector(w)
         terms, kept = self._graphs(of), []
-        while terms and memory_limit > 0:
-            weight, graph = terms[0]
-            root, term_product = graph(w)
+        while len(kept) < len(terms) and memory_limit > 0:
+            root, part = terms[len(kept)][1](w)
             memory_limit -= _graph_bytes(root)
             if memory_limit >= 0:
-                kept.append((weight, term_product))
-                terms = terms[1:]
-        root = term_product = None  # or the graph that did not fit would live on
+                kept.append(part)
+        root = part = None  # or the graph that did not fit would live on
 
-        def products() -> Iterator[tuple[float, Product]]:
-            yield from kept
-            for weight, graph in terms:
-                yield weight, graph(w)[1]
+        def parts() -> Iterator[tuple[float, _PartProduct]]:
+            for i, (weight, graph) in enumerate(terms):
+                if i < len(kept):
+                    yield weight, lambda v, more, part=kept[i]: part(v, True)
+                else:
+                    yield weight, graph(w)[1]
 
-        def apply(v: Tensor) -> Tensor:
-            v = torch.as_tensor(v, dtype=self.dtype, device=self.device).detach()
-            if v.dim() not in (1, 2) or v.shape[-1] != self.n_params:
-                raise ValueError(
-                    f"expected vectors of shape ({self.n_params},) or (k, {self.n_params}), got "
-                    f"{tuple(v.shape)}"
-                )
-            n, out = self.n_params, torch.zeros(v.shape, dtype=v.dtype, device=v.device)
-            for weight, term_product in products():
-                for row, image in zip(v.reshape(-1, n), out.view(-1, n), strict=True):
-                    image.add_(term_product(row), alpha=weight)
-            return out
-
-        return apply
+        return Product(w, parts)
 
 
-def _hessian(term: Callable[[Tensor], Tensor], w: Tensor) -> tuple[Tensor, Product]:
+def _hessian(term: Callable[[Tensor], Tensor], w: Tensor) -> tuple[Tensor, _PartProduct]:
     x = w.clone().requires_grad_()
     with torch.enable_grad():
         (g,) = torch.autograd.grad(term(x), x, create_graph=True)
         g = g + 0.0 * x  # where f is linear, g does not depend on x
-    return g, lambda v: torch.autograd.grad(g, x, v, retain_graph=True)[0]
+
+    def product(v: Tensor, more: bool) -> Tensor:
+        return torch.autograd.grad(g, x, v, retain_graph=more)[0]
+
+    return g, product
 
 
-def _gauss_newton(logits: Callable[[Tensor], Tensor], w: Tensor) -> tuple[Tensor, Product]:
+def _gauss_newton(logits: Callable[[Tensor], Tensor], w: Tensor) -> tuple[Tensor, _PartProduct]:
     """For the mean cross-entropy of the softmax of ``logits``, (samples, classes)."""
     x = w.clone().requires_grad_()
     with torch.enable_grad():
@@ -163,10 +181,10 @@ def _gauss_newton(logits: Callable[[Tensor], Tensor], w: Tensor) -> tuple[Tensor
         (g,) = torch.autograd.grad(z, x, u, create_graph=True)  # Jᵀu: linear in u
     p = z.detach().softmax(1)
 
-    def product(v: Tensor) -> Tensor:
-        (jv,) = torch.autograd.grad(g, u, v, retain_graph=True)
+    def product(v: Tensor, more: bool) -> Tensor:
+        (jv,) = torch.autograd.grad(g, u, v, retain_graph=more)
         curved = p * (jv - (p * jv).sum(1, keepdim=True)) / len(p)  # ∇²ℓ(z) = diag(p) − p pᵀ
-        return torch.autograd.grad(z, x, curved, retain_graph=True)[0]
+        return torch.autograd.grad(z, x, curved, retain_graph=more)[0]
 
     return g, product
 
@@ -262,7 +280,7 @@ class NetworkObjective(_SumObjective):
             for x, y in self._batches
         ]
 
-    def _graphs(self, of: str) -> list[tuple[float, Callable[[Tensor], tuple[Tensor, Product]]]]:
+    def _graphs(self, of: str) -> list[tuple[float, _Graph]]:
         if of != "gauss_newton":
             return super()._graphs(of)
         return [
