@@ -131,7 +131,8 @@ def eigenvalues(
         top, bottom = np.arange(size - 1, size - 1 - k, -1), np.arange(k - 1, -1, -1)
         chosen = {"largest": top, "smallest": bottom, "both": np.concatenate([top, bottom])}[end]
         apart = np.abs(values - values[chosen, None])
-        apart[np.arange(wanted), chosen] = np.inf
+        if size > 1:  # alone, an eigenvalue has a gap of 0: nothing is known of the others
+            apart[np.arange(wanted), chosen] = np.inf
         gaps = np.maximum(apart.min(1), np.finfo(float).tiny)
         errors = np.minimum(residuals[chosen], residuals[chosen] ** 2 / gaps)
         met = errors <= tolerance * np.abs(values[chosen])

@@ -15,7 +15,7 @@ best point: the best of all points evaluated is what is returned.
 
 The other measures change the set of perturbations and keep the rest, so that one table compares
 all of :data:`MEASURES`: each is called as ``measure(objective, x, epsilon=..., seed=...)``, has a
-default ε from its paper, and gives a :class:`SharpnessResult` in per cent of 1 + f(x).
+default ε of its own, and gives a :class:`SharpnessResult` in per cent of 1 + f(x).
 """
 
 from __future__ import annotations
@@ -331,8 +331,8 @@ def average(
     objective: Objective,
     x: Tensor,
     *,
-    epsilon: float = 1e-3,
-    n_samples: int = 30,
+    epsilon: float = 1e-2,
+    n_samples: int = 50,
     seed: int = 0,
 ) -> SharpnessResult:
     """Average-case sharpness: the mean rise under noise N(0, ε²) on every weight, ≈ ½ ε² tr H.
