@@ -1,0 +1,558 @@
+"""Curvature against closed forms, float64 brute force, and three other libraries."""
+
+import math
+
+import curvlinops
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hessian_eigenthings import algorithms
+from hessian_eigenthings.operators import GGNOperator, HessianOperator
+from pyhessian import hessian as PyHessian
+from torch import nn
+
+from lecture6 import curvature, models
+from lecture6.data import gaussian_classes
+from lecture6.objective import FunctionObjective, NetworkObjective
+from lecture6.toys import Powers, Quadratic
+
+F64 = torch.float64
+N_SAMPLES = 60
+DATA = gaussian_classes(N_SAMPLES, 20, shape=(6,), n_classes=3)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def dense(bias=True, act=nn.Tanh):
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(6, 7, bias),
+        act(),
+        nn.Linear(7, 5, bias),
+        act(),
+        nn.Linear(5, 3, bias),
+    )
+
+
+def normalised():
+    norm = nn.BatchNorm1d(7, track_running_stats=False)
+    return nn.Sequential(nn.Linear(6, 7), norm, nn.ReLU(), nn.Linear(7, 3))
+
+
+def build(make=dense, dtype=F64, **options):
+    with models.local_seed(0):
+        model = make()
+    return NetworkObjective(model.double(), DATA.x_train, DATA.y_train, dtype=dtype, **options)
+
+
+def brute_force(objective):
+    """The full Hessian in float64, by torch's own function applied to the loss of the module."""
+    model, x, y = objective.model, DATA.x_train.double(), DATA.y_train
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+
+    def loss(w):
+        parts = w.split([shape.numel() for shape in shapes.values()])
+        parameters = {n: p.view(s) for (n, s), p in zip(shapes.items(), parts, strict=True)}
+        return F.cross_entropy(torch.func.functional_call(model, parameters, (x,)), y)
+
+    return torch.autograd.functional.hessian(loss, objective.w).numpy()
+
+
+def brute_force_gauss_newton(objective):
+    """Jᵀ ∇²ℓ J with the Jacobian of every logit written out."""
+    model, x = objective.model, DATA.x_train.double()
+    parameters = dict(model.named_parameters())
+    total = 0
+    for sample in x:
+        logits = model(sample[None])[0]
+        rows = [
+            torch.autograd.grad(z, list(parameters.values()), retain_graph=True) for z in logits
+        ]
+        jacobian = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
+        p = logits.detach().softmax(0)
+        total = total + jacobian.T @ (torch.diag(p) - torch.outer(p, p)) @ jacobian
+    return (total / len(x)).numpy()
+
+
+SPECTRUM = np.concatenate([np.linspace(-1, 1, 120), [3.0, 5.0, 5.5, 9.0]])
+BOWL = Quadratic(SPECTRUM, seed=1)
+ZERO = np.zeros(len(SPECTRUM))
+
+
+# Eigenvalues
+
+
+@pytest.mark.parametrize("end", ["largest", "smallest", "both"])
+def test_eigenvalues_of_a_known_spectrum(end):
+    found = curvature.eigenvalues(BOWL, ZERO, 3, end=end, tolerance=1e-8)
+    largest = [9.0, 5.5, 5.0]
+    smallest = np.linspace(-1, 1, 120)[2::-1]
+    exact = {"largest": largest, "smallest": smallest, "both": [*largest, *smallest]}[end]
+    np.testing.assert_allclose(found.values, exact, rtol=1e-7)
+    assert found.converged
+    vectors = found.vectors.numpy()
+    np.testing.assert_allclose(vectors @ vectors.T, np.eye(len(exact)), atol=1e-9)
+    residuals = np.linalg.norm(vectors @ BOWL.h - found.values[:, None] * vectors, axis=1)
+    np.testing.assert_allclose(residuals, found.residuals, atol=1e-9)
+
+
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-3, 1e-5])
+def test_the_error_estimate_covers_the_error(tolerance):
+    for seed in range(50):
+        found = curvature.eigenvalues(BOWL, ZERO, 3, tolerance=tolerance, seed=seed)
+        error = np.abs(found.values - [9.0, 5.5, 5.0])
+        assert found.converged
+        assert (error <= found.errors + 1e-12).all()
+        assert (error <= tolerance * found.values).all()
+
+
+def test_a_single_vector_may_miss_an_eigenvalue():
+    """Why the block has two: this start is nearly orthogonal to the eigenvector of 5."""
+    options = {"tolerance": 1e-3, "seed": 68}
+    single = curvature.eigenvalues(BOWL, ZERO, 3, block_size=1, **options)
+    assert single.converged
+    assert single.values[2] == pytest.approx(3.0, abs=0.01)
+    pair = curvature.eigenvalues(BOWL, ZERO, 3, **options)
+    assert pair.values[2] == pytest.approx(5.0, rel=1e-3)
+
+
+def test_residuals_are_reported_before_convergence():
+    found = curvature.eigenvalues(BOWL, ZERO, 3, tolerance=1e-10, max_products=8)
+    assert not found.converged
+    assert found.n_products == 8
+    assert "of 3 eigenvalues within 1e-10 after 8 products" in found.message
+    v = found.vectors.numpy()
+    residuals = np.linalg.norm(v @ BOWL.h - found.values[:, None] * v, axis=1)
+    np.testing.assert_allclose(residuals, found.residuals, rtol=1e-6)
+    assert residuals.max() > 1e-3
+
+
+def test_one_product_is_not_enough_to_converge():
+    found = curvature.eigenvalues(BOWL, ZERO, 1, max_products=1)
+    assert not found.converged
+
+
+def test_all_eigenvalues_of_a_small_matrix():
+    spectrum = [-3.0, 0.0, 0.5, 2.0, 7.0]
+    found = curvature.eigenvalues(Quadratic(spectrum), np.zeros(5), 5)
+    np.testing.assert_allclose(found.values, spectrum[::-1], atol=1e-12)
+    assert found.converged
+
+
+def test_repeated_eigenvalues_need_a_block():
+    spectrum = [4.0, 4.0, 4.0, *np.linspace(0, 1, 50)]
+    bowl = Quadratic(spectrum)
+    found = curvature.eigenvalues(bowl, np.zeros(53), 3, block_size=3, tolerance=1e-6)
+    np.testing.assert_allclose(found.values, [4.0] * 3, rtol=1e-6)
+    single = curvature.eigenvalues(bowl, np.zeros(53), 3, max_products=12, block_size=1)
+    assert single.values[1] < 1.1  # one vector sees one copy
+
+
+@pytest.mark.parametrize("block_size", [1, 2])
+def test_a_matrix_of_low_rank(block_size):
+    """The Krylov space ends after four steps: the search goes on from new directions."""
+    spectrum = np.zeros(40)
+    spectrum[:3] = 5.0, 2.0, -1.0
+    bowl = Quadratic(spectrum)
+    found = curvature.eigenvalues(
+        bowl, np.zeros(40), 4, max_products=40, block_size=block_size, tolerance=1e-9
+    )
+    np.testing.assert_allclose(found.values, [5.0, 2.0, 0.0, 0.0], atol=1e-9)
+    assert curvature.eigenvalues(bowl, np.zeros(40), 1, end="smallest").values == pytest.approx(
+        [-1]
+    )
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e9])
+def test_eigenvalues_at_any_scale(scale):
+    found = curvature.eigenvalues(Quadratic(scale * SPECTRUM, seed=1), ZERO, 3)
+    np.testing.assert_allclose(found.values / scale, [9.0, 5.5, 5.0], rtol=1e-3)
+    assert found.converged
+
+
+@pytest.mark.parametrize("make", [dense, normalised])
+@pytest.mark.parametrize("end", ["largest", "smallest"])
+def test_eigenvalues_of_a_network(make, end):
+    objective = build(make)
+    exact = np.linalg.eigvalsh(brute_force(objective))
+    exact = exact[::-1][:4] if end == "largest" else exact[:4][::-1]
+    found = curvature.eigenvalues(objective, objective.w, 4, end=end, tolerance=1e-6)
+    np.testing.assert_allclose(found.values, exact, rtol=1e-5)
+
+
+def test_float32_agrees_with_float64():
+    small, exact = build(dtype=torch.float32), build()
+    found = curvature.eigenvalues(small, small.w, 3)
+    np.testing.assert_allclose(
+        found.values, curvature.eigenvalues(exact, exact.w, 3).values, rtol=2e-3
+    )
+
+
+# Matrices, products, restrictions
+
+
+@pytest.mark.parametrize("make", [dense, normalised])
+def test_the_matrix_is_the_full_hessian(make):
+    objective = build(make)
+    np.testing.assert_allclose(
+        curvature.matrix(objective, objective.w), brute_force(objective), atol=1e-10
+    )
+
+
+@pytest.mark.parametrize("batch_size", [7, 60])
+def test_gauss_newton_is_jacobian_times_loss_hessian(batch_size):
+    objective = build(batch_size=batch_size)
+    found = curvature.matrix(objective, objective.w, of="gauss_newton")
+    np.testing.assert_allclose(found, brute_force_gauss_newton(objective), atol=1e-10)
+    assert np.linalg.eigvalsh(found).min() > -1e-12
+
+
+def test_gauss_newton_has_the_trace_of_the_hessian_of_a_relu_net():
+    """Between two kinks the logits are linear in every single weight (science: no BN)."""
+    objective = build(lambda: dense(act=nn.ReLU))
+    hessian = curvature.matrix(objective, objective.w)
+    gauss_newton = curvature.matrix(objective, objective.w, of="gauss_newton")
+    np.testing.assert_allclose(np.diag(hessian), np.diag(gauss_newton), atol=1e-12)
+    assert np.abs(hessian - gauss_newton).max() > 1e-3
+
+
+@pytest.mark.parametrize("of", ["hessian", "gauss_newton"])
+def test_restriction_is_the_diagonal_block(of):
+    objective = build(batch_size=25)
+    full = curvature.matrix(objective, objective.w, of=of)
+    for where in (*objective.slices.values(), torch.tensor([3, 50, 7])):
+        block = curvature.Restriction(objective, objective.w, where)
+        assert block.value(block.w) == objective.value(objective.w)
+        torch.testing.assert_close(block.grad(block.w), objective.grad(objective.w)[where])
+        found = curvature.matrix(block, block.w, of=of)
+        np.testing.assert_allclose(found, full[where][:, where], atol=1e-12)
+    moved = block.w + 0.1
+    whole = objective.w.clone()
+    whole[where] += 0.1
+    assert block.value(moved) == pytest.approx(objective.value(whole), abs=1e-12)
+
+
+# Traces, densities, determinants
+
+
+@pytest.mark.parametrize("method", ["hutchinson", "hutch++"])
+def test_trace_is_exact_when_the_budget_allows_it(method):
+    objective = build()
+    exact = np.trace(brute_force(objective))
+    found = curvature.trace(objective, objective.w, n_products=objective.n_params, method=method)
+    assert found.value == pytest.approx(exact)
+    assert found.stderr == 0
+
+
+def test_hutchinson_is_exact_for_a_diagonal_matrix():
+    bowl = Quadratic(SPECTRUM, seed=None)
+    found = curvature.trace(bowl, ZERO, n_products=5)
+    assert found.value == pytest.approx(SPECTRUM.sum())
+    assert found.stderr == pytest.approx(0, abs=1e-10)
+
+
+def test_hutch_plus_plus_is_exact_for_a_matrix_of_low_rank():
+    spectrum = np.zeros(60)
+    spectrum[:4] = 9.0, 5.0, 2.0, 1.0
+    found = curvature.trace(Quadratic(spectrum), np.zeros(60), n_products=30, method="hutch++")
+    assert found.value == pytest.approx(17.0)
+    assert found.stderr == pytest.approx(0, abs=1e-10)
+
+
+NETWORK = build(batch_size=30)
+EXACT = brute_force(NETWORK)
+EIGENVALUES = np.linalg.eigvalsh(EXACT)
+DELTA = 1.5 - EIGENVALUES.min()
+
+
+def bell(values):
+    return np.exp(-0.5 * ((values - 0.2) / 0.5) ** 2) / (0.5 * math.sqrt(2 * math.pi))
+
+
+def density_of(objective, w, seed):
+    return curvature.spectral_density(objective, w, n_vectors=12, n_steps=5, seed=seed)
+
+
+def log_det(objective, w, seed, delta):
+    found = curvature.log_determinant(density_of(objective, w, seed), delta)
+    return found.value, found.stderr
+
+
+def one_trace(objective, w, seed, method):
+    n = {"hutchinson": 12, "hutch++": 36}[method]  # 12 samples each
+    found = curvature.trace(objective, w, n_products=n, method=method, seed=seed)
+    return found.value, found.stderr
+
+
+ESTIMATES = {  # name: (seed -> value and standard error, truth)
+    "hutchinson, quadratic": (
+        lambda seed: one_trace(BOWL, ZERO, seed, "hutchinson"),
+        SPECTRUM.sum(),
+    ),
+    "hutch++, quadratic": (lambda seed: one_trace(BOWL, ZERO, seed, "hutch++"), SPECTRUM.sum()),
+    "hutchinson, micro-batches": (
+        lambda seed: one_trace(NETWORK, NETWORK.w, seed, "hutchinson"),
+        np.trace(EXACT),
+    ),
+    "hutch++, micro-batches": (
+        lambda seed: one_trace(NETWORK, NETWORK.w, seed, "hutch++"),
+        np.trace(EXACT),
+    ),
+    "mean of the density": (
+        lambda seed: density_of(NETWORK, NETWORK.w, seed).mean_of(lambda x: x),
+        EIGENVALUES.mean(),
+    ),
+    "second moment": (
+        lambda seed: density_of(NETWORK, NETWORK.w, seed).mean_of(np.square),
+        np.square(EIGENVALUES).mean(),
+    ),
+    "log det": (
+        lambda seed: log_det(NETWORK, NETWORK.w, seed, DELTA),
+        np.log(EIGENVALUES + DELTA).sum(),
+    ),
+    "log det, quadratic": (
+        lambda seed: log_det(BOWL, ZERO, seed, 2.5),
+        np.log(SPECTRUM + 2.5).sum(),
+    ),
+    "density": (
+        lambda seed: [
+            x.item() for x in density_of(NETWORK, NETWORK.w, seed).density(np.array([0.2]), 0.5)
+        ],
+        bell(EIGENVALUES).mean(),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ESTIMATES)
+def test_estimates_lie_within_three_of_their_standard_errors(name):
+    """In at least 97 % of 200 repeats, and not because the errors are far too large."""
+    estimate, truth = ESTIMATES[name]
+    scores = []
+    for seed in range(200):
+        value, stderr = estimate(seed)
+        assert stderr > 0
+        scores.append((value - truth) / stderr)
+    assert np.mean(np.abs(scores) <= 3) >= 0.97
+    assert np.mean(np.abs(scores) <= 0.3) <= 0.45  # 24 % of a normal variable
+    assert abs(np.mean(scores)) < 0.3  # unbiased
+
+
+def test_micro_batches_have_random_vectors_of_their_own():
+    """The same samples in more batches: the errors average out."""
+    errors = {}
+    for batch_size in (10, 60):
+        objective = build(batch_size=batch_size)
+        found = [curvature.trace(objective, objective.w, seed=seed) for seed in range(40)]
+        errors[batch_size] = np.std([f.value for f in found])
+    assert errors[10] < 0.8 * errors[60]
+
+
+def test_density_of_a_small_problem_is_the_spectrum():
+    objective = build()
+    density = curvature.spectral_density(objective, objective.w, n_vectors=2, n_steps=200)
+    np.testing.assert_allclose(density.nodes[0], np.linalg.eigvalsh(EXACT), atol=1e-10)
+    assert density.weights.sum() == pytest.approx(1)
+    grid = np.linspace(-3, 3, 2001)
+    curve, stderr = density.density(grid, 0.1)
+    assert np.trapezoid(curve, grid) == pytest.approx(1, abs=1e-3)
+    assert (stderr == 0).all()
+    exact = curvature.log_determinant(density, DELTA)
+    assert exact.value == pytest.approx(np.linalg.slogdet(EXACT + DELTA * np.eye(len(EXACT)))[1])
+    assert exact.stderr == 0
+
+
+def test_lanczos_quadrature_is_exact_for_low_moments():
+    """m nodes give the moments up to 2m − 1 of each random vector's own measure."""
+    density = curvature.spectral_density(BOWL, ZERO, n_vectors=3, n_steps=4, seed=2)
+    rng = np.random.default_rng(2)
+    for nodes, weights in zip(density.nodes, density.weights, strict=True):
+        v = rng.standard_normal(len(ZERO))
+        for power in range(8):
+            exact = v @ np.linalg.matrix_power(BOWL.h, power) @ v / (v @ v)
+            assert weights @ nodes**power == pytest.approx(exact, rel=1e-8, abs=1e-8)
+
+
+# Dinh et al.
+
+
+def relu_net():
+    return dense(bias=False, act=nn.ReLU)
+
+
+@pytest.mark.parametrize("alpha", [0.05, 3.0, 40.0])
+@pytest.mark.parametrize("layer", [0, 1])
+def test_rescaling_keeps_the_function_and_transforms_the_hessian(alpha, layer):
+    objective = build(relu_net)
+    net = objective.model
+    scaled = curvature.rescale(net, alpha, layer=layer)
+    x = DATA.x_test.double()
+    with torch.no_grad():
+        torch.testing.assert_close(scaled(x), net(x), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(scaled.float()(x.float()), net(x).float(), rtol=1e-5, atol=1e-6)
+    other = NetworkObjective(
+        curvature.rescale(net, alpha, layer=layer), DATA.x_train, DATA.y_train, dtype=F64
+    )
+    before, after = brute_force(objective), brute_force(other)
+    first, second = list(objective.slices.values())[layer : layer + 2]
+    d = np.ones(objective.n_params)
+    d[first], d[second] = 1 / alpha, alpha
+    np.testing.assert_allclose(after, d[:, None] * before * d, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(other.grad(other.w), objective.grad(objective.w) * torch.tensor(d))
+    for where, factor in ((first, alpha**-2), (second, alpha**2)):
+        traces = [np.trace(h[where, where]) for h in (after, before)]
+        assert traces[0] == pytest.approx(factor * traces[1], rel=1e-8)
+    shift = np.eye(len(d))  # of full rank: det(D (H + I) D) = det(D)² det(H + I)
+    log_dets = [np.linalg.slogdet(m)[1] for m in (after + shift * d**2, before + shift)]
+    n1, n2 = first.stop - first.start, second.stop - second.start
+    assert log_dets[0] - log_dets[1] == pytest.approx(2 * (n2 - n1) * math.log(alpha), rel=1e-8)
+
+
+def test_rescaling_makes_the_leading_eigenvalue_as_large_as_one_likes():
+    objective = build(relu_net)
+    top = []
+    for alpha in (1.0, 30.0, 300.0):
+        other = NetworkObjective(
+            curvature.rescale(objective.model, alpha), DATA.x_train, DATA.y_train, dtype=F64
+        )
+        top.append(curvature.eigenvalues(other, other.w, 1).values[0])
+    assert top[1] > 100 * top[0]
+    assert top[2] == pytest.approx(100 * top[1], rel=0.05)
+
+
+# Other libraries
+
+
+def loss_of(model, batch):
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
+def as_curvlinops(objective, kind):
+    return kind(
+        objective.model,
+        nn.CrossEntropyLoss(),
+        list(objective.model.parameters()),
+        [(DATA.x_train.double(), DATA.y_train)],
+        check_deterministic=False,
+    )
+
+
+def test_products_agree_with_curvlinops_and_hessian_eigenthings():
+    objective = build(batch_size=25)
+    batches = [(DATA.x_train.double(), DATA.y_train)]
+    v = torch.randn(objective.n_params, generator=torch.Generator().manual_seed(3), dtype=F64)
+    for of, theirs, operator in (
+        ("hessian", curvlinops.HessianLinearOperator, HessianOperator),
+        ("gauss_newton", curvlinops.GGNLinearOperator, None),
+    ):
+        ours = objective.product(objective.w, of=of)(v)
+        torch.testing.assert_close(ours, as_curvlinops(objective, theirs) @ v)
+        if operator:
+            torch.testing.assert_close(ours, operator(objective.model, batches, loss_of).matvec(v))
+    assert GGNOperator  # its loss is given in another form; curvlinops covers the product
+
+
+def test_eigenvalues_agree_with_the_libraries():
+    objective = build()
+    batches = [(DATA.x_train.double(), DATA.y_train)]
+    ours = curvature.eigenvalues(objective, objective.w, 3, tolerance=1e-8).values
+    operator = HessianOperator(objective.model, batches, loss_of)
+    theirs = algorithms.lanczos(
+        operator, k=3, max_iter=60, which="LA", seed=0, reorthogonalize=True
+    )
+    np.testing.assert_allclose(ours, theirs.eigenvalues.numpy(), rtol=1e-6)
+    with models.local_seed(0):
+        pyhessian = PyHessian(
+            build().model.float(),
+            nn.CrossEntropyLoss(),
+            data=(DATA.x_train, DATA.y_train),
+            cuda=False,
+        )
+        power, _ = pyhessian.eigenvalues(maxIter=2000, tol=1e-7, top_n=1)
+    assert ours[0] == pytest.approx(power[0], rel=1e-3)
+
+
+def test_traces_agree_with_the_libraries():
+    objective = build(batch_size=20)
+    ours = curvature.trace(objective, objective.w, n_products=100)
+    with models.local_seed(0):
+        pyhessian = PyHessian(
+            build().model.float(),
+            nn.CrossEntropyLoss(),
+            data=(DATA.x_train, DATA.y_train),
+            cuda=False,
+        )
+        samples = pyhessian.trace(maxIter=400, tol=0.0)
+        linear = as_curvlinops(objective, curvlinops.HessianLinearOperator)
+        meyer = curvlinops.hutchpp_trace(linear, num_matvecs=99).item()
+    theirs = np.mean(samples)
+    spread = math.hypot(ours.stderr, np.std(samples) / 20)
+    assert abs(ours.value - theirs) < 4 * spread
+    assert abs(ours.value - meyer) < 5 * ours.stderr
+
+
+# Bad input and seeds
+
+
+def test_seeds_are_local():
+    torch.manual_seed(0)
+    np.random.seed(0)
+    state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    results = [
+        (
+            curvature.eigenvalues(BOWL, ZERO, 2, seed=4, max_products=6).values,
+            curvature.trace(BOWL, ZERO, seed=4).value,
+            curvature.spectral_density(BOWL, ZERO, n_steps=5, seed=4).nodes,
+        )
+        for _ in range(2)
+    ]
+    assert torch.equal(torch.get_rng_state(), state[0])
+    assert (np.random.get_state()[1] == state[1]).all()
+    for first, second in zip(*results, strict=True):
+        np.testing.assert_array_equal(first, second)
+    assert curvature.trace(BOWL, ZERO, seed=5).value != results[0][1]
+
+
+def log_of_negative(w):
+    return torch.log(w).sum()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: curvature.eigenvalues(BOWL, ZERO, 0), "k = 0"),
+        (lambda: curvature.eigenvalues(BOWL, ZERO, 200), "200 eigenvalues of 124"),
+        (lambda: curvature.eigenvalues(BOWL, ZERO, 100, end="both"), "200 eigenvalues of 124"),
+        (lambda: curvature.eigenvalues(BOWL, ZERO, 2, end="top"), "got 'top'"),
+        (lambda: curvature.eigenvalues(BOWL, ZERO, 5, max_products=3), "got 3"),
+        (lambda: curvature.eigenvalues(BOWL, ZERO, 2, of="fisher"), "got 'fisher'"),
+        (lambda: curvature.eigenvalues(BOWL, ZERO, 2, of="gauss_newton"), "for networks"),
+        (lambda: curvature.eigenvalues(BOWL, np.zeros(3)), r"shape \(124,\)"),
+        (lambda: curvature.trace(BOWL, ZERO, n_products=1), "at least 2 products, got 1"),
+        (lambda: curvature.trace(BOWL, ZERO, n_products=5, method="hutch++"), "at least 6"),
+        (lambda: curvature.trace(BOWL, ZERO, method="xtrace"), "got 'xtrace'"),
+        (lambda: curvature.spectral_density(BOWL, ZERO, n_vectors=1), "at least 2 vectors"),
+        (
+            lambda: curvature.log_determinant(curvature.spectral_density(BOWL, ZERO), 0.1),
+            "take delta above 1",
+        ),
+        (lambda: curvature.Restriction(BOWL, ZERO, slice(0, 0)), "name no parameter"),
+        (
+            lambda: curvature.matrix(Powers([1] * 5001, [2] * 5001), np.zeros(5001)),
+            "too large",
+        ),
+        (
+            lambda: curvature.eigenvalues(
+                FunctionObjective(log_of_negative, 20), -np.ones(20) * np.nan, 1
+            ),
+            "is the loss finite",
+        ),
+        (lambda: curvature.rescale(models.mlp(), 2.0), r"biases: build it with .*bias=False"),
+        (lambda: curvature.rescale(models.f1(), 2.0), "BatchNorm1d"),
+        (lambda: curvature.rescale(models.mlp(bias=False), 0.0), "got 0.0"),
+        (lambda: curvature.rescale(models.mlp(bias=False), 2.0, layer=1), "between 0 and 0"),
+    ],
+)
+def test_bad_input_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -1,0 +1,162 @@
+"""Toys against brute force, differences and Table 1; none of it through lecture6.sharpness."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from lecture6 import toys
+
+TOYS = {
+    **toys.FIGURE_6,
+    "quadratic": toys.Quadratic([3.0, 0.5, 10.0], minimiser=[1.0, -2.0, 0.5], seed=3),
+    "two parabolas": toys.TwoParabolas(),
+    "double well": toys.DoubleWell(-1.5, 0.2, 1.0),
+    "double well, 2-D": toys.DoubleWell(across=(3.0,)),
+}
+each_toy = pytest.mark.parametrize("name", TOYS)
+
+
+def highest_by_grid(f, low, high):
+    n = {1: 401, 2: 61, 3: 9}[len(low)]
+    axes = [np.linspace(a, b, n) for a, b in zip(low, high, strict=True)]
+    return max(f.value(np.array(w)) for w in itertools.product(*axes))
+
+
+@each_toy
+def test_gradient_vanishes_at_the_minimisers(name):
+    f = TOYS[name]
+    assert f.minimisers.shape[1] == f.n_params
+    for w in f.minimisers:
+        assert f.grad(w).abs().max() < 1e-12
+        nearby = w + 0.01 * np.random.default_rng(0).standard_normal((20, f.n_params))
+        assert all(f.value(v) >= f.value(w) for v in nearby)
+
+
+@each_toy
+def test_hessian_is_that_of_the_loss(name):
+    f = TOYS[name]
+    for seed in range(3):
+        w = np.random.default_rng(seed).uniform(-1.4, 1.4, f.n_params)
+        exact = f.hessian(w)
+        for i, column in enumerate(np.eye(f.n_params)):
+            np.testing.assert_allclose(f.hvp(w, column), exact[:, i], rtol=1e-10, atol=1e-10)
+
+
+@each_toy
+@pytest.mark.parametrize("epsilon", [1e-3, 0.3])
+def test_sharpness_is_the_largest_rise_in_the_box(name, epsilon):
+    f = TOYS[name]
+    points = [*f.minimisers, np.random.default_rng(1).uniform(-1, 1, f.n_params)]
+    for x in points:
+        half = epsilon * (np.abs(x) + 1)
+        base = f.value(x)
+        searched = 100 * (highest_by_grid(f, x - half, x + half) - base) / (1 + base)
+        assert f.sharpness(x, epsilon) == pytest.approx(searched, rel=1e-3)
+        assert f.sharpness(x, epsilon) >= searched * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("name", [name for name in TOYS if TOYS[name].convex])
+def test_sharpness_with_a_matrix(name):
+    f = TOYS[name]
+    a = np.random.default_rng(2).standard_normal((f.n_params, 2))
+    x = np.random.default_rng(3).uniform(-1, 1, f.n_params)
+    half = 0.1 * (np.abs(np.linalg.pinv(a) @ x) + 1)
+    z = np.stack(np.meshgrid(*(np.linspace(-h, h, 21) for h in half)), -1).reshape(-1, 2)
+    searched = max(f.value(x + a @ step) for step in z)
+    base = f.value(x)
+    assert f.sharpness(x, 0.1, a) == pytest.approx(100 * (searched - base) / (1 + base), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "large", "small"),
+    [
+        ("100x²", "1.0e-02", "2.5e-03"),
+        ("x⁸", "1.0e-22", "3.9e-25"),
+        ("100(x² + y²)", "2.0e-02", "5.0e-03"),
+        ("100x² + y⁸", "1.0e-02", "2.5e-03"),
+    ],
+)
+def test_identity_rows_of_table_1(name, large, small):
+    f = toys.FIGURE_6[name]
+    assert f"{f.sharpness(f.minimisers[0], 1e-3):.1e}" == large
+    assert f"{f.sharpness(f.minimisers[0], 5e-4):.1e}" == small
+
+
+def test_the_curves_of_table_1_cross():
+    flat, sharp = toys.FIGURE_6["100x² + y⁸"], toys.FIGURE_6["100(x² + y²)"]
+    crossing = 100 ** (1 / 6)
+    for epsilon, larger in ((0.99 * crossing, sharp), (1.01 * crossing, flat)):
+        values = {f: f.sharpness([0.0, 0.0], epsilon) for f in (flat, sharp)}
+        assert max(values, key=values.get) is larger
+
+
+def test_quadratic_has_its_spectrum():
+    wanted = np.array([-2.0, 0.0, 1.0, 7.0])
+    f = toys.Quadratic(wanted, seed=5)
+    np.testing.assert_allclose(np.linalg.eigvalsh(f.h), wanted, atol=1e-12)
+    np.testing.assert_allclose(f.eigenvectors @ f.eigenvectors.T, np.eye(4), atol=1e-12)
+    np.testing.assert_allclose(f.h @ f.eigenvectors, f.eigenvectors * wanted, atol=1e-12)
+    assert len(f.minimisers) == 0
+    assert np.abs(f.h - toys.Quadratic(wanted, seed=6).h).max() > 0.1
+    np.testing.assert_array_equal(toys.Quadratic(wanted, seed=None).h, np.diag(wanted))
+
+
+@pytest.mark.parametrize("shift", [-0.4, 0.0, 0.3])
+def test_a_shift_costs_half_h_delta_squared(shift):
+    f = toys.TwoParabolas((1.0, 25.0), (-2.0, 2.0))
+    for well, centre in enumerate(f.centres):
+        assert f.value([centre - shift]) == pytest.approx(f.gap(well, shift), abs=1e-12)
+    assert f.gap(1, shift) == pytest.approx(25 * f.gap(0, shift))
+
+
+def test_bits_of_a_flat_minimum():
+    f = toys.TwoParabolas((1.0, 25.0))
+    for well, centre in enumerate(f.centres):
+        length = 10 / 2 ** f.bits(well, tolerance=0.01, width=10)
+        assert f.value([centre + length / 2]) == pytest.approx(0.01)
+    flat, sharp = (f.bits(i, tolerance=0.02, width=3) for i in (0, 1))
+    assert sharp - flat == pytest.approx(0.5 * np.log2(25))
+
+
+def test_double_well_has_its_barriers_and_curvatures():
+    f = toys.DoubleWell(-1.5, 0.2, 1.0, scale=2.0, across=(3.0,))
+    assert f.grad([0.2, 0.0]).abs().max() < 1e-12
+    assert f.hessian([0.2, 0.0])[0, 0] == pytest.approx(-2 * 1.7 * 0.8)
+    assert f.hessian([-1.5, 0.0])[0, 0] == pytest.approx(2 * 1.7 * 2.5)
+    assert f.hessian([1.0, 0.0])[0, 0] == pytest.approx(2 * 0.8 * 2.5)
+    for w, barrier in zip(f.minimisers, f.barriers, strict=True):
+        assert barrier == pytest.approx(f.value([0.2, 0.0]) - f.value(w))
+    assert min(f.value(w) for w in f.minimisers) == pytest.approx(0.0, abs=1e-12)
+    equal = toys.DoubleWell()
+    assert equal.barriers[0] == pytest.approx(equal.barriers[1])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: toys.Powers([1], [3]), "even exponents"),
+        (lambda: toys.Powers([-1], [2]), "positive coefficients"),
+        (lambda: toys.Powers([1, 1], [2]), "as many"),
+        (lambda: toys.TwoParabolas((0, 1)), "positive curvatures"),
+        (lambda: toys.TwoParabolas(centres=(2, -2)), "increasing centres"),
+        (lambda: toys.DoubleWell(0, -1, 1), "left < saddle < right"),
+        (lambda: toys.DoubleWell(across=(-1.0,)), "positive curvatures across"),
+        (lambda: toys.DoubleWell().sharpness([1.0], 0.1, np.ones((1, 1))), "convex losses only"),
+        (lambda: toys.Quadratic([-1.0, 1.0]).sharpness([0.0, 0.0], 0.1), "convex quadratics"),
+        (
+            lambda: toys.Quadratic(np.ones(20)).sharpness(np.zeros(20), 0.1, np.ones((20, 17))),
+            "p = 17",
+        ),
+    ],
+)
+def test_bad_input_is_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_toys_are_objectives_in_float64():
+    for f in TOYS.values():
+        assert f.dtype == torch.float64
+        assert f.grad(np.ones(f.n_params)).shape == (f.n_params,)
