@@ -332,14 +332,15 @@ def average(
     x: Tensor,
     *,
     epsilon: float = 1e-2,
-    n_samples: int = 50,
+    n_samples: int = 30,
     seed: int = 0,
 ) -> SharpnessResult:
     """Average-case sharpness: the mean rise under noise N(0, ε²) on every weight, ≈ ½ ε² tr H.
 
     The quantity that PAC-Bayes bounds contain (Neyshabur et al., 1706.08947). ``value`` is a mean
-    over ``n_samples`` perturbations, with its standard error; ``converged`` means that it is known
-    to a tenth of itself. The value is negative where the loss falls on average.
+    over ``n_samples`` pairs of perturbations ±δ, in which the slope at x cancels, with its standard
+    error; ``converged`` means that it is known to a tenth of itself. The value is negative where
+    the loss falls on average.
     """
     _check_epsilon(epsilon)
     if n_samples < 2:
@@ -349,8 +350,9 @@ def average(
     rng = np.random.default_rng(seed)
     rises = []
     for _ in range(n_samples):
-        noise = torch.from_numpy(rng.standard_normal(len(x))).to(x)
-        rises.append(_finite(objective.value(x + epsilon * noise), "near x") - base)
+        step = epsilon * torch.from_numpy(rng.standard_normal(len(x))).to(x)
+        pair = [_finite(objective.value(x + sign * step), "near x") for sign in (1, -1)]
+        rises.append(sum(pair) / 2 - base)
     mean, stderr = float(np.mean(rises)), float(np.std(rises, ddof=1) / math.sqrt(n_samples))
     percent = 100 / (1 + base)
     return SharpnessResult(
@@ -361,10 +363,10 @@ def average(
         epsilon=epsilon,
         gap=0.0,
         stderr=percent * stderr,
-        n_evaluations=n_samples,
+        n_evaluations=2 * n_samples,
         converged=stderr <= 0.1 * abs(mean),
         method="average",
-        message=f"mean of {n_samples} perturbations",
+        message=f"mean of {n_samples} pairs of perturbations",
     )
 
 

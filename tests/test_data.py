@@ -668,3 +668,30 @@ def test_impossible_gaussian_classes_are_refused(bad):
     with pytest.raises(ValueError, match="sizes must be at least 1") as caught:
         gaussian_classes(**bad)
     assert f"{key}={value}" in str(caught.value)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 1.0])
+def test_random_labels_replace_exactly_a_fraction(fraction):
+    images = data.gaussian_classes(2000, 50, shape=(4,), n_classes=5)
+    state = torch.get_rng_state()
+    spoilt = images.with_random_labels(fraction, seed=3)
+    assert torch.equal(torch.get_rng_state(), state)
+    changed = (spoilt.y_train != images.y_train).double().mean().item()
+    assert changed == pytest.approx(0.8 * fraction, abs=0.03)  # one in five is drawn as it was
+    assert spoilt.y_train.unique().tolist() == list(range(5))
+    for kept in ("x_train", "x_test", "y_test"):
+        assert torch.equal(getattr(spoilt, kept), getattr(images, kept))
+    assert torch.equal(images.with_random_labels(fraction, seed=3).y_train, spoilt.y_train)
+    if fraction == 1:
+        counts = spoilt.y_train.bincount()
+        assert counts.min() > 330  # of 400 expected: four standard deviations
+        other = images.with_random_labels(1.0, seed=4)
+        assert (other.y_train != spoilt.y_train).double().mean() > 0.7
+    assert f"{fraction:.0%} of the training labels drawn at random" in spoilt.source
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.1, float("nan")])
+def test_an_impossible_fraction_of_random_labels_is_refused(fraction):
+    images = data.gaussian_classes(20, 5, shape=(4,), n_classes=5)
+    with pytest.raises(ValueError, match=f"between 0 and 1, got {fraction}"):
+        images.with_random_labels(fraction)

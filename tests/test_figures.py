@@ -67,6 +67,24 @@ def boxes(names=("flat", "sharp")):
     return pd.DataFrame(rows, columns=["name", "x", "half_width", "x_max", "loss_max", "sharpness"])
 
 
+def lines(labels="abc"):
+    rng = np.random.default_rng(3)
+    rows = [(x, rng.uniform(1, 9), f"curve {c}", s) for c in labels for s in (0, 1) for x in (1, 5)]
+    return pd.DataFrame(rows, columns=["x", "y", "label", "seed"])
+
+
+def bowl():
+    rows = [(x, y, 1 + x**2 + 10 * y**2) for x in (-1.0, 0.0, 2.0) for y in (-1.0, 0.0, 1.0)]
+    return pd.DataFrame(rows, columns=["x", "y", "z"])
+
+
+def density():
+    x = np.linspace(-1, 6, 50)
+    y = 1e4 * np.exp(-(x**2))
+    return pd.DataFrame({"eigenvalue": x, "density": y, "low": 0.9 * y - 1, "high": 1.1 * y})
+
+
+AXES = {"xlabel": "The x", "ylabel": "The y"}
 FIGURES = {
     "schematic": lambda: figures.schematic(layers(), "A net"),
     "accuracy": lambda: figures.accuracy(history(), **COMMON),
@@ -74,6 +92,11 @@ FIGURES = {
     "interpolation": lambda: figures.interpolation(path(), **COMMON),
     "batch_size": lambda: figures.batch_size(sizes(), **COMMON),
     "sharpness_box": lambda: figures.sharpness_box(curve(), boxes(), title="A title"),
+    "curves": lambda: figures.curves(
+        lines(), "x", "y", marks=[(1.0, 2.0, "here")], **AXES, **COMMON
+    ),
+    "contour": lambda: figures.contour(bowl(), "x", "y", "z", zlabel="z", **AXES, **COMMON),
+    "spectrum": lambda: figures.spectrum(density(), [3.0, 5.0], **COMMON),
 }
 
 
@@ -123,13 +146,15 @@ def test_no_figure_uses_mathjax(drawn, name):
     assert "$" not in drawn[name].to_json()
 
 
-@pytest.mark.parametrize("name", ["accuracy", "interpolation", "batch_size"])
+@pytest.mark.parametrize("name", ["accuracy", "interpolation", "batch_size", "curves", "contour"])
 def test_the_subtitle_says_which_run_it_was(drawn, name):
     assert drawn[name].layout.title.subtitle.text == PROVENANCE
     assert drawn[name].layout.title.text == "A title"
 
 
-@pytest.mark.parametrize("name", ["accuracy", "interpolation", "batch_size", "sharpness_box"])
+@pytest.mark.parametrize(
+    "name", ["accuracy", "interpolation", "batch_size", "sharpness_box", "curves"]
+)
 def test_one_legend_entry_a_curve_each_with_a_look_of_its_own(drawn, name):
     shown = curves(drawn[name])
     names = [t.name for t in shown]
@@ -268,9 +293,52 @@ def test_sharpness_box_draws_each_box_and_its_maximum():
         lambda: figures.accuracy(history(labels="abcde"), **COMMON),
         lambda: figures.batch_size(sizes(epsilons=(1e-3, 5e-4, 1e-4)), **COMMON),
         lambda: figures.sharpness_box(curve(), boxes("abc"), title="A title"),
+        lambda: figures.curves(lines("abcdefghi"), "x", "y", **AXES, **COMMON),
     ],
-    ids=["five labels", "three epsilons", "three minimisers"],
+    ids=["five labels", "three epsilons", "three minimisers", "nine curves"],
 )
 def test_more_curves_than_there_are_colours_are_refused(draw):
     with pytest.raises(ValueError, match=r"at most \d .*, got \d"):
         draw()
+
+
+def test_curves_show_and_tell_means_marks_and_ranges():
+    figure = figures.curves(
+        lines(),
+        "x",
+        "y",
+        log="x",
+        xrange=(0.1, 100),
+        yrange=(0, 9),
+        marks=[(2, 3, "here")],
+        **AXES,
+        **COMMON,
+    )
+    shown = {t.name: t for t in curves(figure)}
+    for label, rows in lines().groupby("label"):
+        assert list(shown[label].y) == list(rows.groupby("x").y.mean())
+        assert f"{label}: from {rows[rows.x == 1].y.mean():.3g} at 1" in description(figure)
+    assert (list(shown["here"].x), list(shown["here"].y)) == ([2], [3])
+    assert "Marked: here, 3 at 2." in description(figure)
+    assert "mean and range of 2 seeds" in description(figure)
+    assert list(figure.layout.xaxis.range) == [-1, 2]  # decades
+    assert list(figure.layout.yaxis.range) == [0, 9]
+    assert (figure.layout.xaxis.type, figure.layout.yaxis.type) == ("log", "linear")
+
+
+def test_contour_shows_the_values_on_a_scale_of_decades(drawn):
+    (trace,) = drawn["contour"].data
+    assert list(trace.x) == [-1, 0, 2]
+    assert trace.z[2][0] == pytest.approx(np.log10(12.0))  # x = -1, y = 1
+    assert trace.customdata[1][2] == 5.0  # x = 2, y = 0
+    assert trace.colorbar.ticktext[0] == "1"
+    assert "from 1 at (0, 0) to 15" in description(drawn["contour"])
+
+
+def test_spectrum_marks_the_outliers_and_keeps_its_logarithm_finite(drawn):
+    figure = drawn["spectrum"]
+    marks = next(t for t in figure.data if t.name == "leading eigenvalues")
+    assert list(marks.x) == [3.0, 5.0]
+    assert figure.layout.yaxis.type == "log"
+    assert all((np.array(t.y) > 0).all() for t in figure.data)
+    assert "2 leading eigenvalues, from 3 to 5" in description(figure)

@@ -1,11 +1,26 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
 from lecture6 import models
+from lecture6.curvature import rescale
 from lecture6.data import gaussian_classes
-from lecture6.landscape import KESKAR_ALPHAS, interpolate, weights_on_path
+from lecture6.landscape import (
+    KESKAR_ALPHAS,
+    filter_normalised,
+    interpolate,
+    plane,
+    weights_on_path,
+)
 from lecture6.models import flat_parameters, local_seed
 from lecture6.objective import NetworkObjective
 from lecture6.train import train
@@ -113,3 +128,124 @@ def test_bad_input_is_refused(pair):
         interpolate(objectives, small.w, large.w, path="geodesic")
     with pytest.raises(ValueError, match="expected a vector of shape"):
         interpolate(objectives, small.w, large.w[:-1])
+
+
+# ---- planes ---------------------------------------------------------------------------------
+
+
+def convolutional():
+    conv = nn.Conv2d(1, 4, 2)
+    return nn.Sequential(nn.Unflatten(1, (1, 2, 3)), conv, nn.ReLU(), nn.Flatten(), nn.Linear(8, 3))
+
+
+def objective(make=convolutional):
+    with local_seed(0):
+        model = make()
+    return NetworkObjective(model, DATA.x_train, DATA.y_train, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("make", [convolutional, lambda: normalised(track_running_stats=False)])
+def test_directions_are_as_long_as_the_filters(make):
+    f = objective(make)
+    direction = filter_normalised(f, f.w, seed=1)
+    for name, p in f.model.named_parameters():
+        part = direction[f.slices[name]].view(p.shape)
+        if p.dim() == 1:
+            assert (part == 0).all()
+        else:  # one filter a unit or output channel
+            torch.testing.assert_close(part.flatten(1).norm(dim=1), p.flatten(1).norm(dim=1))
+            assert (part.flatten(1) @ p.flatten(1).T).diagonal().abs().max() < p.norm() ** 2
+    assert torch.equal(direction, filter_normalised(f, f.w, seed=1))
+    assert not torch.equal(direction, filter_normalised(f, f.w, seed=2))
+
+
+def test_a_plane_is_the_loss_on_its_grid():
+    f = objective()
+    test = NetworkObjective(f.model, DATA.x_test, DATA.y_test, dtype=torch.float64)
+    table = plane({"train": f, "test": test}, f.w, span=0.5, n=5, seed=3)
+    assert len(table) == 5 * 5 * 2
+    d1, d2 = (filter_normalised(f, f.w, seed=s) for s in (6, 7))
+    for row in table.itertuples():
+        on = {"train": f, "test": test}[row.split]
+        assert (row.loss, row.accuracy) == on.evaluate(f.w + row.x * d1 + row.y * d2)
+    centre = table[(table.x == 0) & (table.y == 0) & (table.split == "train")]
+    assert centre.loss.item() == pytest.approx(f.value(f.w), abs=1e-15)
+    assert sorted(table.x.unique()) == pytest.approx([-0.5, -0.25, 0, 0.25, 0.5])
+
+
+def test_a_plane_does_not_see_rescaling():
+    """Directions scale with the filters, so that α-scaled copies give the same picture."""
+    net = models.mlp(6, 20, 3, bias=False)
+    tables = []
+    for alpha in (1.0, 8.0):
+        model = rescale(net, alpha)
+        f = NetworkObjective(model, DATA.x_train, DATA.y_train, dtype=torch.float64)
+        tables.append(plane({"train": f}, f.w, n=5))
+    pd.testing.assert_frame_equal(*tables, rtol=1e-6)
+
+
+SCRIPT = """
+import sys, torch
+from lecture6 import models
+from lecture6.data import gaussian_classes
+from lecture6.landscape import plane
+from lecture6.objective import NetworkObjective
+data = gaussian_classes(4000, 30, shape=(6,), n_classes=3, separation=1.5)
+f = NetworkObjective(models.mlp(6, 50, 3), data.x_train, data.y_train)
+table = plane({"train": f}, f.w, n=31, checkpoint=sys.argv[1] if len(sys.argv) > 1 else None)
+print(table.to_csv(index=False))
+"""
+
+
+def test_a_killed_plane_goes_on_where_it_stopped(tmp_path):
+    file = tmp_path / "plane.pt"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, file], env=environment)
+    deadline = time.monotonic() + 120
+    while not file.exists() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the plane was finished before it could be killed"
+    n_rows = len(torch.load(file, weights_only=True)["rows"])
+    assert 0 < n_rows < 31 * 31
+    assert n_rows % 31 == 0
+
+    def run(*arguments):
+        command = [sys.executable, "-c", SCRIPT, *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, check=True).stdout
+
+    assert run(file) == run()
+
+
+def test_another_planes_checkpoint_is_refused(tmp_path):
+    f, file = objective(), tmp_path / "plane.pt"
+    first = plane({"train": f}, f.w, n=3, checkpoint=file)
+    pd.testing.assert_frame_equal(plane({"train": f}, f.w, n=3, checkpoint=file), first)
+    for changed, message in (
+        ({"n": 4}, "n: 3 there, 4 here"),
+        ({"span": 2.0}, "span: 1.0 there, 2.0 here"),
+        ({"seed": 1}, "seed: 0 there, 1 here"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            plane({"train": f}, f.w, **{"n": 3, "checkpoint": file, **changed})
+    with pytest.raises(ValueError, match="w: "):
+        plane({"train": f}, f.w + 0.1, n=3, checkpoint=file)
+    Path(file).write_bytes(b"half a file")
+    with pytest.raises(ValueError, match="not a readable checkpoint"):
+        plane({"train": f}, f.w, n=3, checkpoint=file)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"span": 0.0}, "span must be positive"),
+        ({"span": float("nan")}, "span must be positive"),
+        ({"n": 1}, "n at least 2, got 1.0 and 1"),
+    ],
+)
+def test_impossible_planes_are_refused(options, message):
+    f = objective()
+    with pytest.raises(ValueError, match=message):
+        plane({"train": f}, f.w, **options)
+    with pytest.raises(ValueError, match="objectives is empty"):
+        plane({}, f.w)

@@ -161,3 +161,11 @@ def test_unknown_batch_norm_is_refused(make):
 def test_unknown_stride_is_refused(stride):
     with pytest.raises(ValueError, match=rf"stride must be 1 .* or 2 .*, got {stride}"):
         models.c1(stride=stride)
+
+
+def test_mlp_without_biases_is_positively_homogeneous():
+    model, x = models.mlp(n_hidden=20, bias=False, seed=1), noise((784,), 5)
+    assert models.count_parameters(model) == 784 * 20 + 20 * 10
+    with torch.no_grad():
+        torch.testing.assert_close(model(3 * x), 3 * model(x))
+        assert not torch.allclose(models.mlp(n_hidden=20)(3 * x), 3 * models.mlp(n_hidden=20)(x))

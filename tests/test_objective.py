@@ -7,7 +7,12 @@ from torch import nn
 
 from lecture6.data import gaussian_classes
 from lecture6.models import flat_parameters, local_seed
-from lecture6.objective import FunctionObjective, NetworkObjective, NonDeterministicError
+from lecture6.objective import (
+    FunctionObjective,
+    NetworkObjective,
+    NonDeterministicError,
+    _graph_bytes,
+)
 
 F64 = torch.float64
 N_SAMPLES = 50
@@ -266,3 +271,66 @@ def test_impossible_sets_are_refused():
         NetworkObjective(dense(), DATA.x_train[:0], DATA.y_train[:0])
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         NetworkObjective(dense(), DATA.x_train, DATA.y_train, batch_size=0)
+
+
+def blocks(objective, of, **options):
+    v = torch.stack([direction(objective.n_params, seed) for seed in range(3)])
+    return objective.product(objective.w, of=of, **options)(v), v
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("of", ["hessian", "gauss_newton"])
+def test_products_do_not_depend_on_what_is_kept(name, of):
+    objective, _ = build(name, batch_size=20)
+    found, v = blocks(objective, of)
+    for limit in (0, 1, 60_000):
+        torch.testing.assert_close(blocks(objective, of, memory_limit=limit)[0], found)
+    product = objective.product(objective.w, of=of)
+    for row, image in zip(v, found, strict=True):
+        torch.testing.assert_close(product(row), image)
+    parts = sum(weight * part(v[0], True) for weight, part in product.parts())
+    torch.testing.assert_close(parts, found[0])
+    assert [weight for weight, _ in product.parts()] == pytest.approx([17 / 50, 17 / 50, 16 / 50])
+
+
+def passes(limit, n_products):
+    data = gaussian_classes(100, 1, shape=(5,), n_classes=3)
+    objective = NetworkObjective(Recorder(), data.x_train, data.y_train, batch_size=20, dtype=F64)
+    objective.model.seen.clear()
+    product = objective.product(objective.w, memory_limit=limit)
+    for _ in range(n_products):
+        product(direction(objective.n_params))
+    return len(objective.model.seen)
+
+
+def test_kept_graphs_need_one_pass_and_the_others_one_a_product():
+    assert passes(0, 4) == 5 * 4
+    assert passes(1 << 28, 4) == 5
+    assert 5 < passes(4000, 4) < 5 * 4
+
+
+def test_graph_bytes_counts_what_the_backward_pass_keeps():
+    w = torch.ones(1000, dtype=F64, requires_grad=True)
+    assert _graph_bytes((w * 2).sum()) <= 16
+    assert _graph_bytes(w.exp().sum()) == 8000
+    assert _graph_bytes((w.exp() * w).sum()) == 16_000  # exp's result is kept twice, counted once
+
+
+def test_slices_say_where_each_parameter_lies():
+    objective, model = build("dense")
+    assert list(objective.slices) == [name for name, _ in model.named_parameters()]
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(objective.w[objective.slices[name]], p.double().flatten())
+
+
+def test_products_refuse_other_shapes_and_other_matrices():
+    objective, _ = build("dense")
+    product = objective.product(objective.w)
+    for shape in ((56,), (2, 56), (1, 1, 57)):
+        with pytest.raises(ValueError, match=r"expected vectors of shape \(57,\) or \(k, 57\)"):
+            product(torch.zeros(shape))
+    with pytest.raises(ValueError, match="got 'fisher'"):
+        objective.product(objective.w, of="fisher")
+    toy = FunctionObjective(lambda w: (w**2).sum(), 2)
+    with pytest.raises(ValueError, match="for networks"):
+        toy.product(torch.zeros(2), of="gauss_newton")

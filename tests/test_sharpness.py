@@ -9,10 +9,12 @@ from scipy import stats
 from scipy.optimize import differential_evolution
 from torch import nn
 
+from lecture6.curvature import rescale
 from lecture6.data import gaussian_classes
 from lecture6.models import local_seed
 from lecture6.objective import FunctionObjective, NetworkObjective
-from lecture6.sharpness import RandomSubspace, keskar
+from lecture6.sharpness import MEASURES, RandomSubspace, adaptive, average, keskar, sam
+from lecture6.toys import Powers, Quadratic
 from lecture6.train import train
 
 F64 = torch.float64
@@ -436,3 +438,118 @@ def test_a_loss_that_is_not_finite_inside_the_box_is_refused(bad, method):
     f = FunctionObjective(lambda w: torch.where(w.abs() > 0.2, bad, w**2).sum(), 1)
     with pytest.raises(ValueError, match=f"the loss is {bad} inside the box .* smaller epsilon"):
         keskar(f, [0.0], epsilon=1.0, method=method)
+
+
+# ---- the measures beside Definition 2 -------------------------------------------------------
+
+
+X = np.array([0.5, -0.2, 0.1])
+BOWL = Quadratic([1.0, 4.0, 9.0], seed=2)
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_every_measure_has_the_same_signature(name):
+    result = MEASURES[name](BOWL, X, epsilon=0.01, seed=1)
+    assert result.epsilon == 0.01
+    assert result.value > 0
+    assert result.loss == BOWL.value(X)
+    assert result.value == pytest.approx(100 * (result.loss_max - result.loss) / (1 + result.loss))
+    assert asdict(MEASURES[name](BOWL, X, epsilon=0.01, seed=1))["value"] == result.value
+
+
+@pytest.mark.parametrize("epsilon", [1e-3, 0.1])
+def test_adaptive_sharpness_is_the_best_corner_of_its_box(epsilon):
+    corners = [X * (1 + epsilon * np.array(s)) for s in product((-1, 1), repeat=3)]
+    highest = max(BOWL.value(c) for c in corners)
+    exact = 100 * (highest - BOWL.value(X)) / (1 + BOWL.value(X))
+    result = adaptive(BOWL, X, epsilon=epsilon)
+    assert result.value == pytest.approx(exact)
+    assert result.converged
+    assert (np.abs(result.maximizer.numpy()) <= epsilon * np.abs(X) + 1e-12).all()
+
+
+def test_adaptive_sharpness_at_0_says_that_its_box_is_a_point():
+    result = adaptive(Powers([100], [2]), [0.0])
+    assert result.value == 0
+    assert not result.converged
+    assert "no point evaluated in the box lies above" in result.message
+
+
+def relu_net():
+    with local_seed(0):
+        return nn.Sequential(
+            nn.Linear(6, 20, bias=False), nn.ReLU(), nn.Linear(20, 3, bias=False)
+        ).double()
+
+
+def test_only_adaptive_sharpness_survives_rescaling():
+    data = gaussian_classes(40, 5, shape=(6,), n_classes=3)
+    values = {}
+    for alpha in (1.0, 20.0):
+        f = NetworkObjective(rescale(relu_net(), alpha), data.x_train, data.y_train)
+        for name, measure in MEASURES.items():
+            values[name, alpha] = measure(f, f.w).value
+    for name in MEASURES:
+        ratio = values[name, 20.0] / values[name, 1.0]
+        if name == "adaptive":
+            assert ratio == pytest.approx(1, abs=1e-9)
+        else:
+            assert ratio > 3 or ratio < 1 / 3
+
+
+def test_average_sharpness_is_half_epsilon_squared_trace():
+    """Exactly so in the mean, on a quadratic at its minimum; tested with its error bars."""
+    spectrum = np.linspace(0, 3, 40)
+    bowl = Quadratic(spectrum)
+    exact = 100 * 0.5 * 0.1**2 * spectrum.sum()
+    scores = []
+    for seed in range(200):
+        result = average(bowl, np.zeros(40), epsilon=0.1, seed=seed)
+        scores.append((result.value - exact) / result.stderr)
+    assert np.mean(np.abs(scores) <= 3) >= 0.97
+    assert np.mean(np.abs(scores) <= 0.3) <= 0.45
+    assert abs(np.mean(scores)) < 0.3
+
+
+def test_average_sharpness_may_be_negative_and_says_how_well_it_is_known():
+    hill = FunctionObjective(lambda w: 5 - (w**2).sum(), 2)
+    result = average(hill, [0.0, 0.0], epsilon=0.1, n_samples=500)
+    assert result.value < 0
+    assert result.converged
+    assert result.maximizer is None
+    assert result.n_evaluations == 1000
+    slope = FunctionObjective(lambda w: w.sum(), 2)
+    assert average(slope, [0.0, 0.0]).value == pytest.approx(0, abs=1e-12)  # pairs cancel it
+    wave = FunctionObjective(lambda w: torch.cos(40 * w[0]) + w[0] ** 2, 1)
+    assert not average(wave, [0.02], epsilon=0.05, n_samples=4).converged
+
+
+def test_sam_is_one_step_along_the_gradient():
+    g = BOWL.h @ X
+    step = 0.05 * g / np.linalg.norm(g)
+    base = BOWL.value(X)
+    result = sam(BOWL, X)
+    assert result.value == pytest.approx(100 * (BOWL.value(X + step) - base) / (1 + base))
+    np.testing.assert_allclose(result.maximizer.numpy(), step)
+
+
+def test_sam_at_a_minimum_says_that_it_has_no_direction():
+    result = sam(BOWL, np.zeros(3))
+    assert result.value == 0
+    assert not result.converged
+    assert "no direction" in result.message
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_every_measure_refuses_bad_input(name):
+    measure = MEASURES[name]
+    for epsilon in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"positive finite number, got {epsilon}"):
+            measure(BOWL, X, epsilon=epsilon)
+    with pytest.raises(ValueError, match="the loss at x is nan"):
+        measure(FunctionObjective(lambda w: w.log().sum(), 1), [-1.0])
+
+
+def test_average_needs_two_samples():
+    with pytest.raises(ValueError, match="at least 2 samples, got 1"):
+        average(BOWL, X, n_samples=1)
