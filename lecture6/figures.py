@@ -386,13 +386,16 @@ def curves(
             name=text,
         )
     for update, name, label, limits in (
-        (figure.update_xaxes, "x", xlabel, xrange),
-        (figure.update_yaxes, "y", ylabel, yrange),
+        (figure.update_xaxes, x, xlabel, xrange),
+        (figure.update_yaxes, y, ylabel, yrange),
     ):
-        scale = "log" if name in log else "linear"
-        if limits and name in log:
-            limits = [math.log10(v) for v in limits]
-        update(title_text=label, type=scale, range=limits)
+        update(title_text=label, type="linear", range=limits)
+        if ("x" if name == x else "y") in log:
+            low, high = limits or (table[name].min(), table[name].max())
+            # Plotly's own choice of ticks writes 1µ for 10⁻⁶, and a bare 2 and 5 between decades.
+            ticks = 1 if high / low > 50 else "D2"
+            update(type="log", dtick=ticks, exponentformat="power")
+            update(range=[math.log10(v) for v in limits] if limits else None)
     return figure
 
 
@@ -438,8 +441,8 @@ def contour(
             "ticktext": [f"{10**t:.2g}" for t in ticks],
         },
     )
-    figure.update_xaxes(title_text=xlabel)
-    figure.update_yaxes(title_text=ylabel)
+    figure.update_xaxes(title_text=xlabel, constrain="domain")
+    figure.update_yaxes(title_text=ylabel, scaleanchor="x", constrain="domain")  # circles are round
     return figure.update_layout(hovermode="closest")
 
 
