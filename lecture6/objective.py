@@ -190,8 +190,8 @@ def _gauss_newton(logits: Callable[[Tensor], Tensor], w: Tensor) -> tuple[Tensor
 
 
 def _graph_bytes(root: Tensor) -> int:
-    """Memory that the graph behind ``root`` keeps for its backward pass."""
-    nodes, visited, sizes = [root.grad_fn], set(), {}
+    """Memory that the graph behind ``root`` keeps for its backward pass, and its two ends."""
+    nodes, visited, sizes = [root.grad_fn], set(), {root.data_ptr(): root.nbytes}
     while nodes:
         node = nodes.pop()
         if node is None or node in visited:
@@ -199,7 +199,7 @@ def _graph_bytes(root: Tensor) -> int:
         visited.add(node)
         nodes.extend(parent for parent, _ in node.next_functions)
         for name in dir(node):
-            if name.startswith("_saved_"):
+            if name.startswith("_saved_") or name == "variable":  # variable: of a leaf
                 saved = getattr(node, name)
                 for tensor in saved if isinstance(saved, tuple | list) else [saved]:
                     if isinstance(tensor, Tensor):
