@@ -36,18 +36,23 @@ def settings(profile: str, **by_profile: dict) -> SimpleNamespace:
 
 def provenance(profile: str, data: str, seeds: Sequence[int]) -> str:
     """One line that says which run a figure shows: profile, data, seeds, device, date, code."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     first, last = seeds[0], seeds[-1]
     gapless = len(seeds) > 1 and list(seeds) == list(range(first, last + 1))
     numbers = f"{first}–{last}" if gapless else ", ".join(map(str, seeds))
-    unit = "GPU" if torch.cuda.is_available() else "CPU"
     return (
         f"profile {profile} · {data} · seed{'s' * (len(seeds) > 1)} {numbers} · "
-        f"{unit} {device} · {date.today().isoformat()} · {_code_version()}"
+        f"{device_name()} · {date.today().isoformat()} · {code_version()}"
     )
 
 
-def _code_version() -> str:
+def device_name() -> str:
+    """What computes here: "GPU NVIDIA H200", or "CPU x86_64" when there is no GPU."""
+    if torch.cuda.is_available():
+        return f"GPU {torch.cuda.get_device_name()}"
+    return f"CPU {platform.machine()}"
+
+
+def code_version() -> str:
     """The commit that the package came from, "+" when changed since; else its version."""
     folder = Path(__file__).parent
     git = ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--exclude=*"]

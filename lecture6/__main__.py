@@ -1,0 +1,143 @@
+"""The command ``lecture6``: list, run and show the studies."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+import pandas as pd
+
+from lecture6 import results
+from lecture6.data import DataError
+from lecture6.studies import STUDIES, StudyError, collect, plan, run
+from lecture6.studies.engine import default_folder, spoken
+
+_folder = click.option(
+    "--folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where finished trials are kept. [default: $LECTURE6_STUDIES, else a cache folder]",
+)
+_profile = click.option(
+    "--profile",
+    default=lambda: os.environ.get("LECTURE6_PROFILE", "book"),
+    show_default="$LECTURE6_PROFILE, else book",
+    help="smoke, book, or full: the papers' sizes, hours on a CPU.",
+)
+_data = click.option(
+    "--data",
+    "replace",
+    multiple=True,
+    metavar="OLD=NEW",
+    help="Use data set NEW where the study names OLD, e.g. cifar10=cifar10_jpeg.",
+)
+_study = click.argument("study", type=click.Choice(list(STUDIES)))
+
+
+class _Commands(click.Group):
+    """Says errors in one line; in the order in which they are needed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return ["list", "run", "collect", "show"]
+
+    def invoke(self, ctx: click.Context) -> None:
+        try:
+            return super().invoke(ctx)
+        except (StudyError, DataError) as error:
+            raise click.ClickException(str(error)) from None
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="lecture6")
+def main() -> None:
+    """Studies of the course "Towards Understanding SGD".
+
+    A study trains many networks and can take hours. Stop it whenever you like: every finished
+    trial is kept, and the same command continues.
+    """
+
+
+def _replacements(pairs: tuple[str, ...]) -> dict[str, str]:
+    for pair in pairs:
+        old, equals, new = pair.partition("=")
+        if not (old and equals and new):
+            raise click.BadParameter(f"{pair!r} is not of the form OLD=NEW", param_hint="--data")
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+@main.command("list")
+def list_studies() -> None:
+    """What studies there are, and which have stored results."""
+    for study in STUDIES.values():
+        click.echo(f"{study.name}: {study.about}")
+        for profile in study.grids:
+            trials = study.trials(profile)
+            seconds = spoken(sum(t.cost for t in trials))
+            click.echo(f"  {profile:6}{len(trials):4} trials, about {seconds} one after another")
+        stored = results.load(study.name).caption if results.has(study.name) else "none"
+        click.echo(f"  stored results: {stored}")
+
+
+@main.command("run")
+@_study
+@_profile
+@click.option("--jobs", type=click.IntRange(1), help="Trials at a time. [default: 1, or one a GPU]")
+@_folder
+@_data
+@click.option("--backend", type=click.Choice(["loky", "dask"]), default="loky", show_default=True)
+@click.option("--scheduler", metavar="ADDRESS", help="Of the Dask cluster: tcp://host:8786")
+@click.option("--dry-run", is_flag=True, help="Say what would be run, and how long it takes.")
+@click.pass_context
+def run_study(ctx, study, profile, jobs, folder, replace, backend, scheduler, dry_run) -> None:
+    """Run the trials of STUDY that are not finished."""
+    chosen, where = STUDIES[study], {"folder": folder, "replace": _replacements(replace)}
+    todo = plan(chosen, profile, **where)
+    left = len(todo.trials) - len(todo.finished)
+    click.echo(
+        f"{study} at profile {profile}: {len(todo.trials)} trials, {len(todo.finished)} finished, "
+        f"{left} to run, about {spoken(todo.seconds / (jobs or 1))}; kept in "
+        f"{(folder or default_folder()) / study}"
+    )
+    if dry_run:
+        finished = {t.key for t in todo.finished}
+        for trial in todo.trials:
+            state = "finished" if trial.key in finished else spoken(trial.cost)
+            click.echo(f"  {state:>8}  {trial}")
+        return
+    outcome = run(chosen, profile, jobs=jobs, backend=backend, scheduler=scheduler, **where)
+    for error in outcome.failed.values():
+        click.echo(f"failed: {error}", err=True)
+    click.echo(f"{outcome.finished} trials finished, {len(outcome.failed)} failed")
+    ctx.exit(bool(outcome.failed))
+
+
+@main.command("collect")
+@_study
+@_profile
+@_folder
+@_data
+@click.option("--partial", is_flag=True, help="Collect what is there, though trials are missing.")
+@click.option("--to", type=click.Path(path_type=Path, file_okay=False), help="Another folder.")
+def collect_study(study, profile, folder, replace, partial, to) -> None:
+    """Make one table of the finished trials of STUDY and store it in the package."""
+    table, record = collect(
+        STUDIES[study], profile, folder=folder, replace=_replacements(replace), partial=partial
+    )
+    path = results.save(study, table, record, folder=to)
+    click.echo(f"{len(table):,} rows in {path}")
+
+
+@main.command("show")
+@_study
+@click.option("--rows", type=click.IntRange(0), default=10, show_default=True)
+def show_study(study: str, rows: int) -> None:
+    """What is stored of STUDY: how it was computed, and the first rows."""
+    stored = results.load(study)
+    for key, value in stored.record.items():
+        click.echo(f"{key:10} {value}")
+    with pd.option_context("display.width", 200, "display.max_columns", None):
+        click.echo(stored.table.head(rows).to_string(index=False))
+
+
+if __name__ == "__main__":
+    main(prog_name="lecture6")

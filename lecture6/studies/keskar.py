@@ -1,0 +1,241 @@
+"""Keskar et al. (1609.04836): small against large batches, in accuracy, sharpness and distance.
+
+One trial trains a network with each of its batch sizes from the same initial weights, with the same
+seed. Groups of trials: "pair", the small and the large batch of Table 2 and Figures 4 and 5;
+"grid", more batch sizes for Figure 7, at the epochs of the pairs; "equal updates", the large batch
+for as many updates as the small one makes (Hoffer et al., 1705.08741); "tuned rate", both at other
+learning rates (Shallue et al., 1811.03600); "float32", pairs trained without bfloat16.
+
+Rows: batch_size, quantity, of, at, value. Of a run: loss and accuracy (fraction) of "train" and
+"test", distance ‖w − w₀‖, each at an epoch; updates; bfloat16 (1 if it was used). Of its end, on
+``n_sharpness`` training samples: sharpness (sign ascent) and sharpness_lbfgsb (Keskar's solver) of
+the "full space" and of "p = 100" at ε, in per cent, with the gap that is left, in per cent. Of a
+pair: path_loss and path_accuracy at α, of "linear train" and so on, with batch_size 0.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from lecture6 import models
+from lecture6.data import Dataset
+from lecture6.landscape import interpolate
+from lecture6.objective import NetworkObjective
+from lecture6.sharpness import KESKAR_ITERATIONS, RandomSubspace, keskar
+from lecture6.studies.engine import Study
+from lecture6.train import train
+
+EPSILONS = (1e-3, 5e-4)  # Keskar et al., Tables 3 and 4
+SMALL = 256
+TRAIN_SIZES = {"mnist": 60_000, "timit": 36_420, "timit:183": 36_420, "cifar10": 50_000}
+
+
+def trial(
+    *,
+    data: Dataset,
+    net: str,
+    group: str,
+    seed: int,
+    batch_sizes: list[int],
+    lr: float,
+    epochs: int,
+    n_train: int | None = None,
+    evaluations: int = 10,
+    n_sharpness: int = 0,
+    n_columns: int = 100,
+    lbfgsb: bool = False,
+    bf16: bool = True,
+) -> list[dict]:
+    """Train ``net`` with each batch size from the same start; see the module for the rows.
+
+    ``n_train``: a random part of the training set (None: all of it). ``evaluations``: how often a
+    run is evaluated. ``n_sharpness`` 0 leaves sharpness and paths out. ``n_columns``: of the random
+    subspace, Keskar's p. ``lbfgsb`` adds Keskar's
+    solver, in float64. ``group`` only labels the trial.
+    """
+    if n_train is not None:
+        data = data.subset(n_train)
+    rows, runs = [], []
+
+    def row(batch_size: int, quantity: str, of: str, at: float, value: float) -> None:
+        rows.append(
+            {"batch_size": batch_size, "quantity": quantity, "of": of, "at": at, "value": value}
+        )
+
+    for size in batch_sizes:
+        run = train(
+            build(net, data, seed),
+            data,
+            batch_size=size,
+            lr=lr,
+            epochs=epochs,
+            optimizer="adam",
+            seed=seed,
+            evaluate_every=math.ceil(epochs / evaluations),
+            bf16=bf16,
+        )
+        for h in run.history.itertuples():
+            row(size, "loss", h.split, h.epoch, h.loss)
+            row(size, "accuracy", h.split, h.epoch, h.accuracy)
+            if h.split == "train":
+                row(size, "distance", "", h.epoch, h.distance)
+        row(size, "updates", "", epochs, run.n_updates)
+        row(size, "bfloat16", "", epochs, float(run.precision == "bfloat16"))
+        runs.append(run)
+    if not n_sharpness:
+        return rows
+
+    part = data.subset(n_sharpness)  # the same samples in every trial
+    w = runs[0].w
+    columns = RandomSubspace(len(w), n_columns, seed=seed, device=w.device, memory_limit=2 << 30)
+    for size, run in zip(batch_sizes, runs, strict=True):
+        for solver, dtype in {"ascent": torch.float32, "lbfgsb": torch.float64}.items():
+            if solver == "lbfgsb" and not lbfgsb:
+                continue
+            f = NetworkObjective(run.model, part.x_train, part.y_train, dtype=dtype)
+            suffix = "" if solver == "ascent" else "_lbfgsb"
+            for of, subspace in (("full space", None), (f"p = {n_columns}", columns)):
+                for epsilon in EPSILONS:
+                    found = keskar(
+                        f,
+                        run.w,
+                        epsilon=epsilon,
+                        subspace=subspace,
+                        method=solver,
+                        n_iterations=KESKAR_ITERATIONS,
+                        seed=seed,
+                    )
+                    row(size, f"sharpness{suffix}", of, epsilon, found.value)
+                    row(size, f"sharpness_gap{suffix}", of, epsilon, found.gap)
+    if len(runs) == 2:
+        sets = {"train": (part.x_train, part.y_train), "test": (part.x_test, part.y_test)}
+        objectives = {k: NetworkObjective(runs[0].model, x, y) for k, (x, y) in sets.items()}
+        for path in ("linear", "sincos"):
+            for p in interpolate(objectives, runs[0].w, runs[1].w, path=path).itertuples():
+                row(0, "path_loss", f"{path} {p.split}", p.alpha, p.loss)
+                row(0, "path_accuracy", f"{path} {p.split}", p.alpha, p.accuracy)
+    return rows
+
+
+def build(net: str, data: Dataset, seed: int) -> torch.nn.Module:
+    """F1, F2, C1 (the released code) or "C1, stride 2" (the paper's text), for ``data``."""
+    n_inputs = math.prod(data.input_shape)
+    if net == "F1":
+        return models.f1(n_inputs, data.n_classes, seed=seed)
+    if net == "F2":
+        return models.f2(n_inputs, data.n_classes, seed=seed)
+    return models.c1(data.n_classes, stride=2 if net == "C1, stride 2" else 1, seed=seed)
+
+
+def _grid_full() -> list[dict]:
+    """Most wanted first: the pairs of each network, then Figure 7, then the controls."""
+    f1 = {"net": "F1", "data": "mnist", "epochs": 20, "lr": 1e-3}
+    f2 = {"net": "F2", "data": "timit", "epochs": 50, "lr": 1e-3}
+    f2_183 = f2 | {"data": "timit:183"}
+    c1 = {"net": "C1, stride 2", "data": "cifar10", "epochs": 40, "lr": 1e-3}
+    c1_code = c1 | {"net": "C1", "epochs": 20}
+    n_sharpness = {"F1": 10_000, "F2": 10_000, "C1, stride 2": 2_500, "C1": 1_000}
+
+    def trials(base: dict, group: str, seeds, *sizes: list[int], **more) -> list[dict]:
+        measured = {} if group == "tuned rate" else {"n_sharpness": n_sharpness[base["net"]]}
+        return [
+            base | {"group": group, "seed": seed, "batch_sizes": size} | measured | more
+            for seed in seeds
+            for size in sizes
+        ]
+
+    def pairs(base: dict, seeds, **more) -> list[dict]:
+        sizes = [SMALL, TRAIN_SIZES[base["data"]] // 10]  # LB: 10 % of the training data
+        return trials(base, "pair", seeds, sizes, **more)
+
+    def equal_updates(base: dict, seeds) -> list[dict]:
+        n, large = TRAIN_SIZES[base["data"]], TRAIN_SIZES[base["data"]] // 10
+        ratio = math.ceil(n / SMALL) / math.ceil(n / large)
+        return trials(base, "equal updates", seeds, [large], epochs=round(base["epochs"] * ratio))
+
+    def tuned(base: dict, seeds, small: list[float], large: list[float]) -> list[dict]:
+        n = TRAIN_SIZES[base["data"]]
+        return [
+            t
+            for size, rates in ((SMALL, small), (n // 10, large))
+            for lr in rates
+            for t in trials(base, "tuned rate", seeds, [size], lr=lr)
+        ]
+
+    def grid(base: dict, seeds) -> list[dict]:
+        n = TRAIN_SIZES[base["data"]]
+        sizes = [[128], [512], [1024], [2048], [n // 5], [n // 2]]
+        return trials(base, "grid", seeds, *sizes)
+
+    return [
+        *pairs(f1, [0], lbfgsb=True),
+        *pairs(f2, [0], lbfgsb=True),
+        *pairs(c1, [0], lbfgsb=True),
+        *pairs(f1, [1, 2, 3, 4]),
+        *pairs(f2, [1, 2, 3, 4]),
+        *pairs(c1, [1, 2]),
+        *grid(f2, [0]),
+        *grid(c1, [0]),
+        *tuned(f1, [0, 1, 2], [2.5e-4, 5e-4], [2e-3, 4e-3, 8e-3]),
+        *equal_updates(f1, [0, 1, 2]),
+        *pairs(f2_183, [0, 1, 2, 3, 4]),
+        *grid(f2, [1]),
+        *equal_updates(f2, [0, 1, 2]),
+        *tuned(f2, [0, 1, 2], [2.5e-4, 5e-4], [2e-3, 4e-3, 8e-3]),
+        *pairs(c1, [3, 4]),
+        *grid(c1, [1]),
+        *pairs(f1 | {"bf16": False}, [0, 1]),
+        *pairs(f1, [0], n_sharpness=60_000),
+        *pairs(c1_code, [0, 1, 2]),
+    ]
+
+
+def _small(
+    n_train: int, small: int, sizes: list[int], seeds: range, epochs: int, n_columns: int
+) -> list[dict]:
+    base = {"net": "F1", "data": "mnist5k", "n_train": n_train, "epochs": epochs, "lr": 1e-3}
+    base |= {"n_sharpness": n_train // 2, "n_columns": n_columns}
+    pairs = [
+        base | {"group": "pair", "seed": seed, "batch_sizes": [small, n_train // 10]}
+        for seed in seeds
+    ]
+    grid = [
+        base | {"group": "grid", "seed": seed, "batch_sizes": [size]}
+        for size in sizes
+        for seed in seeds
+    ]
+    return pairs + grid
+
+
+def _cost(p: dict) -> float:
+    """Seconds on 2 cores of a 2026 server: what the first trials took, and the updates alone."""
+    per_sample, per_update = {  # microseconds of training in bfloat16, milliseconds of Adam
+        "F1": (15, 2.0),
+        "F2": (22, 4.0),
+        "C1, stride 2": (95, 0.5),
+        "C1": (340, 2.5),
+    }[p["net"]]
+    n = p.get("n_train") or TRAIN_SIZES.get(p["data"].removesuffix("_jpeg"), 50_000)
+    updates = sum(math.ceil(n / b) for b in p["batch_sizes"]) * p["epochs"]
+    training = (
+        p["epochs"] * len(p["batch_sizes"]) * n * per_sample / 1e6 + updates * per_update / 1e3
+    )
+    evaluating = 10 * len(p["batch_sizes"]) * 1.2 * n * per_sample / 1e6
+    passes = 45 + (250 if p.get("lbfgsb") else 0)
+    sharpness = passes * len(p["batch_sizes"]) * p.get("n_sharpness", 0) * 3 * per_sample / 1e6
+    return training + evaluating + sharpness
+
+
+STUDY = Study(
+    name="keskar",
+    about="Small and large batches: accuracy, sharpness, distance (Keskar et al., 1609.04836)",
+    trial=trial,
+    grids={
+        "smoke": _small(60, 5, [20, 30], range(4), 1, 2),
+        "book": _small(800, 16, [200, 400], range(3), 7, 100),
+        "full": _grid_full(),
+    },
+    cost=_cost,
+)
