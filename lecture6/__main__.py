@@ -9,7 +9,6 @@ import click
 import pandas as pd
 
 from lecture6 import results
-from lecture6.data import DataError
 from lecture6.studies import STUDIES, StudyError, collect, plan, run
 from lecture6.studies.engine import default_folder, spoken
 
@@ -43,7 +42,7 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> None:
         try:
             return super().invoke(ctx)
-        except (StudyError, DataError) as error:
+        except (StudyError, OSError) as error:
             raise click.ClickException(str(error)) from None
 
 
@@ -105,9 +104,10 @@ def run_study(ctx, study, profile, jobs, folder, replace, backend, scheduler, dr
             click.echo(f"  {state:>8}  {trial}")
         return
     outcome = run(chosen, profile, jobs=jobs, backend=backend, scheduler=scheduler, **where)
-    for error in outcome.failed.values():
-        click.echo(f"failed: {error}", err=True)
-    click.echo(f"{outcome.finished} trials finished, {len(outcome.failed)} failed")
+    for error, trials in outcome.failed.items():
+        click.echo(f"failed ({len(trials)} trials): {error}; the first: {trials[0]}", err=True)
+    failed = sum(map(len, outcome.failed.values()))
+    click.echo(f"{outcome.finished} trials finished, {failed} failed")
     ctx.exit(bool(outcome.failed))
 
 

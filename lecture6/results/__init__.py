@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,21 +37,51 @@ class Stored:
         )
 
 
+def save(name: str, table: pd.DataFrame, record: dict, *, folder: Path | None = None) -> Path:
+    """Store a collected study in ``folder`` (default: the package), in place of what was there.
+
+    The table becomes CSV, or Parquet when the CSV would exceed 200 kB. Both files are written
+    beside their targets and renamed, the record last. Returns the table's path. Raises OSError
+    when the folder cannot be written; what was there then stays.
+    """
+    folder = Path(folder or FOLDER)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = table.to_csv(index=False)
+    path = folder / f"{name}.{'parquet' if len(text) > LARGE else 'csv'}"
+    new, new_record = path.with_suffix(".partial"), folder / f"{name}.json.partial"
+    try:
+        if path.suffix == ".parquet":
+            table.to_parquet(new, index=False, compression="zstd")
+        else:
+            new.write_text(text)
+        new_record.write_text(json.dumps({"table": path.name, **record}, indent=1) + "\n")
+        os.replace(new, path)
+        os.replace(new_record, folder / f"{name}.json")
+    finally:
+        new.unlink(missing_ok=True)
+        new_record.unlink(missing_ok=True)
+    for other in {".csv", ".parquet"} - {path.suffix}:
+        path.with_suffix(other).unlink(missing_ok=True)
+    return path
+
+
 def has(name: str) -> bool:
-    """Whether results of the study ``name`` are stored."""
+    """Whether results of the study ``name`` came with the package."""
     return (FOLDER / f"{name}.json").exists()
 
 
-def load(name: str) -> Stored:
+def load(name: str, *, folder: Path | None = None) -> Stored:
     """The stored results of a study, e.g. ``results.load("keskar").table``.
 
+    ``folder``: where ``lecture6 collect`` put them; default: those that came with the package.
     Raises FileNotFoundError, with the command that makes them, when there are none.
     """
-    if not has(name):
+    folder = Path(folder or FOLDER)
+    if not (folder / f"{name}.json").exists():
         raise FileNotFoundError(
-            f"no results of {name!r} are stored: lecture6 run {name} --profile full, then "
+            f"no results of {name!r} in {folder}: lecture6 run {name} --profile full, then "
             f"lecture6 collect {name} --profile full"
         )
-    record = json.loads((FOLDER / f"{name}.json").read_text())
-    path = FOLDER / record["table"]
+    record = json.loads((folder / f"{name}.json").read_text())
+    path = folder / record["table"]
     return Stored(pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path), record)

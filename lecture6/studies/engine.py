@@ -21,11 +21,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
+from threading import Thread
 
 import joblib
 import pandas as pd
@@ -111,29 +112,38 @@ class Plan:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run did: trials finished now, and the error of each that failed."""
+    """What a run did: how many trials it finished, and those that failed, by their errors."""
 
     finished: int
-    failed: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, list[Trial]]
 
 
 def code_digest(function: Callable) -> str:
     """SHA-256 of the code that ``function`` can reach in its own package and in lecture6.
 
+    Comments, docstrings and layout do not count, nor does code that is never named.
+    """
+    code = [(*name, definition) for name, definition in reachable(function).items()]
+    return hashlib.sha256(json.dumps(sorted(code)).encode()).hexdigest()
+
+
+def reachable(function: Callable) -> dict[tuple[str, str], str]:
+    """The definitions behind ``function``: (module, name) to syntax tree, as text.
+
     Every name in its body is followed to its definition at the top level of a module: functions,
-    classes, constants; and so on from there. Comments, docstrings and layout do not count, nor
-    does code that is never named. Raises StudyError where there is no source to read.
+    classes, constants; and so on from there, within its own package and lecture6. Raises StudyError
+    for a function that is not at the top level of a module, and where there is no source to read.
     """
     packages = {"lecture6", function.__module__.partition(".")[0]}
     found: dict[tuple[str, str], str] = {}
-    todo = [(function.__module__, function.__name__)]
+    todo = [(function.__module__, function.__qualname__)]
     while todo:
         module, name = todo.pop()
-        if (module, name) in found:
-            continue
         definitions, imports = _definitions(module)
-        found[module, name] = ast.dump(definitions[name]) if name in definitions else ""
-        for node in ast.walk(definitions[name]) if name in definitions else ():
+        if (module, name) in found or name not in definitions:
+            continue
+        found[module, name] = ast.dump(definitions[name])
+        for node in ast.walk(definitions[name]):
             if isinstance(node, ast.Name):
                 target = (module, node.id) if node.id in definitions else imports.get(node.id)
             elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
@@ -143,11 +153,9 @@ def code_digest(function: Callable) -> str:
                 continue
             if target and target[0].partition(".")[0] in packages and target[0] in sys.modules:
                 todo.append(target)
-    if not found[function.__module__, function.__name__]:
+    if not found:
         raise StudyError(f"{function.__qualname__} must be a top-level function of its module")
-    return hashlib.sha256(
-        json.dumps(sorted((*k, v) for k, v in found.items())).encode()
-    ).hexdigest()
+    return found
 
 
 @lru_cache
@@ -257,23 +265,26 @@ def run(
 
 
 def _run(study: Study, trials: list[Trial], folder: Path | None, n_jobs: int, bar: tqdm) -> Outcome:
-    failed: dict[str, str] = {}
+    failed: dict[str, list[Trial]] = {}
     locks: dict[str, FileLock] = {}
     finished = 0
 
     def left(trial: Trial) -> bool:
-        return trial.key not in failed and not _file(study, trial, folder).exists()
+        tried = any(trial in trials for trials in failed.values())
+        return not tried and not _file(study, trial, folder).exists()
 
     def claimed() -> Iterator:
         """Each trial that nobody has finished or has in flight, as a job, once it is locked."""
         for trial in trials:
-            lock = FileLock(_file(study, trial, folder).with_suffix(".lock"), blocking=False)
+            path = _file(study, trial, folder).with_suffix(".lock")
+            # joblib asks for jobs from threads of its own; the main one releases
+            lock = FileLock(path, blocking=False, thread_local=False)
             with contextlib.suppress(Timeout):
                 if left(trial):
                     lock.acquire()
                     locks[trial.key] = lock
                     if left(trial):  # no other runner was faster
-                        yield joblib.delayed(_work)(study.trial, trial)
+                        yield joblib.delayed(_work)(study.trial, trial, os.getpid())
 
     def report_progress() -> None:
         bar.n = sum(not left(t) for t in trials)
@@ -289,7 +300,7 @@ def _run(study: Study, trials: list[Trial], folder: Path | None, n_jobs: int, ba
             )
             for trial, answer in parallel(claimed()):
                 if isinstance(answer, str):
-                    failed[trial.key] = f"{trial}: {answer}"
+                    failed.setdefault(answer, []).append(trial)
                 else:
                     _write(_file(study, trial, folder), {"study": study.name, **answer})
                     finished += 1
@@ -304,8 +315,9 @@ def _run(study: Study, trials: list[Trial], folder: Path | None, n_jobs: int, ba
     return Outcome(finished, failed)
 
 
-def _work(function: Callable, trial: Trial) -> tuple[Trial, dict | str]:
+def _work(function: Callable, trial: Trial, runner: int) -> tuple[Trial, dict | str]:
     """In the worker: the rows of a trial with the record of how they came about, or its error."""
+    _end_with(runner)
     started = time.monotonic()
     try:
         parameters, record = dict(trial.parameters), {}
@@ -328,6 +340,19 @@ def _work(function: Callable, trial: Trial) -> tuple[Trial, dict | str]:
 
 
 _load = lru_cache(maxsize=1)(data.load)
+
+
+@lru_cache
+def _end_with(runner: int) -> None:
+    """Let a worker process end when the runner that started it is killed, not a trial later."""
+
+    def watch() -> None:
+        while os.getppid() == runner:
+            time.sleep(1)
+        os._exit(1)
+
+    if os.getppid() == runner:
+        Thread(target=watch, daemon=True).start()
 
 
 @contextlib.contextmanager
@@ -354,11 +379,11 @@ def collect(
 ) -> tuple[pd.DataFrame, dict]:
     """The rows of all finished trials as one tidy table, and the record of how they came about.
 
-    A row has its trial's parameters, then its own columns. Trials stand in the order of the grid,
-    whatever the order in which they ran. The record: study, profile, trials (finished and in all),
-    data (name to SHA-256), seeds, device, libraries, code (commit), date (first, last), seconds
-    (summed over the trials). Raises StudyError while trials are missing, unless ``partial``, and
-    when there are none.
+    A row has its trial's parameters (lists as "256, 6000"), then its own columns. Trials stand in
+    the order of the grid, whatever the order in which they ran. The record: study, profile, trials
+    (finished and in all), data (name to SHA-256), seeds, device, libraries, code (commit), date
+    (first, last), seconds (summed over the trials). Raises StudyError while trials are missing,
+    unless ``partial``, and when there are none.
     """
     trials = study.trials(profile, replace)
     read = {t.key: _read(_file(study, t, folder)) for t in trials}
@@ -368,7 +393,13 @@ def collect(
             f"{len(found)} of the {len(trials)} trials of {study.name} at profile {profile} are "
             f"finished; run them first: lecture6 run {study.name} --profile {profile}"
         )
-    table = pd.DataFrame([saved["parameters"] | row for saved in found for row in saved["rows"]])
+    table = pd.DataFrame(
+        [
+            {k: ", ".join(map(str, v)) if isinstance(v, list) else v for k, v in row.items()}
+            for saved in found
+            for row in (saved["parameters"] | row for row in saved["rows"])
+        ]
+    )
     records = [saved["record"] for saved in found]
 
     def seen(what: str) -> list[str]:

@@ -1,0 +1,536 @@
+"""The studies: real processes, real kill -9, a real full disk, a real Dask cluster."""
+
+import contextlib
+import importlib
+import json
+import linecache
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from threading import Event, Thread
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from toy_study import study as toy
+
+from lecture6 import data, models
+from lecture6.landscape import interpolate
+from lecture6.objective import NetworkObjective
+from lecture6.sharpness import RandomSubspace, keskar
+from lecture6.studies import STUDIES, StudyError, collect, engine, plan, run
+from lecture6.studies import keskar as keskar_study
+from lecture6.train import train
+
+HERE = Path(__file__).parent
+SMOKE = [sys.executable, "-m", "lecture6", "run", "keskar", "--profile", "smoke"]
+
+
+def ran(log):
+    """The trials that were started, in order."""
+    return [int(line.split()[0]) for line in Path(log).read_text().splitlines()]
+
+
+def runner(log, folder, n, seconds):
+    """A process that runs the toy study with two workers."""
+    code = (
+        "from pathlib import Path; from lecture6.studies import run; from toy_study import study\n"
+        f"print(run(study({str(log)!r}, n={n}, seconds={seconds}), 'smoke', jobs=2, "
+        f"folder=Path({str(folder)!r}), progress=False).finished)"
+    )
+    paths = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": paths},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def finished(folder, name="toy"):
+    return sorted((folder / name).glob("*.json"))
+
+
+# --- keys ---------------------------------------------------------------------------------------
+
+MODULE = '''"""Docstring."""
+import math
+from lecture6.models import f1
+SCALE = 2
+UNUSED = 1
+class Helper(dict):
+    def used(self):
+        return math.pi
+def helper(x):
+    """Text."""
+    return SCALE * x  # comment
+def other():
+    return UNUSED
+def trial(*, i):
+    h = Helper()
+    return [{"y": helper(i) + h.used(), "f": str(f1)}]
+'''
+
+
+@pytest.fixture
+def digest_of(tmp_path, monkeypatch):
+    """The digest of ``trial`` in a module with the given source."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def digest(source):
+        (tmp_path / "changing.py").write_text(source)
+        sys.modules.pop("changing", None)
+        shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+        importlib.invalidate_caches()
+        linecache.clearcache()
+        engine._definitions.cache_clear()
+        return engine.code_digest(importlib.import_module("changing").trial)
+
+    yield digest
+    sys.modules.pop("changing", None)
+    engine._definitions.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "same"),
+    [
+        ("# comment", "# another one", True),
+        ('"""Text."""', '"""Other text."""', True),
+        ("UNUSED = 1", "UNUSED = 3", True),
+        ("return UNUSED", "return 7", True),
+        ("def other", "\n\ndef other", True),
+        ("SCALE = 2", "SCALE = 3", False),
+        ("SCALE * x", "SCALE + x", False),
+        ("math.pi", "math.e", False),
+        ("helper(i)", "helper(2 * i)", False),
+    ],
+)
+def test_a_key_follows_the_code_that_matters(digest_of, old, new, same):
+    before = digest_of(MODULE)
+    assert old in MODULE
+    assert (digest_of(MODULE.replace(old, new)) == before) == same
+
+
+def test_code_is_followed_into_the_package():
+    found = set(engine.reachable(keskar_study.trial))
+    for where in (
+        ("lecture6.train", "sample_batches"),
+        ("lecture6.models", "N_HIDDEN"),
+        ("lecture6.sharpness", "RandomSubspace"),
+        ("lecture6.objective", "_SumObjective"),
+        ("lecture6.landscape", "weights_on_path"),
+    ):
+        assert where in found
+    modules = {module for module, _ in found}
+    assert not modules & {"lecture6.figures", "lecture6.widgets", "lecture6.studies.engine"}
+    assert ("lecture6.data", "_timit") in engine.reachable(data.load)
+
+
+def test_equal_trials_are_one_and_parameters_make_the_key(tmp_path):
+    study = toy(tmp_path / "log", n=3)
+    keys = [t.key for t in study.trials("smoke")]
+    assert len(set(keys)) == 3
+    twice = engine.Study("toy", "", study.trial, {"smoke": study.grids["smoke"] * 2}, study.cost)
+    assert [t.key for t in twice.trials("smoke")] == keys
+    other = engine.Study("toy2", "", study.trial, study.grids, study.cost)
+    assert not {t.key for t in other.trials("smoke")} & set(keys)
+
+
+def test_a_function_without_a_place_is_refused():
+    def trial(*, i):
+        return []
+
+    study = engine.Study("toy", "", trial, {"smoke": [{"i": 0}]}, lambda p: 1.0)
+    with pytest.raises(StudyError, match="top-level function"):
+        study.trials("smoke")
+
+
+# --- running ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_rows_stand_in_the_order_of_the_grid(tmp_path, jobs):
+    study = toy(tmp_path / "log", n=4)
+    outcome = run(study, "smoke", jobs=jobs, folder=tmp_path, progress=False)
+    assert outcome == engine.Outcome(4, {})
+    assert sorted(ran(tmp_path / "log")) == [0, 1, 2, 3]
+    table, record = collect(study, "smoke", folder=tmp_path)
+    assert table.columns[:3].to_list() == ["i", "sizes", "seed"]
+    assert table["i"].to_list() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert table["sizes"].iloc[-1] == "3, 2"
+    np.testing.assert_array_equal(
+        table["value"], [10 * (i + k / 3) for i in range(4) for k in (0, 1)]
+    )
+    assert record["trials"] == [4, 4]
+    assert record["seeds"] == [0, 1]
+    assert record["libraries"]["torch"] == [metadata.version("torch")]
+    assert record["device"] == [engine.report.device_name()]
+    assert re.match(r"commit \w{7}|version", record["code"][0])
+    assert record["seconds"] >= 0
+    assert len(record["date"]) == 2
+
+
+def test_only_what_is_missing_is_run(tmp_path):
+    study = toy(tmp_path / "log", n=4)
+    with pytest.raises(StudyError, match=r"0 of the 4 trials .* lecture6 run toy"):
+        collect(study, "smoke", folder=tmp_path, partial=True)
+    run(study, "smoke", folder=tmp_path, progress=False)
+    assert run(study, "smoke", folder=tmp_path, progress=False).finished == 0
+    lost = engine._file(study, study.trials("smoke")[2], tmp_path)
+    lost.unlink()
+    with pytest.raises(StudyError, match="3 of the 4"):
+        collect(study, "smoke", folder=tmp_path)
+    assert len(collect(study, "smoke", folder=tmp_path, partial=True)[0]) == 6
+    assert run(study, "smoke", folder=tmp_path, progress=False).finished == 1
+    assert ran(tmp_path / "log") == [0, 1, 2, 3, 2]
+
+
+def test_a_trial_that_fails_stops_no_other_and_is_tried_again(tmp_path):
+    study = toy(tmp_path / "log", n=3, fail_until=1)
+    outcome = run(study, "smoke", folder=tmp_path, progress=False)
+    assert outcome.finished == 0
+    [(error, trials)] = outcome.failed.items()
+    assert error == "ArithmeticError: this trial fails at first"
+    assert [t.parameters["i"] for t in trials] == [0, 1, 2]
+    assert run(study, "smoke", folder=tmp_path, progress=False).finished == 3
+
+
+def test_the_plan_learns_from_what_was_measured(tmp_path):
+    study = toy(tmp_path / "log", n=4, seconds=0.2)
+    assert plan(study, "smoke", folder=tmp_path).seconds == 4  # 1 s a trial, as the study says
+    run(study, "smoke", folder=tmp_path, progress=False)
+    for path in finished(tmp_path)[:2]:
+        path.unlink()
+    todo = plan(study, "smoke", folder=tmp_path)
+    assert (len(todo.trials), len(todo.finished)) == (4, 2)
+    assert 0.4 <= todo.seconds < 4
+    assert [engine.spoken(s) for s in (0.2, 89, 720, 12600)] == ["1 s", "89 s", "12 min", "3.5 h"]
+
+
+def test_data_sets_are_loaded_named_and_replaced(tmp_path):
+    study = STUDIES["keskar"]
+    smoke = study.trials("smoke", {"mnist5k": "digits"})
+    assert {t.parameters["data"] for t in smoke} == {"digits"}
+    assert not {t.key for t in smoke} & {t.key for t in study.trials("smoke")}
+    with pytest.raises(StudyError, match=r"no trial .* uses cifar10; they use mnist5k"):
+        study.trials("smoke", {"cifar10": "digits"})
+    with pytest.raises(StudyError, match="profiles smoke, book, full, not 'tiny'"):
+        study.trials("tiny")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"jobs": 0}, "jobs must be at least 1"),
+        ({"backend": "dask"}, "'dask' with a scheduler's address"),
+        ({"backend": "threads"}, "got 'threads'"),
+        ({"scheduler": "tcp://x:1"}, "for backend 'dask', not for 'loky'"),
+    ],
+)
+def test_impossible_settings_are_refused(tmp_path, options, message):
+    with pytest.raises(StudyError, match=message):
+        run(toy(tmp_path / "log"), "smoke", folder=tmp_path, progress=False, **options)
+    assert not (tmp_path / "log").exists()
+
+
+def test_a_trial_has_a_gpu_to_itself(monkeypatch, tmp_path):
+    taken, using = [], []
+
+    @contextlib.contextmanager
+    def use(gpu):
+        using.append(gpu)
+        taken.append(sorted(using))
+        yield
+        using.remove(gpu)
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "device", use)
+    monkeypatch.setattr(engine.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(engine, "POLL", 0.01)
+    go_on = Event()
+
+    def work():
+        with engine._own_gpu():
+            go_on.wait(60)
+
+    threads = [Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    until(lambda: len(taken) == 2)
+    time.sleep(0.1)
+    assert taken[1] == [0, 1]  # and the third waits
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert len(taken) == 3
+    assert not using
+
+
+# --- interruptions ------------------------------------------------------------------------------
+
+
+def test_two_runners_share_a_folder_and_do_nothing_twice(tmp_path):
+    runners = [runner(tmp_path / "log", tmp_path, n=12, seconds=0.3) for _ in range(2)]
+    done = [int(p.communicate(timeout=120)[0]) for p in runners]
+    assert sum(done) == 12
+    assert min(done) > 0, "one of them came too late to share"
+    assert sorted(ran(tmp_path / "log")) == list(range(12))
+
+
+def test_a_killed_runner_takes_its_workers_along_and_frees_its_trials(tmp_path):
+    log = tmp_path / "log"
+    first = runner(log, tmp_path, n=4, seconds=60)
+    until(lambda: log.exists() and len(ran(log)) == 2)
+    workers = {int(line.split()[1]) for line in log.read_text().splitlines()}
+    first.kill()
+    first.communicate()
+
+    def gone(pid):
+        stat = Path(f"/proc/{pid}/stat")
+        return not stat.exists() or stat.read_text().split()[2] == "Z"
+
+    until(lambda: all(gone(pid) for pid in workers), 20)
+    log.unlink()
+    study = toy(log, n=4, seconds=60)
+    path = engine._file(study, study.trials("smoke")[0], tmp_path).with_suffix(".lock")
+    with engine.FileLock(path, blocking=False):
+        pass  # nobody holds it
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """The smoke study of Keskar, run in one go."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    subprocess.run([*SMOKE, "--jobs", "2", "--folder", folder], check=True, capture_output=True)
+    return collected(folder)
+
+
+def collected(folder):
+    """The collected table's bytes, and the record without times and dates."""
+    command = ["collect", "keskar", "--profile", "smoke", "--folder", folder, "--to", folder / "to"]
+    subprocess.run([*SMOKE[:3], *command], check=True, capture_output=True)
+    record = json.loads((folder / "to" / "keskar.json").read_text())
+    return (folder / "to" / "keskar.csv").read_bytes(), record | {"seconds": 0, "date": 0}
+
+
+def test_twenty_kills_change_nothing(tmp_path, uninterrupted):
+    rng = random.Random(0)
+    kept = []
+    for kill in range(20):
+        process = subprocess.Popen(
+            [*SMOKE, "--jobs", "2", "--folder", tmp_path],
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=rng.uniform(0.5, 9))
+        if kill % 2:
+            process.kill()  # the runner alone
+        else:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # runner and workers: a power failure
+        process.wait()
+        kept.append(len(finished(tmp_path, "keskar")))
+    assert kept == sorted(kept), "a finished trial was lost"
+    assert kept[0] < 12, "the study was over before it was killed once"
+    subprocess.run(
+        [*SMOKE, "--jobs", "2", "--folder", tmp_path], check=True, capture_output=True, timeout=300
+    )
+    assert collected(tmp_path) == uninterrupted
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 64 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small tmpfs here: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_full_disk_is_one_clear_error_and_loses_nothing(tmp_path, small_disk):
+    study = toy(tmp_path / "log", n=40)
+    with pytest.raises(StudyError, match=r"No space left on device.*Finished trials are safe"):
+        run(study, "smoke", folder=small_disk, progress=False)
+    kept = finished(small_disk)
+    assert 0 < len(kept) < 40
+    for path in kept:
+        assert json.loads(path.read_text())["rows"]
+    assert not list(small_disk.glob("**/*.partial"))
+    shutil.copytree(small_disk / "toy", tmp_path / "roomy" / "toy")
+    assert run(study, "smoke", folder=tmp_path / "roomy", progress=False).finished == 40 - len(kept)
+    assert len(collect(study, "smoke", folder=tmp_path / "roomy")[0]) == 80
+
+
+def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StudyError, match=r"cannot write in .*nothing was run.*--folder"):
+        run(toy(tmp_path / "log"), "smoke", folder=tmp_path / "file", progress=False)
+    assert not (tmp_path / "log").exists()
+
+
+def test_a_damaged_trial_is_named(tmp_path):
+    study = toy(tmp_path / "log", n=2)
+    run(study, "smoke", folder=tmp_path, progress=False)
+    path = finished(tmp_path)[0]
+    path.write_text(path.read_text()[:50])
+    with pytest.raises(StudyError, match=rf"{path.name} is damaged .* delete it"):
+        collect(study, "smoke", folder=tmp_path)
+
+
+# --- a cluster ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cluster():
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+    ) as cluster:
+        yield cluster
+
+
+def test_a_cluster_gives_the_same_table_though_a_worker_is_killed(tmp_path, cluster, uninterrupted):
+    address = cluster.scheduler_address
+    process = subprocess.Popen(
+        [*SMOKE, "--folder", tmp_path, *["--backend", "dask", "--scheduler"], address],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    until(lambda: finished(tmp_path, "keskar") or process.poll() is not None, 120)
+    os.kill(cluster.workers[0].pid, signal.SIGKILL)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert collected(tmp_path) == uninterrupted
+
+
+def test_a_cluster_that_is_not_there(tmp_path):
+    with pytest.raises(StudyError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:1"):
+        run(
+            toy(tmp_path / "log"),
+            "smoke",
+            folder=tmp_path,
+            backend="dask",
+            scheduler="tcp://127.0.0.1:1",
+        )
+
+
+# --- Keskar's study -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """A pair on digits: its parameters and its rows."""
+    images = data.load("digits").subset(60, 50)
+    parameters = dict(
+        net="F1", group="pair", seed=3, batch_sizes=[10, 30], lr=1e-3, epochs=2, evaluations=2
+    )
+    parameters |= {"n_sharpness": 40, "n_columns": 3, "lbfgsb": True, "bf16": False}
+    return images, parameters, keskar_study.trial(data=images, **parameters)
+
+
+def chosen(rows, **where):
+    return [r["value"] for r in rows if all(r[k] == v for k, v in where.items())]
+
+
+def test_a_trial_is_pure(pair):
+    images, parameters, rows = pair
+    assert keskar_study.trial(data=images, **parameters) == rows
+    assert keskar_study.trial(data=images, **parameters | {"seed": 4}) != rows
+
+
+def test_a_trial_reports_what_training_and_sharpness_give(pair):
+    images, _, rows = pair
+    part = images.subset(40)
+    runs = {}
+    for size in (10, 30):
+        net = models.f1(64, 10, seed=3)
+        options = {"lr": 1e-3, "optimizer": "adam", "seed": 3, "epochs": 2}
+        runs[size] = train(net, images, batch_size=size, **options)
+        here = {"batch_size": size}
+        history = runs[size].history
+        tests = history[history.split == "test"]
+        assert chosen(rows, quantity="accuracy", of="test", **here) == tests.accuracy.to_list()
+        assert chosen(rows, quantity="loss", of="test", **here) == tests.loss.to_list()
+        assert chosen(rows, quantity="distance", **here) == tests.distance.to_list()
+        assert chosen(rows, quantity="updates", **here) == [runs[size].n_updates]
+        f = NetworkObjective(runs[size].model, part.x_train, part.y_train)
+        columns = RandomSubspace(f.n_params, 3, seed=3)
+        for of, subspace in (("full space", None), ("p = 3", columns)):
+            for epsilon in (1e-3, 5e-4):
+                phi = keskar(
+                    f,
+                    f.w,
+                    epsilon=epsilon,
+                    subspace=subspace,
+                    method="ascent",
+                    n_iterations=10,
+                    seed=3,
+                )
+                where = {"of": of, "at": epsilon, **here}
+                assert chosen(rows, quantity="sharpness", **where) == [phi.value]
+                assert chosen(rows, quantity="sharpness_gap", **where) == [phi.gap]
+                [searched] = chosen(rows, quantity="sharpness_lbfgsb", **where)
+                assert 0 < searched < 3 * phi.value
+    sets = {"train": NetworkObjective(runs[10].model, part.x_train, part.y_train)}
+    line = interpolate(sets, runs[10].w, runs[30].w)
+    assert chosen(rows, quantity="path_loss", of="linear train") == line.loss.to_list()
+    assert len(chosen(rows, quantity="path_accuracy", of="sincos test")) == 25
+
+
+def test_what_is_not_asked_for_is_left_out(pair):
+    images, parameters, _ = pair
+    rows = keskar_study.trial(data=images, **parameters | {"n_sharpness": 0, "n_train": 30})
+    assert {r["quantity"] for r in rows} == {"loss", "accuracy", "distance", "updates", "bfloat16"}
+    assert chosen(rows, quantity="updates", batch_size=10) == [6]
+
+
+def test_the_full_grid_is_the_papers():
+    grid = pd.DataFrame([t.parameters for t in STUDIES["keskar"].trials("full")])
+    grid["n"] = grid["data"].map(keskar_study.TRAIN_SIZES)
+    pairs = grid[(grid.group == "pair") & (grid.bf16 != False) & (grid.n_sharpness < 60_000)]  # noqa: E712
+    seeds = pairs.groupby(["net", "data"]).seed.nunique()
+    assert seeds["F1", "mnist"] >= 5
+    assert seeds["F2", "timit"] >= 5
+    assert seeds["F2", "timit:183"] >= 5
+    assert seeds["C1, stride 2", "cifar10"] >= 3
+    assert seeds["C1", "cifar10"] >= 3
+    assert all(sizes == [256, n // 10] for sizes, n in zip(pairs.batch_sizes, pairs.n, strict=True))
+    assert set(grid[grid.group != "tuned rate"].lr) == {1e-3}
+    for net, name in (("F2", "timit"), ("C1, stride 2", "cifar10")):
+        here = grid[(grid.net == net) & (grid["data"] == name) & grid.group.isin(["pair", "grid"])]
+        assert len({size for sizes in here.batch_sizes for size in sizes}) >= 7
+        assert len(set(here.epochs)) == 1
+    for net in ("F1", "F2"):
+        here = grid[grid.net == net]
+        assert here[here.group == "tuned rate"].lr.nunique() >= 4
+        updates = here[(here.group == "equal updates") & (here["data"] != "timit:183")].iloc[0]
+        small = -(-updates.n // 256) * here[here.group == "pair"].epochs.iloc[0]
+        assert updates.epochs * -(-updates.n // (updates.n // 10)) == pytest.approx(small, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["mnist", "timit", "timit:183", "cifar10_jpeg"])
+def test_the_sizes_in_the_grid_are_those_of_the_data(name, data_root):
+    size = keskar_study.TRAIN_SIZES[name.removesuffix("_jpeg")]
+    assert data.load(name, root=data_root, download=False).n_train == size

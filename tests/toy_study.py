@@ -1,0 +1,39 @@
+"""A study of no content whose trials say when they run: for the tests of the engine.
+
+Run by other processes too, which is why it is a module of its own.
+"""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from lecture6.studies import Study
+
+FACTOR = 10
+
+
+def scaled(x):
+    return FACTOR * x
+
+
+def trial(*, i, log, seconds=0.0, fail_until=0, kill_first=False):
+    """Append a line to ``log``, then fail, kill the process, or return two rows."""
+    with open(log, "a") as file:
+        file.write(f"{i} {os.getpid()}\n")
+    runs = sum(line.split()[0] == str(i) for line in Path(log).read_text().splitlines())
+    if kill_first and runs == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if runs <= fail_until:
+        raise ArithmeticError("this trial fails at first")
+    time.sleep(seconds)
+    return [{"name": f"row {k}", "value": scaled(i + k / 3)} for k in (0, 1)]
+
+
+def study(log, n=6, **more):
+    grid = [{"i": i, "sizes": [i, 2], "seed": i % 2, "log": str(log), **more} for i in range(n)]
+    return Study("toy", "nothing", _without_sizes, {"smoke": grid}, lambda p: 1.0)
+
+
+def _without_sizes(*, sizes, seed, **parameters):
+    return trial(**parameters)
