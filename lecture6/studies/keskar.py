@@ -4,7 +4,8 @@ One trial trains a network with each of its batch sizes from the same initial we
 seed. Groups of trials: "pair", the small and the large batch of Table 2 and Figures 4 and 5;
 "grid", more batch sizes for Figure 7, at the epochs of the pairs; "equal updates", the large batch
 for as many updates as the small one makes (Hoffer et al., 1705.08741); "tuned rate", both at other
-learning rates (Shallue et al., 1811.03600); "float32", pairs trained without bfloat16.
+learning rates (Shallue et al., 1811.03600); "float32", pairs trained without bfloat16; "whole
+set", a pair whose sharpness is taken on all training samples.
 
 Rows: batch_size, quantity, of, at, value. Of a run: loss and accuracy (fraction) of "train" and
 "test", distance ‖w − w₀‖, each at an epoch; updates; bfloat16 (1 if it was used). Of its end, on
@@ -52,8 +53,8 @@ def trial(
 
     ``n_train``: a random part of the training set (None: all of it). ``evaluations``: how often a
     run is evaluated. ``n_sharpness`` 0 leaves sharpness and paths out. ``n_columns``: of the random
-    subspace, Keskar's p. ``lbfgsb`` adds Keskar's
-    solver, in float64. ``group`` only labels the trial.
+    subspace, Keskar's p. ``lbfgsb`` adds Keskar's solver, in float64. ``group`` only labels the
+    trial.
     """
     if n_train is not None:
         data = data.subset(n_train)
@@ -136,7 +137,7 @@ def _grid_full() -> list[dict]:
     f2_183 = f2 | {"data": "timit:183"}
     c1 = {"net": "C1, stride 2", "data": "cifar10", "epochs": 40, "lr": 1e-3}
     c1_code = c1 | {"net": "C1", "epochs": 20}
-    n_sharpness = {"F1": 10_000, "F2": 10_000, "C1, stride 2": 2_500, "C1": 1_000}
+    n_sharpness = {"F1": 10_000, "F2": 5_000, "C1, stride 2": 2_500, "C1": 1_000}
 
     def trials(base: dict, group: str, seeds, *sizes: list[int], **more) -> list[dict]:
         measured = {} if group == "tuned rate" else {"n_sharpness": n_sharpness[base["net"]]}
@@ -146,48 +147,52 @@ def _grid_full() -> list[dict]:
             for size in sizes
         ]
 
-    def pairs(base: dict, seeds, **more) -> list[dict]:
-        sizes = [SMALL, TRAIN_SIZES[base["data"]] // 10]  # LB: 10 % of the training data
-        return trials(base, "pair", seeds, sizes, **more)
+    def large(base: dict) -> int:  # LB: 10 % of the training data
+        return TRAIN_SIZES[base["data"]] // 10
+
+    def pairs(base: dict, seeds, group: str = "pair", **more) -> list[dict]:
+        return trials(base, group, seeds, [SMALL, large(base)], **more)
+
+    def grid(base: dict, seeds, *sizes: int) -> list[dict]:
+        return trials(base, "grid", seeds, *([size] for size in sizes), evaluations=1)
 
     def equal_updates(base: dict, seeds) -> list[dict]:
-        n, large = TRAIN_SIZES[base["data"]], TRAIN_SIZES[base["data"]] // 10
-        ratio = math.ceil(n / SMALL) / math.ceil(n / large)
-        return trials(base, "equal updates", seeds, [large], epochs=round(base["epochs"] * ratio))
-
-    def tuned(base: dict, seeds, small: list[float], large: list[float]) -> list[dict]:
         n = TRAIN_SIZES[base["data"]]
+        ratio = math.ceil(n / SMALL) / math.ceil(n / large(base))
+        epochs = round(base["epochs"] * ratio)
+        return trials(base, "equal updates", seeds, [large(base)], epochs=epochs)
+
+    def tuned(base: dict, seeds) -> list[dict]:  # with the pairs' 1e-3, four rates each
+        rates = {SMALL: [2.5e-4, 5e-4, 2e-3], large(base): [2e-3, 4e-3, 8e-3]}
         return [
             t
-            for size, rates in ((SMALL, small), (n // 10, large))
-            for lr in rates
-            for t in trials(base, "tuned rate", seeds, [size], lr=lr)
+            for size, tried in rates.items()
+            for lr in tried
+            for t in trials(base, "tuned rate", seeds, [size], lr=lr, evaluations=1)
         ]
 
-    def grid(base: dict, seeds) -> list[dict]:
-        n = TRAIN_SIZES[base["data"]]
-        sizes = [[128], [512], [1024], [2048], [n // 5], [n // 2]]
-        return trials(base, "grid", seeds, *sizes)
-
+    f2_sizes = [128, 512, 1024, 2048, 7284, 18_210]  # to a half of the training data
+    c1_sizes = [128, 512, 1024, 2048, 10_000]  # to a fifth: half of it takes 10 GB
     return [
         *pairs(f1, [0], lbfgsb=True),
         *pairs(f2, [0], lbfgsb=True),
-        *pairs(c1, [0], lbfgsb=True),
         *pairs(f1, [1, 2, 3, 4]),
         *pairs(f2, [1, 2, 3, 4]),
-        *pairs(c1, [1, 2]),
-        *grid(f2, [0]),
-        *grid(c1, [0]),
-        *tuned(f1, [0, 1, 2], [2.5e-4, 5e-4], [2e-3, 4e-3, 8e-3]),
-        *equal_updates(f1, [0, 1, 2]),
+        *pairs(c1, [0, 1, 2]),
+        *grid(f2, [0], *f2_sizes),
+        *grid(c1, [0], *c1_sizes),
         *pairs(f2_183, [0, 1, 2, 3, 4]),
-        *grid(f2, [1]),
+        *tuned(f1, [0, 1, 2]),
+        *equal_updates(f1, [0, 1, 2]),
+        *tuned(f2, [0, 1, 2]),
+        *grid(f2, [1], *f2_sizes),
         *equal_updates(f2, [0, 1, 2]),
-        *tuned(f2, [0, 1, 2], [2.5e-4, 5e-4], [2e-3, 4e-3, 8e-3]),
+        *grid(c1, [1], *c1_sizes),
         *pairs(c1, [3, 4]),
-        *grid(c1, [1]),
-        *pairs(f1 | {"bf16": False}, [0, 1]),
-        *pairs(f1, [0], n_sharpness=60_000),
+        *grid(f2, [2], *f2_sizes),
+        *grid(c1, [2], *c1_sizes),
+        *pairs(f1, [0, 1], "float32", bf16=False),
+        *pairs(f1, [0], "whole set", n_sharpness=60_000),
         *pairs(c1_code, [0, 1, 2]),
     ]
 
@@ -210,22 +215,21 @@ def _small(
 
 
 def _cost(p: dict) -> float:
-    """Seconds on 2 cores of a 2026 server: what the first trials took, and the updates alone."""
-    per_sample, per_update = {  # microseconds of training in bfloat16, milliseconds of Adam
-        "F1": (15, 2.0),
-        "F2": (22, 4.0),
-        "C1, stride 2": (95, 0.5),
-        "C1": (340, 2.5),
+    """Seconds on one core of a 2026 server with bfloat16, fitted to the first trials."""
+    per_sample, per_update = {  # microseconds of training, milliseconds of Adam
+        "F1": (21, 1.5),
+        "F2": (42, 2.5),
+        "C1, stride 2": (80, 1.0),
+        "C1": (500, 3.0),
     }[p["net"]]
-    n = p.get("n_train") or TRAIN_SIZES.get(p["data"].removesuffix("_jpeg"), 50_000)
-    updates = sum(math.ceil(n / b) for b in p["batch_sizes"]) * p["epochs"]
-    training = (
-        p["epochs"] * len(p["batch_sizes"]) * n * per_sample / 1e6 + updates * per_update / 1e3
-    )
-    evaluating = 10 * len(p["batch_sizes"]) * 1.2 * n * per_sample / 1e6
-    passes = 45 + (250 if p.get("lbfgsb") else 0)
-    sharpness = passes * len(p["batch_sizes"]) * p.get("n_sharpness", 0) * 3 * per_sample / 1e6
-    return training + evaluating + sharpness
+    n = p.get("n_train") or TRAIN_SIZES[p["data"].removesuffix("_jpeg")]
+    runs, n_sharpness = len(p["batch_sizes"]), p.get("n_sharpness", 0)
+    updates = p["epochs"] * sum(math.ceil(n / size) for size in p["batch_sizes"])
+    samples = runs * n * (p["epochs"] + 1.6 * p.get("evaluations", 10))
+    samples += runs * n_sharpness * (170 + 400 * p.get("lbfgsb", False))
+    if runs == 2 and n_sharpness:
+        samples += 65 * (n_sharpness + 10_000)  # two paths, on training and test samples
+    return samples * per_sample / 1e6 + updates * per_update / 1e3
 
 
 STUDY = Study(
