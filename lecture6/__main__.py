@@ -23,6 +23,9 @@ _profile = click.option(
     show_default="$LECTURE6_PROFILE, else book",
     help="smoke, book, or full: the papers' sizes, hours on a CPU.",
 )
+_full = click.option(
+    "--profile", default="full", show_default=True, help="The profile that was run."
+)
 _data = click.option(
     "--data",
     "replace",
@@ -42,7 +45,7 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> None:
         try:
             return super().invoke(ctx)
-        except (StudyError, OSError) as error:
+        except (StudyError, OSError, results.ResultsError) as error:
             raise click.ClickException(str(error)) from None
 
 
@@ -113,7 +116,7 @@ def run_study(ctx, study, profile, jobs, folder, replace, backend, scheduler, dr
 
 @main.command("collect")
 @_study
-@_profile
+@_full
 @_folder
 @_data
 @click.option("--partial", is_flag=True, help="Collect what is there, though trials are missing.")
@@ -130,9 +133,15 @@ def collect_study(study, profile, folder, replace, partial, to) -> None:
 @main.command("show")
 @_study
 @click.option("--rows", type=click.IntRange(0), default=10, show_default=True)
-def show_study(study: str, rows: int) -> None:
+@click.option(
+    "--from",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where collect put it with --to. [default: the package]",
+)
+def show_study(study: str, rows: int, folder: Path | None) -> None:
     """What is stored of STUDY: how it was computed, and the first rows."""
-    stored = results.load(study)
+    stored = results.load(study, folder=folder)
     for key, value in stored.record.items():
         click.echo(f"{key:10} {value}")
     with pd.option_context("display.width", 200, "display.max_columns", None):

@@ -277,7 +277,8 @@ def _obtain(name: str, target: Path, download: bool, fetch: Callable | None, rea
             with tempfile.TemporaryDirectory(prefix=".download-", dir=target.parent) as scratch:
                 fetched = fetch(Path(scratch))
                 read(fetched)
-                os.replace(fetched, target)
+                if not target.exists():  # another process may have been faster
+                    os.replace(fetched, target)
         except (OSError, RuntimeError, ValueError, HTTPException, BadZipFile) as error:
             raise DataError(
                 f"cannot download {name} to {target}: {error}; check the network and the folder "

@@ -158,7 +158,9 @@ def train(
     Raises ValueError for impossible settings, :class:`DivergenceError` when the loss stops being
     finite (the message names the update and the learning rate).
     """
-    _check(data, batch_size, lr, epochs, optimizer, momentum, nesterov, sampling, evaluate_every)
+    check_settings(
+        model, data, batch_size, lr, epochs, optimizer, momentum, nesterov, sampling, evaluate_every
+    )
     if patience is not None and patience < 1:
         raise ValueError(f"patience must be at least 1 evaluation, or None, got {patience}")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -173,14 +175,6 @@ def train(
             data.x_test.to(device), data.y_test.to(device), EVALUATION_BATCH
         ),
     }
-    smallest = (data.n_train % batch_size if sampling == "epoch" else 0) or batch_size
-    normalised = any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in model.modules())
-    if smallest == 1 and normalised:
-        raise ValueError(
-            f"batch_size {batch_size} gives a batch of 1 sample of the {data.n_train}, which batch "
-            "norm cannot normalise; choose another batch size"
-        )
-
     w0 = flat_parameters(model)
     if optimizer == "sgd":
         opt = torch.optim.SGD(
@@ -326,7 +320,8 @@ def _kept_memory() -> Iterator[None]:
         libc.malloc_trim(0)
 
 
-def _check(
+def check_settings(
+    model: nn.Module,
     data: Dataset,
     batch_size: int,
     lr: float,
@@ -337,6 +332,7 @@ def _check(
     sampling: str,
     evaluate_every: int,
 ) -> None:
+    """Raise ValueError, naming the value and the remedy, for settings that cannot be trained."""
     if not 1 <= batch_size <= data.n_train:
         raise ValueError(
             f"batch_size must lie between 1 and the {data.n_train} training samples of "
@@ -355,10 +351,19 @@ def _check(
             f"momentum {momentum} and nesterov {nesterov} are for optimizer='sgd'; Adam has its "
             "own moments"
         )
+    if nesterov and not momentum:
+        raise ValueError("nesterov=True looks ahead along the momentum: give a momentum above 0")
     if sampling not in ("epoch", "with_replacement", "without_replacement"):
         raise ValueError(
             "sampling must be 'epoch', 'with_replacement' or 'without_replacement', "
             f"got {sampling!r}"
+        )
+    smallest = (data.n_train % batch_size if sampling == "epoch" else 0) or batch_size
+    normalised = any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in model.modules())
+    if smallest == 1 and normalised:
+        raise ValueError(
+            f"batch_size {batch_size} gives a batch of 1 sample of the {data.n_train}, which batch "
+            "norm cannot normalise; choose another batch size"
         )
 
 

@@ -16,6 +16,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -29,7 +30,7 @@ from lecture6.train import (
     EVALUATION_BATCH,
     Run,
     Schedule,
-    _check,
+    check_settings,
     evaluate,
     evaluation_batches,
     sample_batches,
@@ -64,18 +65,20 @@ def train_many(
       lr         one for all, or one for each replica; ``schedule`` multiplies them all
       seeds      of the mini-batches of each replica; default 0, 1, 2, …
 
-    A replica whose weights stop being finite ends there: its Run says so in ``stopped``, its
-    history ends before, and the others go on. Raises ValueError for impossible settings, for
-    models of different architectures, and for networks that draw random numbers or keep running
-    statistics (dropout, ``batch_norm="running"``), which train one by one.
+    A replica whose weights or losses stop being finite ends there: its Run says so in ``stopped``,
+    its history and ``n_updates`` end at the last evaluation before, and the others go on. Raises
+    ValueError for impossible settings, for models of different architectures, and for networks
+    that draw random numbers, keep running statistics (dropout, ``batch_norm="running"``) or have
+    frozen parameters, which train one by one.
     """
     models, r = list(models), len(models)
-    sets = list(data) if isinstance(data, Sequence) else [data] * r
-    rates = [float(x) for x in lr] if isinstance(lr, Sequence) else [float(lr)] * r
+    sets = [data] * r if isinstance(data, Dataset) else list(data)
+    rates = [float(x) for x in lr] if np.ndim(lr) else [float(lr)] * r
     seeds = list(range(r)) if seeds is None else list(seeds)
     _check_replicas(models, sets, rates, seeds)
     for rate in rates:
-        _check(
+        check_settings(
+            models[0],
             sets[0],
             batch_size,
             rate,
@@ -112,9 +115,8 @@ def train_many(
     }
 
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    lrs = torch.tensor(rates, device=device)
-    decay = {"weight_decay": weight_decay}
-    step = _Step(models[0], optimizer, momentum, nesterov, **decay)
+    lrs = torch.tensor(rates, device=device, dtype=parameters[0].dtype)
+    step = _Step(models[0], optimizer, momentum, nesterov, weight_decay)
     state = [[torch.zeros_like(p) for p in parameters] for _ in range(step.n_buffers)]
     at_once = r if device.type == "cuda" else max(1, torch.get_num_threads())
     updates_per_epoch = math.ceil(sets[0].n_train / batch_size)
@@ -122,13 +124,17 @@ def train_many(
     alive, stopped = set(range(r)), ["all epochs done"] * r
 
     def record(epoch: int, factor: float) -> None:
+        update = epoch * updates_per_epoch
         for i in sorted(alive):
             model = models[i].eval()
-            with torch.no_grad():
-                distance = (parameters_to_vector(model.parameters()) - w0[i]).norm().item()
-            for split, batches in splits[id(sets[i])].items():
-                loss, accuracy = evaluate(model, batches)
-                update = epoch * updates_per_epoch
+            w = parameters_to_vector(model.parameters()).detach()
+            distance = (w - w0[i]).norm().item()
+            found = {s: evaluate(model, batches) for s, batches in splits[id(sets[i])].items()}
+            if not (w.isfinite().all() and all(math.isfinite(loss) for loss, _ in found.values())):
+                alive.discard(i)
+                stopped[i] = f"diverged by epoch {epoch} with lr {rates[i]:g}"
+                continue
+            for split, (loss, accuracy) in found.items():
                 rows[i].append((epoch, update, split, loss, accuracy, rates[i] * factor, distance))
 
     record(0, schedule(0.0) if schedule else 1.0)
@@ -154,11 +160,6 @@ def train_many(
             for i, batch in enumerate(order[part].split(batch_size, dim=1)):
                 t = epoch * updates_per_epoch + i + 1
                 step(p, buffers, x[batch], y[batch], lrs[part] * factors[i], t)
-        finite = torch.stack([q.flatten(1).isfinite().all(1) for q in parameters]).all(0)
-        for i in sorted(alive):
-            if not finite[i]:
-                alive.discard(i)
-                stopped[i] = f"diverged in epoch {epoch + 1} with lr {rates[i]:g}"
         if (epoch + 1) % evaluate_every == 0 or epoch + 1 == epochs:
             record(epoch + 1, factors[-1])
             models[0].train()
@@ -175,7 +176,7 @@ def train_many(
                 w0=w0[i],
                 w=parameters_to_vector(model.parameters()).detach(),
                 history=history,
-                n_updates=int(history["update"].iloc[-1]),
+                n_updates=rows[i][-1][1] if rows[i] else 0,
                 precision="float32",
                 stopped=stopped[i],
             )
@@ -311,7 +312,11 @@ def _check_replicas(
         raise ValueError(f"the models must have one architecture; others found: {different}")
     for module in models[0].modules():
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.p:
-            raise ValueError("train_many has no dropout, which draws as many numbers as it is run")
+            raise ValueError(
+                "train_many cannot give each replica its own dropout; train such nets by train"
+            )
+    if not all(p.requires_grad for model in models for p in model.parameters()):
+        raise ValueError("train_many moves every parameter; train nets with frozen ones by train")
     if next(models[0].buffers(), None) is not None:
         raise ValueError("train_many keeps no running statistics: use batch_norm='batch'")
     sizes = {(s.n_train, s.input_shape, s.n_classes) for s in sets}

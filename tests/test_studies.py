@@ -15,18 +15,20 @@ import time
 from importlib import metadata
 from pathlib import Path
 from threading import Event, Thread
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import toy_study
 from toy_study import study as toy
 
 from lecture6 import data, models
 from lecture6.landscape import interpolate
 from lecture6.objective import NetworkObjective
 from lecture6.sharpness import RandomSubspace, keskar
-from lecture6.studies import STUDIES, StudyError, collect, engine, plan, run
+from lecture6.studies import STUDIES, Study, StudyError, collect, digest, engine, plan, run
 from lecture6.studies import keskar as keskar_study
 from lecture6.train import train
 
@@ -73,6 +75,12 @@ import math
 from lecture6.models import f1
 SCALE = 2
 UNUSED = 1
+try:
+    A = 1
+except ImportError:
+    A = 0
+if math:
+    B = 1
 class Helper(dict):
     def used(self):
         return math.pi
@@ -83,7 +91,7 @@ def other():
     return UNUSED
 def trial(*, i):
     h = Helper()
-    return [{"y": helper(i) + h.used(), "f": str(f1)}]
+    return [{"y": helper(i) + h.used() + A + B, "f": str(f1)}]
 '''
 
 
@@ -92,23 +100,25 @@ def digest_of(tmp_path, monkeypatch):
     """The digest of ``trial`` in a module with the given source."""
     monkeypatch.syspath_prepend(tmp_path)
 
-    def digest(source):
+    def digest_of(source):
         (tmp_path / "changing.py").write_text(source)
         sys.modules.pop("changing", None)
         shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
         importlib.invalidate_caches()
         linecache.clearcache()
-        engine._definitions.cache_clear()
-        return engine.code_digest(importlib.import_module("changing").trial)
+        digest._definitions.cache_clear()
+        return digest.code_digest(importlib.import_module("changing").trial)
 
-    yield digest
+    yield digest_of
     sys.modules.pop("changing", None)
-    engine._definitions.cache_clear()
+    digest._definitions.cache_clear()
 
 
 @pytest.mark.parametrize(
     ("old", "new", "same"),
     [
+        ("    A = 1", "    A = 2", False),
+        ("B = 1", "B = 2", False),
         ("# comment", "# another one", True),
         ('"""Text."""', '"""Other text."""', True),
         ("UNUSED = 1", "UNUSED = 3", True),
@@ -127,7 +137,7 @@ def test_a_key_follows_the_code_that_matters(digest_of, old, new, same):
 
 
 def test_code_is_followed_into_the_package():
-    found = set(engine.reachable(keskar_study.trial))
+    found = set(digest.reachable(keskar_study.trial))
     for where in (
         ("lecture6.train", "sample_batches"),
         ("lecture6.models", "N_HIDDEN"),
@@ -138,7 +148,40 @@ def test_code_is_followed_into_the_package():
         assert where in found
     modules = {module for module, _ in found}
     assert not modules & {"lecture6.figures", "lecture6.widgets", "lecture6.studies.engine"}
-    assert ("lecture6.data", "_timit") in engine.reachable(data.load)
+    assert ("lecture6.data", "_timit") in digest.reachable(data.load)
+
+
+MODULES = {
+    "__init__": "from .inner import far as near",
+    "inner": "import spread.deep\ndef far():\n    return spread.deep.value()",
+    "deep": "def value():\n    from spread import late\n    return late.LATE",
+    "late": "LATE = 1",
+    "study": "from spread import near\ndef trial(*, i):\n    return near()",
+}
+
+
+def test_code_is_followed_through_imports_of_every_form(tmp_path, monkeypatch):
+    (tmp_path / "spread").mkdir()
+    for name, source in MODULES.items():
+        (tmp_path / "spread" / f"{name}.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("spread.late")
+    found = digest.reachable(importlib.import_module("spread.study").trial)
+    assert set(found) == {
+        ("spread.study", "trial"),
+        ("spread.inner", "far"),
+        ("spread.deep", "value"),
+        ("spread.late", "LATE"),
+    }
+
+
+def test_a_function_of_a_script_is_refused():
+    def trial():
+        pass
+
+    trial.__module__ = "__main__"
+    with pytest.raises(StudyError, match="must be in a module that workers can import"):
+        digest.reachable(trial)
 
 
 def test_equal_trials_are_one_and_parameters_make_the_key(tmp_path):
@@ -231,6 +274,52 @@ def test_data_sets_are_loaded_named_and_replaced(tmp_path):
         study.trials("smoke", {"cifar10": "digits"})
     with pytest.raises(StudyError, match="profiles smoke, book, full, not 'tiny'"):
         study.trials("tiny")
+    full = study.trials("full", {"mnist": "fashion_mnist"})
+    assert [t.cost for t in full] == [t.cost for t in study.trials("full")]
+
+
+def test_the_data_set_is_loaded_and_its_checksum_kept(tmp_path):
+    study = Study("sized", "", sized, {"smoke": [{"data": "mnist5k", "i": 0}]}, lambda p: 1.0)
+    run(study, "smoke", folder=tmp_path, replace={"mnist5k": "digits"}, progress=False)
+    with pytest.raises(StudyError, match="with the same --folder and --data"):
+        collect(study, "smoke", folder=tmp_path)
+    table, record = collect(study, "smoke", folder=tmp_path, replace={"mnist5k": "digits"})
+    digits = data.load("digits")
+    assert table["n"].to_list() == [digits.n_train]
+    assert record["data"] == {"digits": digits.checksum}
+    study = Study("sized", "", sized, {"smoke": [{"data": "digits", "i": i} for i in (0, 1)]}, ones)
+    run(study, "smoke", folder=tmp_path, progress=False)
+    path = engine._file(study, study.trials("smoke")[0], tmp_path)
+    path.write_text(path.read_text().replace(digits.checksum, "0" * 64))
+    with pytest.raises(StudyError, match="digits changed between trials"):
+        collect(study, "smoke", folder=tmp_path)
+
+
+def sized(*, data, i):
+    return [{"n": data.n_train}]
+
+
+def ones(parameters):
+    return 1.0
+
+
+def test_a_row_that_json_cannot_hold_fails_its_trial_alone(tmp_path):
+    values = ["nan", "tensor", "number"]
+    grid = [{"value": value} for value in values]
+    study = Study("answering", "", toy_study.answering, {"smoke": grid}, ones)
+    outcome = run(study, "smoke", folder=tmp_path, progress=False)
+    assert outcome.finished == 1
+    failed = {t.parameters["value"]: error for error, [t] in outcome.failed.items()}
+    assert failed["nan"].startswith("ValueError: Out of range float")
+    assert failed["tensor"].startswith("TypeError: Object of type Tensor")
+
+
+def test_a_worker_with_other_code_is_refused(tmp_path):
+    trial = toy(tmp_path / "log").trials("smoke")[0]
+    answer, error = engine._work(trial, ("toy_study", "_without_sizes"), "another digest", "")
+    assert answer is None
+    assert "the worker has other code than the runner: lecture6" in error
+    assert not (tmp_path / "log").exists()
 
 
 @pytest.mark.parametrize(
@@ -260,7 +349,8 @@ def test_a_trial_has_a_gpu_to_itself(monkeypatch, tmp_path):
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "device", use)
-    monkeypatch.setattr(engine.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: SimpleNamespace(uuid=i))
+    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(engine, "POLL", 0.01)
     go_on = Event()
 
@@ -292,6 +382,22 @@ def test_two_runners_share_a_folder_and_do_nothing_twice(tmp_path):
     assert sorted(ran(tmp_path / "log")) == list(range(12))
 
 
+def test_a_trial_whose_worker_dies_is_tried_again_and_then_given_up(tmp_path):
+    log = tmp_path / "log"
+    study = toy(log, n=3)
+    study.grids["smoke"][1]["kill_until"] = 1
+    assert run(study, "smoke", jobs=2, folder=tmp_path, progress=False).finished == 3
+    assert ran(log).count(1) == 2
+    study = toy(log, n=3)
+    study.grids["smoke"][1] |= {"i": 3, "kill_until": 9}
+    outcome = run(study, "smoke", jobs=2, folder=tmp_path / "2", progress=False)
+    [(error, trials)] = outcome.failed.items()
+    assert error.startswith("the worker process died, twice")
+    assert 3 in [t.parameters["i"] for t in trials]
+    assert outcome.finished >= 1  # one beside it may have been hit both times
+    assert ran(log).count(3) == 2
+
+
 def test_a_killed_runner_takes_its_workers_along_and_frees_its_trials(tmp_path):
     log = tmp_path / "log"
     first = runner(log, tmp_path, n=4, seconds=60)
@@ -308,16 +414,17 @@ def test_a_killed_runner_takes_its_workers_along_and_frees_its_trials(tmp_path):
     log.unlink()
     study = toy(log, n=4, seconds=60)
     path = engine._file(study, study.trials("smoke")[0], tmp_path).with_suffix(".lock")
+    assert path.exists()
     with engine.FileLock(path, blocking=False):
         pass  # nobody holds it
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    """The smoke study of Keskar, run in one go."""
-    folder = tmp_path_factory.mktemp("uninterrupted")
+    """The smoke study of Keskar, run in one go: what is collected, and the seconds it took."""
+    folder, start = tmp_path_factory.mktemp("uninterrupted"), time.monotonic()
     subprocess.run([*SMOKE, "--jobs", "2", "--folder", folder], check=True, capture_output=True)
-    return collected(folder)
+    return collected(folder), time.monotonic() - start
 
 
 def collected(folder):
@@ -329,30 +436,37 @@ def collected(folder):
 
 
 def test_twenty_kills_change_nothing(tmp_path, uninterrupted):
-    rng = random.Random(0)
-    kept = []
-    for kill in range(20):
+    """Kills at random moments; a study that was over before the last kill starts again."""
+    expected, seconds = uninterrupted
+    rng, kills, kept, rounds = random.Random(0), 0, [0], 0
+    while kills < 20:
+        folder = tmp_path / str(rounds)
         process = subprocess.Popen(
-            [*SMOKE, "--jobs", "2", "--folder", tmp_path],
+            [*SMOKE, "--jobs", "2", "--folder", folder],
             start_new_session=True,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=rng.uniform(0.5, 9))
-        if kill % 2:
+        try:
+            assert process.wait(timeout=rng.uniform(0.3, 1.0) * seconds) == 0
+            assert collected(folder) == expected
+            rounds += 1
+            kept.append(0)
+            continue
+        except subprocess.TimeoutExpired:
+            kills += 1
+        if kills % 2:
             process.kill()  # the runner alone
         else:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # runner and workers: a power failure
+            os.killpg(process.pid, signal.SIGKILL)  # runner and workers: a power failure
         process.wait()
-        kept.append(len(finished(tmp_path, "keskar")))
-    assert kept == sorted(kept), "a finished trial was lost"
-    assert kept[0] < 12, "the study was over before it was killed once"
-    subprocess.run(
-        [*SMOKE, "--jobs", "2", "--folder", tmp_path], check=True, capture_output=True, timeout=300
-    )
-    assert collected(tmp_path) == uninterrupted
+        now = len(finished(folder, "keskar"))
+        assert now >= kept[-1], "a finished trial was lost"
+        kept.append(now)
+    assert len(set(kept)) > 3, "the kills did not fall into the study"
+    command = [*SMOKE, "--jobs", "2", "--folder", tmp_path / str(rounds)]
+    subprocess.run(command, check=True, capture_output=True)
+    assert collected(tmp_path / str(rounds)) == expected
 
 
 @pytest.fixture
@@ -402,27 +516,55 @@ def test_a_damaged_trial_is_named(tmp_path):
 # --- a cluster ----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def cluster():
+@contextlib.contextmanager
+def cluster_of(n_workers, n_threads):
     distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+        n_workers=n_workers, threads_per_worker=n_threads, processes=True, dashboard_address=None
     ) as cluster:
         yield cluster
 
 
-def test_a_cluster_gives_the_same_table_though_a_worker_is_killed(tmp_path, cluster, uninterrupted):
-    address = cluster.scheduler_address
-    process = subprocess.Popen(
-        [*SMOKE, "--folder", tmp_path, *["--backend", "dask", "--scheduler"], address],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    until(lambda: finished(tmp_path, "keskar") or process.poll() is not None, 120)
-    os.kill(cluster.workers[0].pid, signal.SIGKILL)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    assert collected(tmp_path) == uninterrupted
+def test_a_cluster_gives_the_same_table_though_a_worker_is_killed(tmp_path, uninterrupted):
+    with cluster_of(2, 1) as cluster:
+        command = [*SMOKE, "--folder", tmp_path, *["--backend", "dask", "--scheduler"]]
+        process = subprocess.Popen(
+            [*command, cluster.scheduler_address], stderr=subprocess.PIPE, text=True
+        )
+        until(lambda: finished(tmp_path, "keskar") or process.poll() is not None, 120)
+        assert process.poll() is None, "the study was over before the worker was killed"
+        os.kill(cluster.workers[0].pid, signal.SIGKILL)
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    assert collected(tmp_path) == uninterrupted[0]
+
+
+def test_a_worker_with_many_threads_runs_one_trial_at_a_time(tmp_path):
+    grid = {"smoke": [{"i": i} for i in range(8)]}
+    study = Study("drawing", "", toy_study.drawing, grid, ones)
+    with cluster_of(1, 4) as cluster:
+        options = {"backend": "dask", "scheduler": cluster.scheduler_address, "jobs": 4}
+        assert run(study, "smoke", folder=tmp_path, progress=False, **options).finished == 8
+    table, _ = collect(study, "smoke", folder=tmp_path)
+    assert table["value"].to_list() == [toy_study.drawing(i=i)[0]["value"] for i in range(8)]
+
+
+def test_a_cluster_of_one_worker_does_the_work_and_one_that_cannot_says_so(tmp_path, monkeypatch):
+    log = tmp_path / "log"
+    with cluster_of(1, 1) as cluster:
+        options = {"backend": "dask", "scheduler": cluster.scheduler_address}
+        options |= {"folder": tmp_path, "progress": False}
+        assert run(toy(log, n=2), "smoke", **options).finished == 2
+        assert str(os.getpid()) not in log.read_text().split()
+
+        (tmp_path / "only_here.py").write_text("def trial(*, i):\n    return [{'i': i}]\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        trial = importlib.import_module("only_here").trial
+        study = Study("here", "", trial, {"smoke": [{"i": 0}, {"i": 1}]}, ones)
+        outcome = run(study, "smoke", **options)
+        [(error, trials)] = outcome.failed.items()
+        assert "No module named 'only_here'" in error
+        assert len(trials) == 2
 
 
 def test_a_cluster_that_is_not_there(tmp_path):
@@ -439,15 +581,36 @@ def test_a_cluster_that_is_not_there(tmp_path):
 # --- Keskar's study -----------------------------------------------------------------------------
 
 
+def small_net(net, images, seed):
+    return models.mlp(64, 12, seed=seed)
+
+
 @pytest.fixture(scope="module")
-def pair():
-    """A pair on digits: its parameters and its rows."""
+def pair(one_thread):
+    """A pair of small nets on digits: its parameters and its rows."""
     images = data.load("digits").subset(60, 50)
     parameters = dict(
         net="F1", group="pair", seed=3, batch_sizes=[10, 30], lr=1e-3, epochs=2, evaluations=2
     )
     parameters |= {"n_sharpness": 40, "n_columns": 3, "lbfgsb": True, "bf16": False}
-    return images, parameters, keskar_study.trial(data=images, **parameters)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keskar_study, "build", small_net)
+        yield images, parameters, keskar_study.trial(data=images, **parameters)
+
+
+def test_the_nets_are_the_papers():
+    images = SimpleNamespace(input_shape=(1, 28, 28), n_classes=10)
+    sound = SimpleNamespace(input_shape=(360,), n_classes=1973)
+    colour = SimpleNamespace(input_shape=(3, 32, 32), n_classes=10)
+    for net, inputs, expected in (
+        ("F1", images, models.f1(784, 10)),
+        ("F2", sound, models.f2(360, 1973)),
+        ("C1", colour, models.c1(10)),
+        ("C1, stride 2", colour, models.c1(10, stride=2)),
+    ):
+        built = keskar_study.build(net, inputs, seed=0)
+        assert str(built) == str(expected)
+        assert torch.equal(models.flat_parameters(built), models.flat_parameters(expected))
 
 
 def chosen(rows, **where):
@@ -465,7 +628,7 @@ def test_a_trial_reports_what_training_and_sharpness_give(pair):
     part = images.subset(40)
     runs = {}
     for size in (10, 30):
-        net = models.f1(64, 10, seed=3)
+        net = small_net("", images, seed=3)
         options = {"lr": 1e-3, "optimizer": "adam", "seed": 3, "epochs": 2}
         runs[size] = train(net, images, batch_size=size, **options)
         here = {"batch_size": size}
@@ -509,7 +672,7 @@ def test_what_is_not_asked_for_is_left_out(pair):
 def test_the_full_grid_is_the_papers():
     grid = pd.DataFrame([t.parameters for t in STUDIES["keskar"].trials("full")])
     grid["n"] = grid["data"].map(keskar_study.TRAIN_SIZES)
-    pairs = grid[(grid.group == "pair") & (grid.bf16 != False) & (grid.n_sharpness < 60_000)]  # noqa: E712
+    pairs = grid[grid.group == "pair"]
     seeds = pairs.groupby(["net", "data"]).seed.nunique()
     assert seeds["F1", "mnist"] >= 5
     assert seeds["F2", "timit"] >= 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -11,6 +12,10 @@ import pandas as pd
 
 FOLDER = Path(__file__).parent
 LARGE = 200_000  # bytes of CSV above which a table is stored as Parquet
+
+
+class ResultsError(ValueError):
+    """A stored table and its record do not belong together."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class Stored:
             [
                 f"stored study {r['study']}, profile {r['profile']}, {trials}",
                 ", ".join(r["data"]),
+                f"seeds {', '.join(map(str, r['seeds']))}" if r["seeds"] else "no seeds",
                 ", ".join(r["device"]),
                 " to ".join(dict.fromkeys(r["date"])),
                 ", ".join(r["code"]),
@@ -40,13 +46,14 @@ class Stored:
 def save(name: str, table: pd.DataFrame, record: dict, *, folder: Path | None = None) -> Path:
     """Store a collected study in ``folder`` (default: the package), in place of what was there.
 
-    The table becomes CSV, or Parquet when the CSV would exceed 200 kB. Both files are written
-    beside their targets and renamed, the record last. Returns the table's path. Raises OSError
-    when the folder cannot be written; what was there then stays.
+    The table becomes CSV, or Parquet when the CSV would exceed 200 kB; either gives the same table
+    back. Both files are written beside their targets and renamed, the record, which names the table
+    by its SHA-256, last. Returns the table's path. Raises OSError when the folder cannot be
+    written; what was there then stays.
     """
     folder = Path(folder or FOLDER)
     folder.mkdir(parents=True, exist_ok=True)
-    text = table.to_csv(index=False)
+    text = table.to_csv(index=False, na_rep="nan")
     path = folder / f"{name}.{'parquet' if len(text) > LARGE else 'csv'}"
     new, new_record = path.with_suffix(".partial"), folder / f"{name}.json.partial"
     try:
@@ -54,7 +61,8 @@ def save(name: str, table: pd.DataFrame, record: dict, *, folder: Path | None = 
             table.to_parquet(new, index=False, compression="zstd")
         else:
             new.write_text(text)
-        new_record.write_text(json.dumps({"table": path.name, **record}, indent=1) + "\n")
+        record = {"table": path.name, "sha256": _sha256(new), **record}
+        new_record.write_text(json.dumps(record, indent=1) + "\n")
         os.replace(new, path)
         os.replace(new_record, folder / f"{name}.json")
     finally:
@@ -63,6 +71,10 @@ def save(name: str, table: pd.DataFrame, record: dict, *, folder: Path | None = 
     for other in {".csv", ".parquet"} - {path.suffix}:
         path.with_suffix(other).unlink(missing_ok=True)
     return path
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def has(name: str) -> bool:
@@ -74,7 +86,8 @@ def load(name: str, *, folder: Path | None = None) -> Stored:
     """The stored results of a study, e.g. ``results.load("keskar").table``.
 
     ``folder``: where ``lecture6 collect`` put them; default: those that came with the package.
-    Raises FileNotFoundError, with the command that makes them, when there are none.
+    Raises FileNotFoundError, with the command that makes them, when there are none, and
+    :class:`ResultsError` when the table is not the one that the record was written for.
     """
     folder = Path(folder or FOLDER)
     if not (folder / f"{name}.json").exists():
@@ -84,4 +97,11 @@ def load(name: str, *, folder: Path | None = None) -> Stored:
         )
     record = json.loads((folder / f"{name}.json").read_text())
     path = folder / record["table"]
-    return Stored(pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path), record)
+    if _sha256(path) != record["sha256"]:
+        raise ResultsError(
+            f"{path} is not the table that {name}.json describes: lecture6 collect {name} again"
+        )
+    if path.suffix == ".parquet":
+        return Stored(pd.read_parquet(path), record)
+    options = {"keep_default_na": False, "na_values": ["nan"], "float_precision": "round_trip"}
+    return Stored(pd.read_csv(path, **options), record)

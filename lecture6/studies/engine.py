@@ -10,38 +10,38 @@ folder. Runners that share a folder hold a lock on each trial they have in fligh
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import hashlib
-import inspect
 import json
 import math
 import os
-import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
-from threading import Thread
+from threading import Lock, Thread
 
-import joblib
 import pandas as pd
 import torch
 from filelock import FileLock, Timeout
+from joblib.externals.loky import get_reusable_executor
 from tqdm.auto import tqdm
 
 from lecture6 import data, report
+from lecture6.studies.digest import StudyError, code_digest
 
 LIBRARIES = ("torch", "numpy", "scipy", "pandas")  # what decides a trial's numbers
-POLL = 2.0  # seconds between looks at trials that another runner has in flight
-
-
-class StudyError(RuntimeError):
-    """A study cannot be run, written or collected; the message says why and what to do."""
+POLL = 2.0  # seconds between looks at what other runners have finished
+_NO_ROOM = (
+    "Finished trials are safe: make room, or choose another folder with --folder or "
+    "LECTURE6_STUDIES, and run the same command again"
+)
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,13 @@ class Study:
             )
         trials = {}  # two equal trials are one
         for parameters in grid:
+            cost = self.cost(parameters)
             if "data" in parameters:
                 name = parameters["data"]
                 parameters = parameters | {"data": replace.get(name, name)}
             text = json.dumps([self.name, parameters, code], sort_keys=True, allow_nan=False)
             key = hashlib.sha256(text.encode()).hexdigest()[:20]
-            trials[key] = Trial(key, parameters, self.cost(parameters))
+            trials[key] = Trial(key, parameters, cost)
         return list(trials.values())
 
 
@@ -116,83 +117,6 @@ class Outcome:
 
     finished: int
     failed: dict[str, list[Trial]]
-
-
-def code_digest(function: Callable) -> str:
-    """SHA-256 of the code that ``function`` can reach in its own package and in lecture6.
-
-    Comments, docstrings and layout do not count, nor does code that is never named.
-    """
-    code = [(*name, definition) for name, definition in reachable(function).items()]
-    return hashlib.sha256(json.dumps(sorted(code)).encode()).hexdigest()
-
-
-def reachable(function: Callable) -> dict[tuple[str, str], str]:
-    """The definitions behind ``function``: (module, name) to syntax tree, as text.
-
-    Every name in its body is followed to its definition at the top level of a module: functions,
-    classes, constants; and so on from there, within its own package and lecture6. Raises StudyError
-    for a function that is not at the top level of a module, and where there is no source to read.
-    """
-    packages = {"lecture6", function.__module__.partition(".")[0]}
-    found: dict[tuple[str, str], str] = {}
-    todo = [(function.__module__, function.__qualname__)]
-    while todo:
-        module, name = todo.pop()
-        definitions, imports = _definitions(module)
-        if (module, name) in found or name not in definitions:
-            continue
-        found[module, name] = ast.dump(definitions[name])
-        for node in ast.walk(definitions[name]):
-            if isinstance(node, ast.Name):
-                target = (module, node.id) if node.id in definitions else imports.get(node.id)
-            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-                parent = imports.get(node.value.id)
-                target = parent and (".".join(filter(None, parent)), node.attr)
-            else:
-                continue
-            if target and target[0].partition(".")[0] in packages and target[0] in sys.modules:
-                todo.append(target)
-    if not found:
-        raise StudyError(f"{function.__qualname__} must be a top-level function of its module")
-    return found
-
-
-@lru_cache
-def _definitions(module: str) -> tuple[dict[str, ast.AST], dict[str, tuple[str, str]]]:
-    """The top-level definitions of a module by name, and what each imported name stands for."""
-    try:
-        tree = ast.parse(inspect.getsource(sys.modules[module]))
-    except (OSError, TypeError) as error:
-        raise StudyError(
-            f"the source of module {module!r} cannot be read ({error}); define the trial in a file"
-        ) from None
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
-            node.body = [n for n in body if not _is_text(n)]
-    definitions: dict[str, ast.AST] = {}
-    imports: dict[str, tuple[str, str]] = {}
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            definitions[node.name] = node
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            imports |= {a.asname or a.name: (node.module, a.name) for a in node.names}
-        elif isinstance(node, ast.Import):
-            imports |= {a.asname or a.name: (a.name, "") for a in node.names}
-        elif isinstance(node, ast.Assign | ast.AnnAssign):
-            for target in ast.walk(node):
-                if isinstance(target, ast.Name) and isinstance(target.ctx, ast.Store):
-                    definitions[target.id] = node
-    return definitions, imports
-
-
-def _is_text(node: ast.AST) -> bool:
-    return (
-        isinstance(node, ast.Expr)
-        and isinstance(node.value, ast.Constant)
-        and isinstance(node.value.value, str)
-    )
 
 
 def default_folder() -> Path:
@@ -238,105 +162,158 @@ def run(
     """Run the trials of ``study`` that are not finished yet; call it again after an interruption.
 
     Arguments:
-      jobs       trials at a time. Default: one a GPU where there are GPUs, else 1. On a cluster,
-                 trials in flight; default: as many as it has threads.
+      jobs       trials at a time. Default: one a GPU where there are GPUs, else 1, which runs in
+                 this process. On a cluster, trials in flight; default: one a worker.
       folder     where finished trials are kept; default: :func:`default_folder`
       replace    data sets to use in the place of others, e.g. ``{"cifar10": "cifar10_jpeg"}``
       backend    "loky" (processes on this machine) or "dask" (the cluster at ``scheduler``, whose
-                 workers have lecture6 and the data)
+                 workers have the same lecture6 and the data)
 
-    A trial that raises is reported in the Outcome, and the others go on. Raises StudyError before
-    anything is computed when the folder cannot be written or the cluster not reached, and at once
-    when a finished trial cannot be written; what was finished before stays.
+    A trial that raises, or whose worker process dies twice, is reported in the Outcome, and the
+    others go on. Raises StudyError before anything is computed when the folder cannot be written
+    or the cluster not reached, and at once when a finished trial cannot be written; what was
+    finished before stays.
     """
     trials = study.trials(profile, replace)
     _check_writable((folder or default_folder()) / study.name)
     if jobs is not None and jobs < 1:
         raise StudyError(f"jobs must be at least 1, got {jobs}")
-    with _backend(backend, scheduler, jobs) as n_jobs:
-        bar = tqdm(
+    with (
+        _backend(backend, scheduler, jobs) as (submit, n_jobs),
+        tqdm(
             total=len(trials),
             desc=f"{study.name} ({profile})",
             disable=not progress,
             bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
-        )
-        with bar:
-            return _run(study, trials, folder, n_jobs, bar)
+        ) as bar,
+    ):
+        return _run(study, trials, folder, submit, n_jobs, bar)
 
 
-def _run(study: Study, trials: list[Trial], folder: Path | None, n_jobs: int, bar: tqdm) -> Outcome:
+_Submit = Callable[..., Future]  # as that of concurrent.futures.Executor
+
+
+def _run(
+    study: Study, trials: list[Trial], folder: Path | None, submit: _Submit, n_jobs: int, bar: tqdm
+) -> Outcome:
+    where = (study.trial.__module__, study.trial.__name__)
+    job = (where, code_digest(study.trial), report.code_version())
+    flying: dict[Future, tuple[Trial, FileLock]] = {}
     failed: dict[str, list[Trial]] = {}
-    locks: dict[str, FileLock] = {}
+    tried: set[str] = set()
+    deaths: Counter[str] = Counter()
     finished = 0
 
-    def left(trial: Trial) -> bool:
-        tried = any(trial in trials for trials in failed.values())
-        return not tried and not _file(study, trial, folder).exists()
+    def left() -> list[Trial]:
+        return [t for t in trials if t.key not in tried and not _file(study, t, folder).exists()]
 
-    def claimed() -> Iterator:
-        """Each trial that nobody has finished or has in flight, as a job, once it is locked."""
-        for trial in trials:
-            path = _file(study, trial, folder).with_suffix(".lock")
-            # joblib asks for jobs from threads of its own; the main one releases
-            lock = FileLock(path, blocking=False, thread_local=False)
-            with contextlib.suppress(Timeout):
-                if left(trial):
-                    lock.acquire()
-                    locks[trial.key] = lock
-                    if left(trial):  # no other runner was faster
-                        yield joblib.delayed(_work)(study.trial, trial, os.getpid())
-
-    def report_progress() -> None:
-        bar.n = sum(not left(t) for t in trials)
+    def show_progress() -> None:
+        bar.n = len(trials) - len(left())
         seconds = _seconds_left(study, trials, folder) / n_jobs
         bar.set_postfix_str(f"about {spoken(seconds)} left")
 
+    show_progress()
     try:
-        while any(left(trial) for trial in trials):
-            report_progress()
-            started = time.monotonic()
-            parallel = joblib.Parallel(
-                n_jobs=n_jobs, batch_size=1, pre_dispatch=n_jobs, return_as="generator_unordered"
-            )
-            for trial, answer in parallel(claimed()):
-                if isinstance(answer, str):
-                    failed.setdefault(answer, []).append(trial)
-                else:
-                    _write(_file(study, trial, folder), {"study": study.name, **answer})
-                    finished += 1
-                locks.pop(trial.key).release()
-                report_progress()
-            if time.monotonic() - started < POLL:  # what is left is in another runner's hands
+        while todo := left():
+            in_flight = {trial.key for trial, _ in flying.values()}
+            for trial in todo:
+                if len(flying) == n_jobs:
+                    break
+                if trial.key in in_flight or not (lock := _claim(_file(study, trial, folder))):
+                    continue
+                try:
+                    flying[submit(_work, trial, *job)] = trial, lock
+                except BrokenExecutor:  # the next round has a new one
+                    lock.release()
+                    break
+            if not flying:  # what is left is in another runner's hands
                 time.sleep(POLL)
-        report_progress()
+            for future in wait(flying, POLL, FIRST_COMPLETED).done:
+                trial, lock = flying.pop(future)
+                error = _answer(future, _file(study, trial, folder))
+                if error is None:
+                    finished += 1
+                elif error != _DIED or deaths[trial.key]:
+                    tried.add(trial.key)
+                    failed.setdefault(error, []).append(trial)
+                else:
+                    deaths[trial.key] += 1
+                lock.release()
+                show_progress()
+            bar.refresh()
     finally:
-        for lock in locks.values():
+        for _, lock in flying.values():
             lock.release()
     return Outcome(finished, failed)
 
 
-def _work(function: Callable, trial: Trial, runner: int) -> tuple[Trial, dict | str]:
-    """In the worker: the rows of a trial with the record of how they came about, or its error."""
-    _end_with(runner)
-    started = time.monotonic()
+_DIED = "the worker process died, twice (killed, or short of memory?): run again, with fewer --jobs"
+
+
+def _answer(future: Future, path: Path) -> str | None:
+    """Keep the result of a trial; its error, if it has none."""
     try:
-        parameters, record = dict(trial.parameters), {}
-        if "data" in parameters:
-            parameters["data"] = _load(parameters["data"])
-            record["data"] = {parameters["data"].name: parameters["data"].checksum}
-        with _own_gpu():
+        content, error = future.result()
+    except BrokenExecutor:
+        return _DIED
+    except Exception as lost:  # of the cluster: a worker that cannot import, or dies too often
+        return f"{type(lost).__name__}: {lost}"
+    if error is None:
+        _write(path, content)
+    return error
+
+
+def _claim(path: Path) -> FileLock | None:
+    """A lock on a trial that nobody has finished or has in flight, else None."""
+    lock = FileLock(path.with_suffix(".lock"), blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        return None
+    except OSError as error:
+        raise StudyError(f"cannot write in {path.parent}: {error.strerror}. {_NO_ROOM}") from None
+    if path.exists():  # another runner was faster
+        lock.release()
+        return None
+    return lock
+
+
+_one_at_a_time = Lock()  # a trial seeds torch's generator, which a process has only once
+
+
+def _work(
+    trial: Trial, where: tuple[str, str], digest: str, code: str, runner: int | None = None
+) -> tuple[str, None] | tuple[None, str]:
+    """In the worker: the rows of a trial and how they came about, as JSON; or else its error.
+
+    The function is named by ``where`` and not sent, so that a worker that lacks it can say so.
+    """
+    if runner is not None:
+        _end_with(runner)
+    try:
+        function = getattr(import_module(where[0]), where[1])
+        if code_digest(function) != digest:
+            worker = f"lecture6 {metadata.version('lecture6')} in {Path(report.__file__).parent}"
+            raise StudyError(f"the worker has other code than the runner: {worker}")
+        with _one_at_a_time, _own_gpu():
+            started = time.monotonic()
+            parameters, record = dict(trial.parameters), {}
+            if "data" in parameters:
+                parameters["data"] = _load(parameters["data"])
+                record["data"] = {parameters["data"].name: parameters["data"].checksum}
             rows = function(**parameters)
+            record |= {
+                "seconds": round(time.monotonic() - started, 2),
+                "date": date.today().isoformat(),
+                "device": report.device_name(),
+                "threads": torch.get_num_threads(),
+                "code": code,
+                "libraries": {name: metadata.version(name) for name in LIBRARIES},
+            }
+        answer = {"key": trial.key, "parameters": trial.parameters, "record": record, "rows": rows}
+        return json.dumps(answer, allow_nan=False), None
     except Exception as error:
-        return trial, f"{type(error).__name__}: {error}"
-    record |= {
-        "seconds": round(time.monotonic() - started, 2),
-        "date": date.today().isoformat(),
-        "device": report.device_name(),
-        "threads": torch.get_num_threads(),
-        "code": report.code_version(),
-        "libraries": {name: metadata.version(name) for name in LIBRARIES},
-    }
-    return trial, {"key": trial.key, "parameters": trial.parameters, "record": record, "rows": rows}
+        return None, f"{type(error).__name__}: {error}"
 
 
 _load = lru_cache(maxsize=1)(data.load)
@@ -351,17 +328,18 @@ def _end_with(runner: int) -> None:
             time.sleep(1)
         os._exit(1)
 
-    if os.getppid() == runner:
-        Thread(target=watch, daemon=True).start()
+    Thread(target=watch, daemon=True).start()
 
 
 @contextlib.contextmanager
 def _own_gpu() -> Iterator[None]:
-    """Make a GPU that no other trial on this machine uses the current one; wait for one."""
+    """Make a GPU that no other trial of this user has the current one; wait for one."""
     gpus = range(torch.cuda.device_count())
+    folder = Path("~/.cache/lecture6").expanduser()
     while gpus:
+        folder.mkdir(parents=True, exist_ok=True)
         for gpu in gpus:
-            lock = FileLock(Path(tempfile.gettempdir()) / f"lecture6-gpu-{gpu}.lock")
+            lock = FileLock(folder / f"gpu-{torch.cuda.get_device_properties(gpu).uuid}.lock")
             with contextlib.suppress(Timeout), lock.acquire(blocking=False), torch.cuda.device(gpu):
                 yield
                 return
@@ -381,9 +359,9 @@ def collect(
 
     A row has its trial's parameters (lists as "256, 6000"), then its own columns. Trials stand in
     the order of the grid, whatever the order in which they ran. The record: study, profile, trials
-    (finished and in all), data (name to SHA-256), seeds, device, libraries, code (commit), date
-    (first, last), seconds (summed over the trials). Raises StudyError while trials are missing,
-    unless ``partial``, and when there are none.
+    (finished and in all), data (name to SHA-256), seeds, device, threads, libraries, code
+    (commit), date (first, last), seconds (summed over the trials). Raises StudyError while trials
+    are missing, unless ``partial``, when there are none, and when a data set changed on the way.
     """
     trials = study.trials(profile, replace)
     read = {t.key: _read(_file(study, t, folder)) for t in trials}
@@ -391,7 +369,8 @@ def collect(
     if not found or (len(found) < len(trials) and not partial):
         raise StudyError(
             f"{len(found)} of the {len(trials)} trials of {study.name} at profile {profile} are "
-            f"finished; run them first: lecture6 run {study.name} --profile {profile}"
+            f"finished; run them first: lecture6 run {study.name} --profile {profile}, with the "
+            "same --folder and --data"
         )
     table = pd.DataFrame(
         [
@@ -402,16 +381,24 @@ def collect(
     )
     records = [saved["record"] for saved in found]
 
-    def seen(what: str) -> list[str]:
+    def seen(what: str) -> list:
         return sorted({r[what] for r in records})
+
+    checksums = {pair for r in records for pair in r.get("data", {}).items()}
+    if changed := [n for n, k in Counter(name for name, _ in checksums).items() if k > 1]:
+        raise StudyError(
+            f"{', '.join(changed)} changed between trials: delete the trials in "
+            f"{(folder or default_folder()) / study.name} and run the study again"
+        )
 
     return table, {
         "study": study.name,
         "profile": profile,
         "trials": [len(found), len(trials)],
-        "data": dict(sorted((k, v) for r in records for k, v in r.get("data", {}).items())),
+        "data": dict(sorted(checksums)),
         "seeds": sorted({p["seed"] for p in (s["parameters"] for s in found) if "seed" in p}),
         "device": seen("device"),
+        "threads": seen("threads"),
         "libraries": {n: sorted({r["libraries"][n] for r in records}) for n in LIBRARIES},
         "code": seen("code"),
         "date": [min(seen("date")), max(seen("date"))],
@@ -427,13 +414,29 @@ def spoken(seconds: float) -> str:
 
 
 @contextlib.contextmanager
-def _backend(backend: str, scheduler: str | None, jobs: int | None) -> Iterator[int]:
-    """Choose where joblib runs the trials; gives how many are in flight at a time."""
+def _backend(
+    backend: str, scheduler: str | None, jobs: int | None
+) -> Iterator[tuple[_Submit, int]]:
+    """How to start a trial, and how many are in flight at a time."""
     if backend == "loky":
         if scheduler:
             raise StudyError(f"a scheduler ({scheduler}) is for backend 'dask', not for 'loky'")
-        with joblib.parallel_config("loky"):
-            yield jobs or max(1, torch.cuda.device_count())
+        jobs = jobs or max(1, torch.cuda.device_count())
+        if jobs == 1:
+            yield _here, 1
+            return
+        threads = str(max(1, (os.cpu_count() or 1) // jobs))
+        settings = {
+            "max_workers": jobs,
+            "timeout": 300,  # seconds that a worker without a trial stays
+            "env": {f"{name}_NUM_THREADS": threads for name in ("OMP", "MKL", "OPENBLAS")},
+        }
+        try:
+            # asked for at every trial, since one whose worker died is broken
+            yield lambda *job: get_reusable_executor(**settings).submit(*job, os.getpid()), jobs
+        except BaseException:
+            get_reusable_executor(**settings).shutdown(kill_workers=True)
+            raise
         return
     if backend != "dask" or not scheduler:
         raise StudyError(
@@ -449,11 +452,21 @@ def _backend(backend: str, scheduler: str | None, jobs: int | None) -> Iterator[
     except (OSError, ValueError) as error:
         raise StudyError(f"no Dask scheduler answers at {scheduler}: {error}") from None
     with client:
-        n_threads = sum(client.nthreads().values())
-        if not n_threads:
+        n_workers = len(client.nthreads())
+        if not n_workers:
             raise StudyError(f"the Dask cluster at {scheduler} has no workers: start some first")
-        with joblib.parallel_config("dask", client=client):
-            yield jobs or n_threads
+        try:
+            client.run(exec, f"import {__name__}")
+        except Exception as error:
+            raise StudyError(f"a worker at {scheduler} cannot import lecture6: {error}") from None
+        yield client.get_executor().submit, jobs or n_workers
+
+
+def _here(function: Callable, *arguments) -> Future:
+    """Run a job in this process."""
+    future = Future()
+    future.set_result(function(*arguments))
+    return future
 
 
 def _file(study: Study, trial: Trial, folder: Path | None) -> Path:
@@ -466,7 +479,9 @@ def _read(path: Path) -> dict | None:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise StudyError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
         raise StudyError(
             f"{path} is damaged ({error}): delete it and run the study again"
         ) from None
@@ -483,20 +498,21 @@ def _check_writable(folder: Path) -> None:
         ) from None
 
 
-def _write(path: Path, content: dict) -> None:
-    """Write JSON so that the file appears whole or not at all, also when the power fails."""
+def _write(path: Path, content: str) -> None:
+    """Write a file so that it appears whole or not at all, also when the power fails."""
     partial = path.with_suffix(f".{os.getpid()}.partial")
     try:
         with open(partial, "w") as file:
-            json.dump(content, file, allow_nan=False)
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+        if os.name == "posix":  # the new name, too
+            folder = os.open(path.parent, os.O_RDONLY)
+            os.fsync(folder)
+            os.close(folder)
     except OSError as error:
-        raise StudyError(
-            f"cannot write {path}: {error.strerror}. Finished trials are safe: make room, or "
-            "choose another folder, and run the same command again"
-        ) from None
+        raise StudyError(f"cannot write {path}: {error.strerror}. {_NO_ROOM}") from None
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
