@@ -6,7 +6,7 @@ import json
 import platform
 import subprocess
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import date
 from importlib import metadata
 from pathlib import Path
@@ -106,12 +106,22 @@ class Claim:
     ours: str
     seeds: int | str  # "exact" for arithmetic
     holds: bool | None  # None: these runs cannot tell
+    run: str = "this page"  # or the stored study that it rests on
 
 
 def claims_table(claims: Iterable[Claim]) -> HTML:
     """The claims of a chapter as an HTML table of class ``claims`` (the scorecard collects it)."""
-    table = pd.DataFrame([asdict(claim) for claim in claims])
     words = {True: "holds", False: "does not hold", None: "cannot tell"}
-    table["holds"] = [words[h] for h in table["holds"].astype(object)]
-    table.columns = ["Claim", "Source", "There", "Here", "Seeds", "Verdict"]
+    table = pd.DataFrame(
+        {
+            "Claim": c.claim,
+            "Source": c.source,
+            "There": c.paper,
+            "Here": c.ours,
+            "Seeds": c.seeds,
+            "Computed": c.run,
+            "Verdict": words[c.holds if c.holds is None else bool(c.holds)],
+        }
+        for c in claims
+    )
     return HTML(table.to_html(classes="claims", index=False, border=0))

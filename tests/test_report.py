@@ -118,7 +118,8 @@ def test_claims_table_has_a_row_a_claim_and_says_the_verdict_in_words():
     assert 'class="dataframe claims"' in page
     verdicts = [row.split("<td>")[-1].split("</td>")[0] for row in page.split("<tr>")[1:]]
     assert verdicts == ["holds", "does not hold", "cannot tell", "holds"]
-    assert page.count("<th>") == 6
+    assert page.count("<th>") == 7
+    assert page.count("<td>this page</td>") == 4
 
 
 @pytest.mark.parametrize("holds", [True, False, None])

@@ -19,7 +19,8 @@ logger = logging.getLogger(__name__)
 def fingerprint() -> str:
     """Return a digest of all that decides a notebook's outputs, except the notebook itself."""
     digest = hashlib.sha256(os.environ["LECTURE6_PROFILE"].encode())
-    for path in [ROOT / "requirements.lock", *sorted((ROOT / "lecture6").rglob("*.py"))]:
+    package = [p for p in (ROOT / "lecture6").rglob("*.*") if p.parent.name != "__pycache__"]
+    for path in [ROOT / "requirements.lock", *sorted(package)]:
         content = path.read_bytes()
         digest.update(f"{path.relative_to(ROOT)} {len(content)} ".encode() + content)
     return digest.hexdigest()[:16]

@@ -47,9 +47,9 @@ def save(name: str, table: pd.DataFrame, record: dict, *, folder: Path | None = 
     """Store a collected study in ``folder`` (default: the package), in place of what was there.
 
     The table becomes CSV, or Parquet when the CSV would exceed 200 kB; either gives the same table
-    back. Both files are written beside their targets and renamed, the record, which names the table
-    by its SHA-256, last. Returns the table's path. Raises OSError when the folder cannot be
-    written; what was there then stays.
+    back, up to the last digit. Both files are written beside their targets and renamed, the record,
+    which names the table by its SHA-256, last. Returns the table's path. Raises OSError when the
+    folder cannot be written; what was there then stays.
     """
     folder = Path(folder or FOLDER)
     folder.mkdir(parents=True, exist_ok=True)
@@ -103,5 +103,4 @@ def load(name: str, *, folder: Path | None = None) -> Stored:
         )
     if path.suffix == ".parquet":
         return Stored(pd.read_parquet(path), record)
-    options = {"keep_default_na": False, "na_values": ["nan"], "float_precision": "round_trip"}
-    return Stored(pd.read_csv(path, **options), record)
+    return Stored(pd.read_csv(path, keep_default_na=False, na_values=["nan"]), record)

@@ -53,7 +53,8 @@ class Study:
     name of a data set (:func:`lecture6.data.load`); the trial is given the Dataset itself.
     ``grids`` maps a profile to its list of parameters, most wanted trial first; parameters are
     numbers, strings, and lists of them. ``cost(parameters)`` is the expected time of a trial in
-    seconds, for the plan; times measured on the way correct it.
+    seconds, for the plan; times measured on the way correct it. ``notes`` says what is less than
+    the paper's; it goes into the record of the results.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Study:
     trial: Callable[..., list[dict]]
     grids: Mapping[str, Sequence[dict]]
     cost: Callable[[dict], float]
+    notes: str = ""
 
     def trials(self, profile: str, replace: Mapping[str, str] | None = None) -> list[Trial]:
         """The trials of a profile; ``replace`` puts data sets in the place of others.
@@ -394,6 +396,7 @@ def collect(
     return table, {
         "study": study.name,
         "profile": profile,
+        "notes": study.notes,
         "trials": [len(found), len(trials)],
         "data": dict(sorted(checksums)),
         "seeds": sorted({p["seed"] for p in (s["parameters"] for s in found) if "seed" in p}),

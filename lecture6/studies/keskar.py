@@ -18,12 +18,14 @@ from __future__ import annotations
 
 import math
 
+import pandas as pd
 import torch
 
 from lecture6 import models
 from lecture6.data import Dataset
 from lecture6.landscape import interpolate
 from lecture6.objective import NetworkObjective
+from lecture6.results import Stored
 from lecture6.sharpness import KESKAR_ITERATIONS, RandomSubspace, keskar
 from lecture6.studies.engine import Study
 from lecture6.train import train
@@ -31,6 +33,34 @@ from lecture6.train import train
 EPSILONS = (1e-3, 5e-4)  # Keskar et al., Tables 3 and 4
 SMALL = 256
 TRAIN_SIZES = {"mnist": 60_000, "timit": 36_420, "timit:183": 36_420, "cifar10": 50_000}
+# Keskar et al., Tables 2 (accuracy, per cent), 3 and 4 (sharpness, per cent, of a space and at ε):
+# mean and standard deviation of 5 runs, small batch and large batch.
+PAPER = {
+    "F1": {
+        "train": ((99.66, 0.05), (99.92, 0.01)),
+        "test": ((98.03, 0.07), (97.81, 0.07)),
+        ("full space", 1e-3): ((1.23, 0.83), (205.14, 69.52)),
+        ("full space", 5e-4): ((0.61, 0.27), (42.90, 17.14)),
+        ("p = 100", 1e-3): ((0.11, 0.00), (9.22, 0.56)),
+        ("p = 100", 5e-4): ((0.05, 0.00), (9.17, 0.14)),
+    },
+    "F2": {
+        "train": ((99.99, 0.03), (98.35, 2.08)),
+        "test": ((64.02, 0.2), (59.45, 1.05)),
+        ("full space", 1e-3): ((1.39, 0.02), (310.64, 38.46)),
+        ("full space", 5e-4): ((0.90, 0.05), (93.15, 6.81)),
+        ("p = 100", 1e-3): ((0.29, 0.02), (23.63, 0.54)),
+        ("p = 100", 5e-4): ((0.05, 0.00), (6.28, 0.19)),
+    },
+    "C1": {
+        "train": ((99.89, 0.02), (99.66, 0.2)),
+        "test": ((80.04, 0.12), (77.26, 0.42)),
+        ("full space", 1e-3): ((28.58, 3.13), (707.23, 43.04)),
+        ("full space", 5e-4): ((7.08, 0.88), (227.31, 23.23)),
+        ("p = 100", 1e-3): ((2.18, 0.23), (137.25, 21.60)),
+        ("p = 100", 5e-4): ((0.71, 0.15), (29.50, 7.48)),
+    },
+}
 
 
 def trial(
@@ -128,6 +158,77 @@ def build(net: str, data: Dataset, seed: int) -> torch.nn.Module:
     if net == "F2":
         return models.f2(n_inputs, data.n_classes, seed=seed)
     return models.c1(data.n_classes, stride=2 if net == "C1, stride 2" else 1, seed=seed)
+
+
+def select(table: pd.DataFrame, **where) -> pd.DataFrame:
+    """The rows of the study's table with these parameters, e.g. ``net="F2", group="pair"``.
+
+    Raises ValueError where there is none, naming what there is.
+    """
+    for name, value in where.items():
+        rows = table[table[name] == value]
+        if rows.empty:
+            found = ", ".join(map(str, table[name].unique()))
+            raise ValueError(f"no row has {name} {value!r}; there is {found}")
+        table = rows
+    return table
+
+
+def ends(rows: pd.DataFrame, quantity: str, of: str = "", at: float | None = None) -> pd.DataFrame:
+    """The last value of a quantity in each run: one line a seed, one column a batch size."""
+    rows = select(rows, quantity=quantity, of=of, **({} if at is None else {"at": at}))
+    return rows.sort_values("at").pivot_table("value", "seed", "batch_size", aggfunc="last")
+
+
+def history(rows: pd.DataFrame) -> pd.DataFrame:
+    """Loss and accuracy by epoch, as :func:`lecture6.figures.accuracy` wants them."""
+    rows = rows[rows["quantity"].isin(["loss", "accuracy"])]
+    wide = rows.pivot_table("value", ["batch_size", "seed", "of", "at"], "quantity")
+    wide = wide.reset_index().rename(columns={"of": "split", "at": "epoch"})
+    return wide.assign(label=[f"batch {size:,}" for size in wide["batch_size"]])
+
+
+def paths(rows: pd.DataFrame, path: str) -> pd.DataFrame:
+    """The pairs' "linear" or "sincos" path, as :func:`lecture6.figures.interpolation` wants it."""
+    rows = rows[rows["of"].isin([f"{path} train", f"{path} test"])]
+    wide = rows.pivot_table("value", ["of", "seed", "at"], "quantity").reset_index()
+    wide = wide.rename(columns={"at": "alpha", "path_loss": "loss", "path_accuracy": "accuracy"})
+    return wide.assign(split=wide["of"].str.removeprefix(f"{path} "), path=path).drop(columns="of")
+
+
+def by_batch_size(rows: pd.DataFrame, of: str = "full space") -> pd.DataFrame:
+    """Test accuracy and sharpness, as :func:`lecture6.figures.batch_size` wants them.
+
+    Of the seeds that were trained at every batch size.
+    """
+    accuracy = ends(rows, "accuracy", "test").dropna()
+    tables = []
+    for epsilon in EPSILONS:
+        table = ends(rows, "sharpness", of, epsilon).loc[accuracy.index]
+        table = table.melt(ignore_index=False, value_name="sharpness").assign(
+            accuracy=accuracy.melt()["value"].to_numpy(), epsilon=epsilon
+        )
+        tables.append(table.reset_index())
+    return pd.concat(tables, ignore_index=True)
+
+
+def caption(stored: Stored, rows: pd.DataFrame) -> str:
+    """One line for a figure of ``rows``: network, data, epochs, seeds, and how they were computed.
+
+    What is less than the paper's (epochs, seeds, stride, images) is said here.
+    """
+    record = stored.record
+
+    def all_of(name: str) -> str:
+        return ", ".join(map(str, rows[name].drop_duplicates()))
+
+    size = TRAIN_SIZES[rows["data"].iloc[0].removesuffix("_jpeg")]
+    seeds = sorted(rows["seed"].unique())
+    return (
+        f"stored, profile {record['profile']} · {all_of('net')} on {all_of('data')}, {size:,} "
+        f"training samples · {all_of('epochs')} epochs · seeds {', '.join(map(str, seeds))} · "
+        f"{', '.join(record['device'])} · {record['date'][-1]} · {', '.join(record['code'])}"
+    )
 
 
 def _grid_full() -> list[dict]:
@@ -235,6 +336,12 @@ def _cost(p: dict) -> float:
 STUDY = Study(
     name="keskar",
     about="Small and large batches: accuracy, sharpness, distance (Keskar et al., 1609.04836)",
+    notes="Less than the paper's: a fixed number of epochs (20 for F1, 50 for F2, 40 for C1), not "
+    "until the loss ceases to improve; F2 on the TIMIT sample, 5 % of the corpus, with stand-ins "
+    "for the HMM states; C1 with stride 2, as in the paper's text, a sixth of the released code's "
+    "parameters; sharpness on 10,000 (F1), 5,000 (F2) and 2,500 (C1) training samples, by sign "
+    "ascent, and by the paper's L-BFGS-B for seed 0; training in bfloat16 where the processor has "
+    "it.",
     trial=trial,
     grids={
         "smoke": _small(60, 5, [20, 30], range(4), 1, 2),

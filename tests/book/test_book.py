@@ -233,7 +233,9 @@ def extension(tmp_path, monkeypatch):
     return extension
 
 
-@pytest.mark.parametrize("name", ["lecture6/a.py", "lecture6/b.py", "requirements.lock"])
+@pytest.mark.parametrize(
+    "name", ["lecture6/a.py", "lecture6/b.py", "lecture6/stored.csv", "requirements.lock"]
+)
 def test_a_change_in_the_package_or_the_lock_executes_again(extension, tmp_path, name):
     before = extension["fingerprint"]()
     assert extension["fingerprint"]() == before
