@@ -196,15 +196,19 @@ def paths(rows: pd.DataFrame, path: str) -> pd.DataFrame:
     return wide.assign(split=wide["of"].str.removeprefix(f"{path} "), path=path).drop(columns="of")
 
 
-def by_batch_size(rows: pd.DataFrame, of: str = "full space") -> pd.DataFrame:
-    """Test accuracy and sharpness, as :func:`lecture6.figures.batch_size` wants them.
+def sweep(table: pd.DataFrame, net: str, data: str) -> pd.DataFrame:
+    """The pairs and the grid of a network, for the seeds that have every batch size."""
+    rows = select(table, net=net, data=data)
+    rows = rows[rows["group"].isin(["pair", "grid"])]
+    return rows[rows["seed"].isin(ends(rows, "accuracy", "test").dropna().index)]
 
-    Of the seeds that were trained at every batch size.
-    """
-    accuracy = ends(rows, "accuracy", "test").dropna()
+
+def by_batch_size(rows: pd.DataFrame, of: str = "full space") -> pd.DataFrame:
+    """Test accuracy and sharpness, as :func:`lecture6.figures.batch_size` wants them."""
+    accuracy = ends(rows, "accuracy", "test")
     tables = []
     for epsilon in EPSILONS:
-        table = ends(rows, "sharpness", of, epsilon).loc[accuracy.index]
+        table = ends(rows, "sharpness", of, epsilon)
         table = table.melt(ignore_index=False, value_name="sharpness").assign(
             accuracy=accuracy.melt()["value"].to_numpy(), epsilon=epsilon
         )
