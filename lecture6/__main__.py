@@ -122,7 +122,7 @@ def run_study(ctx, study, profile, jobs, folder, replace, backend, scheduler, dr
 @click.option("--partial", is_flag=True, help="Collect what is there, though trials are missing.")
 @click.option("--to", type=click.Path(path_type=Path, file_okay=False), help="Another folder.")
 def collect_study(study, profile, folder, replace, partial, to) -> None:
-    """Make one table of the finished trials of STUDY and store it in the package."""
+    """Store one table of the finished trials of STUDY."""
     table, record = collect(
         STUDIES[study], profile, folder=folder, replace=_replacements(replace), partial=partial
     )

@@ -24,9 +24,10 @@ import torch
 import toy_study
 from toy_study import study as toy
 
-from lecture6 import data, models
+from lecture6 import data, figures, models
 from lecture6.landscape import interpolate
 from lecture6.objective import NetworkObjective
+from lecture6.results import Stored
 from lecture6.sharpness import RandomSubspace, keskar
 from lecture6.studies import STUDIES, Study, StudyError, collect, digest, engine, plan, run
 from lecture6.studies import keskar as keskar_study
@@ -660,6 +661,67 @@ def test_a_trial_reports_what_training_and_sharpness_give(pair):
     line = interpolate(sets, runs[10].w, runs[30].w)
     assert chosen(rows, quantity="path_loss", of="linear train") == line.loss.to_list()
     assert len(chosen(rows, quantity="path_accuracy", of="sincos test")) == 25
+
+
+@pytest.fixture
+def table(pair):
+    """What collect would make of the pair, as a table, and of another seed of half its values."""
+    _, parameters, rows = pair
+    table = pd.DataFrame([parameters | row for row in rows])
+    return pd.concat([table, table.assign(seed=4, value=table.value / 2)], ignore_index=True)
+
+
+def test_the_table_gives_the_figures_what_they_want(table):
+    rows = keskar_study.select(table, net="F1", group="pair")
+    last = keskar_study.ends(rows, "accuracy", "test")
+    assert last.index.to_list() == [3, 4]
+    assert last.columns.to_list() == [10, 30]
+    chosen = rows[(rows.quantity == "accuracy") & (rows.of == "test") & (rows.batch_size == 30)]
+    assert last.loc[3, 30] == chosen[(chosen.seed == 3) & (chosen["at"] == 2)].value.item()
+    np.testing.assert_array_equal(last.loc[4], last.loc[3] / 2)
+
+    history = keskar_study.history(rows)
+    assert sorted(history.epoch.unique()) == [0, 1, 2]
+    assert set(history.label) == {"batch 10", "batch 30"}
+    figure = figures.accuracy(history, title="t", provenance="p")
+    shown = [t for t in figure.data if t.name == "batch 30, test"][-1]
+    assert shown.y[-1] == pytest.approx(100 * last[30].mean())
+
+    path = keskar_study.paths(rows, "linear")
+    assert len(path) == 2 * 2 * 25  # seeds, splits, positions
+    line = rows[(rows["of"] == "linear train") & (rows["at"] == 1.0) & (rows.seed == 3)]
+    one = path[(path.split == "train") & (path.alpha == 1.0) & (path.seed == 3)]
+    assert one.loss.item() == line[line.quantity == "path_loss"].value.item()
+    figures.interpolation(path, title="t", provenance="p")
+
+
+def test_a_sweep_has_the_seeds_that_have_every_batch_size(table):
+    grid = table[(table.batch_size == 30) & (table.seed == 3)]
+    grid = grid.assign(group="grid", batch_size=20, value=grid.value / 3)
+    rows = keskar_study.sweep(pd.concat([table, grid]).assign(data="digits"), "F1", "digits")
+    assert set(rows.seed) == {3}
+    by_size = keskar_study.by_batch_size(rows)
+    assert by_size.batch_size.to_list() == [10, 20, 30] * 2
+    at = (by_size.epsilon == 5e-4) & (by_size.batch_size == 20)
+    for column, name in (("accuracy", "accuracy"), ("sharpness", "sharpness")):
+        of = {"accuracy": "test", "sharpness": "full space"}[name]
+        expected = keskar_study.ends(rows, name, of, 5e-4 if name == "sharpness" else None)
+        assert by_size[at][column].item() == expected.loc[3, 20]
+    figures.batch_size(by_size, title="t", provenance="p")
+
+
+def test_a_selection_that_is_not_there_says_what_is(table):
+    with pytest.raises(ValueError, match="no row has net 'F2'; there is F1"):
+        keskar_study.select(table, net="F2")
+
+
+def test_the_caption_says_what_was_run(table):
+    record = {"profile": "full", "device": ["CPU"], "date": ["2026-11-23", "2026-11-24"]}
+    stored = Stored(table, record | {"code": ["commit 1234567"]})
+    assert keskar_study.caption(stored, table.assign(data="timit:183")) == (
+        "stored, profile full · F1 on timit:183, 36,420 training samples · 2 epochs · seeds 3, 4 · "
+        "CPU · 2026-11-24 · commit 1234567"
+    )
 
 
 def test_what_is_not_asked_for_is_left_out(pair):
