@@ -399,6 +399,16 @@ def test_a_trial_whose_worker_dies_is_tried_again_and_then_given_up(tmp_path):
     assert ran(log).count(3) == 2
 
 
+def test_ctrl_c_in_a_notebook_lets_the_same_process_go_on(tmp_path):
+    study = toy(tmp_path / "log", n=2, interrupt_until=1)
+    with pytest.raises(KeyboardInterrupt) as kept:  # as a notebook keeps the last traceback
+        run(study, "smoke", folder=tmp_path, progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        run(study, "smoke", folder=tmp_path, progress=False)
+    assert run(study, "smoke", folder=tmp_path, progress=False).finished == 1
+    assert kept.traceback
+
+
 def test_a_killed_runner_takes_its_workers_along_and_frees_its_trials(tmp_path):
     log = tmp_path / "log"
     first = runner(log, tmp_path, n=4, seconds=60)

@@ -20,13 +20,15 @@ def scaled(x):
     return FACTOR * x
 
 
-def trial(*, i, log, seconds=0.0, fail_until=0, kill_until=0):
+def trial(*, i, log, seconds=0.0, fail_until=0, kill_until=0, interrupt_until=0):
     """Append a line to ``log``, then fail, kill the process, or return two rows."""
     with open(log, "a") as file:
         file.write(f"{i} {os.getpid()}\n")
     runs = sum(line.split()[0] == str(i) for line in Path(log).read_text().splitlines())
     if runs <= kill_until:
         os.kill(os.getpid(), signal.SIGKILL)
+    if runs <= interrupt_until:
+        raise KeyboardInterrupt
     if runs <= fail_until:
         raise ArithmeticError("this trial fails at first")
     time.sleep(seconds)

@@ -225,14 +225,20 @@ def _run(
                     continue
                 try:
                     flying[submit(_work, trial, *job)] = trial, lock
-                except BrokenExecutor:  # the next round has a new one
+                except BaseException as error:
                     lock.release()
-                    break
+                    if isinstance(error, BrokenExecutor):  # the next round has a new one
+                        break
+                    raise
             if not flying:  # what is left is in another runner's hands
                 time.sleep(POLL)
+                show_progress()
             for future in wait(flying, POLL, FIRST_COMPLETED).done:
                 trial, lock = flying.pop(future)
-                error = _answer(future, _file(study, trial, folder))
+                try:
+                    error = _answer(future, _file(study, trial, folder))
+                finally:
+                    lock.release()
                 if error is None:
                     finished += 1
                 elif error != _DIED or deaths[trial.key]:
@@ -240,7 +246,6 @@ def _run(
                     failed.setdefault(error, []).append(trial)
                 else:
                     deaths[trial.key] += 1
-                lock.release()
                 show_progress()
             bar.refresh()
     finally:
