@@ -64,9 +64,37 @@ def step_decay(epochs: tuple[float, ...], factor: float = 0.1) -> Schedule:
     return lambda epoch: factor ** sum(epoch >= e for e in epochs)
 
 
-def warmup(epochs: float, start: float = 0.1) -> Schedule:
-    """Raise the factor linearly from ``start`` to 1 over ``epochs`` (Goyal et al., §2.2)."""
-    return lambda epoch: min(1.0, start + (1.0 - start) * epoch / epochs)
+def warmup(epochs: float, start: float = 0.1, *, kind: str = "gradual") -> Schedule:
+    """Begin with the factor ``start`` and reach 1 after ``epochs`` (Goyal et al., §2.2).
+
+    ``kind``: "gradual" rises linearly, "constant" stays at ``start`` and jumps. For a mini-batch k
+    times as large with the rate scaled by k, ``start`` is 1/k. Raises ValueError for another kind.
+    """
+    if kind == "gradual":
+        return lambda epoch: min(1.0, start + (1.0 - start) * epoch / epochs)
+    if kind == "constant":
+        return lambda epoch: start if epoch < epochs else 1.0
+    raise ValueError(f"kind must be 'gradual' or 'constant', got {kind!r}")
+
+
+def compose(*schedules: Schedule) -> Schedule:
+    """The product of schedules: ``compose(warmup(5), step_decay((30, 60, 80)))``."""
+    return lambda epoch: math.prod(schedule(epoch) for schedule in schedules)
+
+
+def scale_lr(lr: float, k: float, *, rule: str = "linear") -> float:
+    """The learning rate for mini-batches k times as large as those that ``lr`` is for.
+
+    ``rule``: "linear", k·lr (Goyal et al., §2.1; the lecture prints kn, which is n times too
+    much); "sqrt", √k·lr (Hoffer et al.; Malladi et al., 2205.10287, for Adam); "none", lr. Raises
+    ValueError for another rule, and for a k that is not positive.
+    """
+    if not (math.isfinite(k) and k > 0):
+        raise ValueError(f"k must be a positive finite ratio of batch sizes, got {k}")
+    factors = {"linear": k, "sqrt": math.sqrt(k), "none": 1.0}
+    if rule not in factors:
+        raise ValueError(f"rule must be one of {', '.join(factors)}, got {rule!r}")
+    return lr * factors[rule]
 
 
 def sample_batches(
@@ -131,6 +159,7 @@ def train(
     schedule: Schedule | None = None,
     patience: int | None = None,
     evaluate_every: int = 1,
+    micro_batch: int | None = None,
     seed: int = 0,
     bf16: bool = False,
     device: str | torch.device | None = None,
@@ -146,6 +175,9 @@ def train(
       patience      stop when the training loss has not improved for this many evaluations: "until
                     the loss function ceased to improve" (Keskar et al., §2.1); None: run all epochs
       evaluate_every  epochs between evaluations on the whole training and test sets
+      micro_batch   samples in memory at a time: a larger mini-batch is taken in parts whose
+                    gradients are accumulated (Goyal et al., §5.1), each normalised by itself where
+                    there is batch norm
       seed          of the mini-batches and of dropout; the initial weights are the model's
       bf16          forward and backward passes in bfloat16 where the processor has it;
                     ``Run.precision`` says what was used. Evaluations are always float32.
@@ -159,7 +191,17 @@ def train(
     finite (the message names the update and the learning rate).
     """
     check_settings(
-        model, data, batch_size, lr, epochs, optimizer, momentum, nesterov, sampling, evaluate_every
+        model,
+        data,
+        batch_size,
+        lr,
+        epochs,
+        optimizer,
+        momentum,
+        nesterov,
+        sampling,
+        evaluate_every,
+        micro_batch,
     )
     if patience is not None and patience < 1:
         raise ValueError(f"patience must be at least 1 evaluation, or None, got {patience}")
@@ -218,6 +260,7 @@ def train(
         "seed": seed,
         "bf16": bf16,
         "evaluate_every": evaluate_every,
+        "micro_batch": micro_batch,
         "initial weights": _digest(w0),
     }
 
@@ -268,11 +311,13 @@ def train(
                 for group in opt.param_groups:
                     group["lr"] = lr * factor
                 batch = batch.to(device)
-                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                    loss = F.cross_entropy(model(x_train[batch]), y_train[batch])  # (1/n) Σ ℓ(x; w)
-                check_finite(loss.item(), epoch * updates_per_epoch + i, factor)
                 opt.zero_grad()
-                loss.backward()
+                for part in batch.split(micro_batch or batch_size):
+                    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                        loss = F.cross_entropy(model(x_train[part]), y_train[part])
+                    loss = len(part) / len(batch) * loss  # their sum is (1/n) Σ ℓ(x; w)
+                    check_finite(loss.item(), epoch * updates_per_epoch + i, factor)
+                    loss.backward()
                 opt.step()  # w ← w − η ∇
             bar.update()
             if (epoch + 1) % evaluate_every and epoch + 1 < epochs:
@@ -331,6 +376,7 @@ def check_settings(
     nesterov: bool,
     sampling: str,
     evaluate_every: int,
+    micro_batch: int | None = None,
 ) -> None:
     """Raise ValueError, naming the value and the remedy, for settings that cannot be trained."""
     if not 1 <= batch_size <= data.n_train:
@@ -358,12 +404,16 @@ def check_settings(
             "sampling must be 'epoch', 'with_replacement' or 'without_replacement', "
             f"got {sampling!r}"
         )
-    smallest = (data.n_train % batch_size if sampling == "epoch" else 0) or batch_size
+    if micro_batch is not None and micro_batch < 1:
+        raise ValueError(f"micro_batch must be at least 1 sample, or None, got {micro_batch}")
+    batches = {batch_size, (data.n_train % batch_size if sampling == "epoch" else 0) or batch_size}
+    part = min(micro_batch or batch_size, batch_size)
+    smallest = min(part, *(n % part or part for n in batches))
     normalised = any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in model.modules())
     if smallest == 1 and normalised:
         raise ValueError(
             f"batch_size {batch_size} gives a batch of 1 sample of the {data.n_train}, which batch "
-            "norm cannot normalise; choose another batch size"
+            "norm cannot normalise; choose another batch size, or another micro_batch"
         )
 
 

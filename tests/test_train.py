@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,15 @@ from lecture6 import models
 from lecture6.data import gaussian_classes
 from lecture6.models import flat_parameters, local_seed
 from lecture6.objective import NetworkObjective
-from lecture6.train import DivergenceError, sample_batches, step_decay, train, warmup
+from lecture6.train import (
+    DivergenceError,
+    compose,
+    sample_batches,
+    scale_lr,
+    step_decay,
+    train,
+    warmup,
+)
 
 DATA = gaussian_classes(50, 20, shape=(5,), n_classes=3)
 IMAGES = gaussian_classes(12, 4, shape=(3, 32, 32), n_classes=10)
@@ -171,6 +180,37 @@ def test_schedules_at_their_points():
     )
     ramp = warmup(5, start=0.2)
     assert [ramp(e) for e in (0, 2.5, 5, 80)] == pytest.approx([0.2, 0.6, 1, 1])
+
+
+def test_a_constant_warmup_stays_and_jumps():
+    factor = warmup(5, 1 / 8, kind="constant")
+    assert [factor(e) for e in (0, 4.999, 5, 80)] == [0.125, 0.125, 1, 1]
+    with pytest.raises(ValueError, match="'gradual' or 'constant', got 'linear'"):
+        warmup(5, kind="linear")
+
+
+def test_goyals_schedule_is_a_product():
+    """§2.2 and §5.1: from η to kη in 5 epochs, a tenth at 30, 60 and 80."""
+    k, eta = 32, 0.1
+    factor = compose(warmup(5, 1 / k), step_decay((30, 60, 80)))
+    rates = [scale_lr(eta, k) * factor(e) for e in (0, 2.5, 5, 29.9, 30, 60, 89)]
+    np.testing.assert_allclose(rates, [0.1, 1.65, 3.2, 3.2, 0.32, 0.032, 0.0032])
+
+
+@pytest.mark.parametrize(("rule", "expected"), [("linear", 0.8), ("sqrt", 0.4), ("none", 0.2)])
+def test_the_rules_for_a_batch_four_times_as_large(rule, expected):
+    assert scale_lr(0.2, 4, rule=rule) == pytest.approx(expected)
+    assert scale_lr(0.2, 1, rule=rule) == 0.2
+    assert scale_lr(scale_lr(0.2, 4, rule=rule), 1 / 4, rule=rule) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("k", "rule", "message"),
+    [(0, "linear", "got 0"), (math.nan, "none", "got nan"), (2, "cubic", "none, got 'cubic'")],
+)
+def test_impossible_scalings_are_refused(k, rule, message):
+    with pytest.raises(ValueError, match=message):
+        scale_lr(0.1, k, rule=rule)
 
 
 def test_the_rate_of_the_schedule_is_what_moves_the_weights_and_what_is_recorded():
@@ -400,6 +440,41 @@ def test_a_batch_of_one_sample_is_refused_where_batch_norm_would_fail(batch_size
     with pytest.raises(ValueError, match=message):
         run(models.f1(5, 3), batch_size=batch_size)
     assert run(batch_size=batch_size, epochs=1).n_updates == math.ceil(50 / batch_size)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 5, 16, 40])
+def test_an_accumulated_gradient_is_the_whole_ones(micro_batch):
+    """50 samples in batches of 16: parts of 5, 5, 5 and 1, and a last batch of 2."""
+    images = replace(DATA, x_train=DATA.x_train.double(), x_test=DATA.x_test.double())
+    for options in ({"optimizer": "adam"}, {"momentum": 0.9, "weight_decay": 0.1}):
+        whole = run(softmax_net().double(), images, **options)
+        parts = run(softmax_net().double(), images, micro_batch=micro_batch, **options)
+        torch.testing.assert_close(parts.w, whole.w, rtol=1e-12, atol=1e-12)
+
+
+def test_a_micro_batch_has_its_own_batch_norm():
+    """Ghost batch norm: one step by hand, the mean of the losses of the two halves."""
+    with local_seed(0):
+        norm = nn.BatchNorm1d(4, track_running_stats=False)
+        net = nn.Sequential(nn.Linear(5, 4), norm, nn.Linear(4, 3))
+    found = run(net, DATA, batch_size=50, micro_batch=25, epochs=1, seed=1)
+    [batch] = sample_batches(50, 50, generator=torch.Generator().manual_seed(1))
+    losses = [
+        nn.functional.cross_entropy(net(DATA.x_train[part]), DATA.y_train[part])
+        for part in batch.split(25)
+    ]
+    gradients = torch.autograd.grad(sum(losses) / 2, list(net.parameters()))
+    expected = flat_parameters(net) - 0.1 * torch.cat([g.flatten() for g in gradients])
+    torch.testing.assert_close(found.w, expected, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(found.w, run(net, DATA, batch_size=50, epochs=1, seed=1).w)
+
+
+def test_a_micro_batch_of_one_sample_is_refused_where_batch_norm_would_fail():
+    net = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4, track_running_stats=False))
+    with pytest.raises(ValueError, match=r"a batch of 1 sample of the 50.*another micro_batch"):
+        run(net, batch_size=25, micro_batch=8)  # 25 = 3 · 8 + 1
+    with pytest.raises(ValueError, match="micro_batch must be at least 1"):
+        run(micro_batch=0)
 
 
 def test_divergence_names_the_update_and_the_rate():
