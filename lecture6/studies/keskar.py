@@ -267,11 +267,10 @@ def _grid_full() -> list[dict]:
         epochs = round(base["epochs"] * ratio)
         return trials(base, "equal updates", seeds, [large(base)], epochs=epochs)
 
-    def tuned(base: dict, seeds) -> list[dict]:  # with the pairs' 1e-3, four rates each
-        rates = {SMALL: [2.5e-4, 5e-4, 2e-3], large(base): [2e-3, 4e-3, 8e-3]}
-        return [
+    def tuned(base: dict, seeds, small: list[float], large_batch: list[float]) -> list[dict]:
+        return [  # beside the pairs' 1e-3
             t
-            for size, tried in rates.items()
+            for size, tried in ((large(base), large_batch), (SMALL, small))
             for lr in tried
             for t in trials(base, "tuned rate", seeds, [size], lr=lr, evaluations=1)
         ]
@@ -287,9 +286,10 @@ def _grid_full() -> list[dict]:
         *grid(f2, [0], *f2_sizes),
         *grid(c1, [0], *c1_sizes),
         *pairs(f2_183, [0, 1, 2, 3, 4]),
-        *tuned(f1, [0, 1, 2]),
+        *tuned(f1, [0, 1, 2], [2.5e-4, 5e-4, 2e-3], [2e-3, 4e-3, 8e-3]),
         *equal_updates(f1, [0, 1, 2]),
-        *tuned(f2, [0, 1, 2]),
+        *tuned(c1, [0, 1, 2], [5e-4, 2e-3], [2e-3, 4e-3]),
+        *tuned(f2, [0, 1, 2], [2.5e-4, 5e-4, 2e-3], [2e-3, 4e-3, 8e-3]),
         *grid(f2, [1], *f2_sizes),
         *equal_updates(f2, [0, 1, 2]),
         *grid(c1, [1], *c1_sizes),
