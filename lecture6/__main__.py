@@ -19,12 +19,9 @@ _folder = click.option(
 )
 _profile = click.option(
     "--profile",
-    default=lambda: os.environ.get("LECTURE6_PROFILE", "book"),
-    show_default="$LECTURE6_PROFILE, else book",
+    default=lambda: os.environ.get("LECTURE6_PROFILE", "full"),
+    show_default="$LECTURE6_PROFILE, else full",
     help="smoke, book, or full: the papers' sizes, hours on a CPU.",
-)
-_full = click.option(
-    "--profile", default="full", show_default=True, help="The profile that was run."
 )
 _data = click.option(
     "--data",
@@ -45,6 +42,8 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> None:
         try:
             return super().invoke(ctx)
+        except BrokenPipeError:  # of `lecture6 … | head`: click's own
+            raise
         except (StudyError, OSError, results.ResultsError) as error:
             raise click.ClickException(str(error)) from None
 
@@ -116,7 +115,7 @@ def run_study(ctx, study, profile, jobs, folder, replace, backend, scheduler, dr
 
 @main.command("collect")
 @_study
-@_full
+@_profile
 @_folder
 @_data
 @click.option("--partial", is_flag=True, help="Collect what is there, though trials are missing.")

@@ -65,7 +65,7 @@ def test_failed_trials_are_counted_named_and_set_the_exit_code(lecture6, monkeyp
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["run", "keskar"], 1, "Error: toy has profiles smoke, not 'book'"),
+        (["run", "keskar"], 1, "Error: toy has profiles smoke, not 'full'"),
         (["run", "zhang"], 2, "'zhang' is not 'keskar'"),
         (["run", "keskar", "--data", "mnist"], 2, "'mnist' is not of the form OLD=NEW"),
         (["run", "keskar", "--profile", "smoke", "--jobs", "0"], 2, "0 is not in the range"),

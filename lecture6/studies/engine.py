@@ -73,7 +73,7 @@ class Study:
         if profile not in self.grids:
             raise StudyError(f"{self.name} has profiles {', '.join(self.grids)}, not {profile!r}")
         replace = dict(replace or {})
-        code = [code_digest(self.trial), code_digest(data.load)]
+        code = _code(self.trial)
         grid = self.grids[profile]
         if unused := set(replace) - {p.get("data") for p in grid}:
             raise StudyError(
@@ -192,6 +192,11 @@ def run(
         return _run(study, trials, folder, submit, n_jobs, bar)
 
 
+def _code(function: Callable) -> list[str]:
+    """What a trial's numbers depend on: the trial itself, and the loading of its data."""
+    return [code_digest(function), code_digest(data.load)]
+
+
 _Submit = Callable[..., Future]  # as that of concurrent.futures.Executor
 
 
@@ -199,7 +204,7 @@ def _run(
     study: Study, trials: list[Trial], folder: Path | None, submit: _Submit, n_jobs: int, bar: tqdm
 ) -> Outcome:
     where = (study.trial.__module__, study.trial.__name__)
-    job = (where, code_digest(study.trial), report.code_version())
+    job = (where, _code(study.trial), report.code_version())
     flying: dict[Future, tuple[Trial, FileLock]] = {}
     failed: dict[str, list[Trial]] = {}
     tried: set[str] = set()
@@ -289,7 +294,7 @@ _one_at_a_time = Lock()  # a trial seeds torch's generator, which a process has 
 
 
 def _work(
-    trial: Trial, where: tuple[str, str], digest: str, code: str, runner: int | None = None
+    trial: Trial, where: tuple[str, str], digests: list[str], code: str, runner: int | None = None
 ) -> tuple[str, None] | tuple[None, str]:
     """In the worker: the rows of a trial and how they came about, as JSON; or else its error.
 
@@ -299,7 +304,7 @@ def _work(
         _end_with(runner)
     try:
         function = getattr(import_module(where[0]), where[1])
-        if code_digest(function) != digest:
+        if _code(function) != digests:
             worker = f"lecture6 {metadata.version('lecture6')} in {Path(report.__file__).parent}"
             raise StudyError(f"the worker has other code than the runner: {worker}")
         with _one_at_a_time, _own_gpu():

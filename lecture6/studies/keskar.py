@@ -175,8 +175,16 @@ def select(table: pd.DataFrame, **where) -> pd.DataFrame:
 
 
 def ends(rows: pd.DataFrame, quantity: str, of: str = "", at: float | None = None) -> pd.DataFrame:
-    """The last value of a quantity in each run: one line a seed, one column a batch size."""
+    """The last value of a quantity in each run: one line a seed, one column a batch size.
+
+    Accuracy is a fraction, sharpness in per cent; sharpness needs ``at``, its ε. Raises ValueError
+    where there is none, and where several trials have a value for the same seed and batch size.
+    """
     rows = select(rows, quantity=quantity, of=of, **({} if at is None else {"at": at}))
+    if rows.duplicated(["seed", "batch_size", "at"]).any():
+        raise ValueError(
+            f"several trials have this {quantity}: select one group, and one lr, first"
+        )
     return rows.sort_values("at").pivot_table("value", "seed", "batch_size", aggfunc="last")
 
 
@@ -217,20 +225,18 @@ def by_batch_size(rows: pd.DataFrame, of: str = "full space") -> pd.DataFrame:
 
 
 def caption(stored: Stored, rows: pd.DataFrame) -> str:
-    """One line for a figure of ``rows``: network, data, epochs, seeds, and how they were computed.
-
-    What is less than the paper's (epochs, seeds, stride, images) is said here.
-    """
+    """One line for a figure of ``rows``: network, data, epochs, seeds, device, date, commit."""
     record = stored.record
 
     def all_of(name: str) -> str:
         return ", ".join(map(str, rows[name].drop_duplicates()))
 
-    size = TRAIN_SIZES[rows["data"].iloc[0].removesuffix("_jpeg")]
+    size = TRAIN_SIZES.get(rows["data"].iloc[0].removesuffix("_jpeg"))
+    samples = f", {size:,} training samples" if size else ""
     seeds = sorted(rows["seed"].unique())
     return (
-        f"stored, profile {record['profile']} · {all_of('net')} on {all_of('data')}, {size:,} "
-        f"training samples · {all_of('epochs')} epochs · seeds {', '.join(map(str, seeds))} · "
+        f"stored, profile {record['profile']} · {all_of('net')} on {all_of('data')}{samples} "
+        f"· {all_of('epochs')} epochs · seeds {', '.join(map(str, seeds))} · "
         f"{', '.join(record['device'])} · {record['date'][-1]} · {', '.join(record['code'])}"
     )
 
