@@ -738,7 +738,8 @@ def test_the_caption_says_what_was_run(table):
     record = {"profile": "full", "device": ["CPU"], "date": ["2026-11-23", "2026-11-24"]}
     stored = Stored(table, record | {"code": ["commit 1234567"]})
     assert keskar_study.caption(stored, table.assign(data="timit:183")) == (
-        "stored, profile full · F1 on timit:183, 36,420 training samples · 2 epochs · seeds 3, 4 · "
+        "stored, profile full · F1 on timit:183, 36,420 training samples (40 of them for "
+        "sharpness and paths) · 2 epochs · seeds 3, 4 · "
         "CPU · 2026-11-24 · commit 1234567"
     )
 

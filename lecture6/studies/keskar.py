@@ -233,6 +233,8 @@ def caption(stored: Stored, rows: pd.DataFrame) -> str:
 
     size = TRAIN_SIZES.get(rows["data"].iloc[0].removesuffix("_jpeg"))
     samples = f", {size:,} training samples" if size else ""
+    if "n_sharpness" in rows and rows["n_sharpness"].notna().any():
+        samples += f" ({rows['n_sharpness'].max():,.0f} of them for sharpness and paths)"
     seeds = sorted(rows["seed"].unique())
     return (
         f"stored, profile {record['profile']} · {all_of('net')} on {all_of('data')}{samples} "
@@ -350,8 +352,8 @@ STUDY = Study(
     "until the loss ceases to improve; F2 on the TIMIT sample, 5 % of the corpus, with stand-ins "
     "for the HMM states; C1 with stride 2, as in the paper's text, a sixth of the released code's "
     "parameters; sharpness on 10,000 (F1), 5,000 (F2) and 2,500 (C1) training samples, by sign "
-    "ascent, and by the paper's L-BFGS-B for seed 0; training in bfloat16 where the processor has "
-    "it.",
+    "ascent, and by the paper's L-BFGS-B for seed 0 of F1 and F2; training in bfloat16 where the "
+    "processor has it.",
     trial=trial,
     grids={
         "smoke": _small(60, 5, [20, 30], range(4), 1, 2),
