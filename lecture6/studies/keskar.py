@@ -238,7 +238,7 @@ def caption(stored: Stored, rows: pd.DataFrame) -> str:
     seeds = sorted(rows["seed"].unique())
     return (
         f"stored, profile {record['profile']} · {all_of('net')} on {all_of('data')}{samples} "
-        f"· {all_of('epochs')} epochs · seeds {', '.join(map(str, seeds))} · "
+        f"· {all_of('epochs')} epochs · seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))} · "
         f"{', '.join(record['device'])} · {record['date'][-1]} · {', '.join(record['code'])}"
     )
 
