@@ -235,10 +235,10 @@ def caption(stored: Stored, rows: pd.DataFrame) -> str:
     samples = f", {size:,} training samples" if size else ""
     if "n_sharpness" in rows and rows["n_sharpness"].notna().any():
         samples += f" ({rows['n_sharpness'].max():,.0f} of them for sharpness and paths)"
-    seeds = sorted(rows["seed"].unique())
+    seeds = [str(seed) for seed in sorted(rows["seed"].unique())]
     return (
         f"stored, profile {record['profile']} · {all_of('net')} on {all_of('data')}{samples} "
-        f"· {all_of('epochs')} epochs · seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))} · "
+        f"· {all_of('epochs')} epochs · seed{'s' * (len(seeds) > 1)} {', '.join(seeds)} · "
         f"{', '.join(record['device'])} · {record['date'][-1]} · {', '.join(record['code'])}"
     )
 
