@@ -1,0 +1,284 @@
+"""Goyal et al. (1706.02677): how far the learning rate can be scaled with the mini-batch.
+
+One trial trains a network with mini-batches of kn samples, the rate scaled by a rule, after a
+warm-up. The schedule is Goyal's of 90 epochs, shrunk to the epochs of the trial: a warm-up over the
+first 5 in 90, and a tenth of the rate after 30, 60 and 80. Groups of trials: "recipe", Nesterov
+momentum 0.9 and weight decay 1e-4 (§5.1), every k, rule and warm-up; "base", another base rate;
+"plain", without momentum, at ten times the rate; "adam", Adam in the place of SGD.
+
+Rows: quantity, of, at, value. Of "train" and "test" at an epoch: loss, and error (a fraction);
+lambda_max, the largest eigenvalue of the training loss's Hessian; updates; diverged (1 when the
+loss stopped being finite: then there are no other rows).
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from lecture6 import models
+from lecture6.curvature import eigenvalues
+from lecture6.data import Dataset
+from lecture6.objective import NetworkObjective
+from lecture6.results import Stored
+from lecture6.studies.engine import Study
+from lecture6.train import DivergenceError, compose, scale_lr, step_decay, train, warmup
+
+RULES, WARMUPS = ("linear", "sqrt", "none"), ("gradual", "none", "constant")
+N = 32  # samples a worker: Goyal et al., §5.1
+EPOCHS = 90  # of Goyal's schedule, which all others are in proportion to
+N_CURVATURE = 2000  # training samples that λ_max is taken on
+# Goyal et al.: top-1 validation error on ImageNet, per cent, mean and standard deviation of 5 runs
+PAPER = pd.DataFrame(  # Figure 1 (the lecture's Figure 8) with §5.2
+    [
+        (128, 0.05, 23.49, 0.12),
+        (256, 0.1, 23.60, 0.12),
+        (512, 0.2, 23.48, 0.09),
+        (1024, 0.4, 23.53, 0.08),
+        (2048, 0.8, 23.49, 0.11),
+        (4096, 1.6, 23.56, 0.12),
+        (8192, 3.2, 23.74, 0.09),
+        (16384, 6.4, 24.79, 0.27),
+        (32768, 12.8, 27.55, 0.28),
+        (65536, 25.6, 33.96, 0.80),
+    ],
+    columns=["batch_size", "lr", "error", "std"],
+)
+PAPER_8K = {  # (rule, warm-up): batch 8,192 at base rate 0.1, where batch 256 has 23.60
+    ("linear", "none"): (24.84, 0.37),
+    ("linear", "constant"): (25.88, 0.56),
+    ("linear", "gradual"): (23.74, 0.09),
+    ("none", "gradual"): (41.67, 0.10),
+    ("sqrt", "gradual"): (26.22, 0.03),
+}
+
+
+def trial(
+    *,
+    data: Dataset,
+    net: str,
+    group: str,
+    k: int,
+    rule: str,
+    warmup: str,
+    seed: int,
+    lr: float,
+    epochs: int,
+    n: int = N,
+    optimizer: str = "sgd",
+    momentum: float = 0.9,
+    weight_decay: float = 1e-4,
+    n_train: int | None = None,
+    evaluate_every: int = 1,
+    curvature_at: list[int] | None = None,
+) -> list[dict]:
+    """Train ``net`` with mini-batches of ``k * n``; see the module for the rows.
+
+    ``lr`` is the rate for mini-batches of ``n``. ``n_train``: a random part of the training set
+    (None: all of it). ``curvature_at``: epochs at which λ_max is measured. ``group`` only labels
+    the trial.
+    """
+    if n_train is not None:
+        data = data.subset(n_train)
+    settings = {
+        "batch_size": k * n,
+        "lr": scale_lr(lr, k, rule=rule),
+        "schedule": schedule(epochs, k, rule=rule, kind=warmup),
+        "optimizer": optimizer,
+        "momentum": momentum if optimizer == "sgd" else 0.0,
+        "nesterov": optimizer == "sgd" and momentum > 0,
+        "weight_decay": weight_decay,
+        "seed": seed,
+    }
+    model = build(net, data, seed)
+    rows = []
+
+    def row(quantity: str, of: str, at: float, value: float) -> None:
+        rows.append({"quantity": quantity, "of": of, "at": at, "value": value})
+
+    def measure(model: torch.nn.Module, epoch: int) -> None:
+        part = data.subset(min(N_CURVATURE, data.n_train))
+        f = NetworkObjective(model, part.x_train, part.y_train)
+        found = eigenvalues(f, models.flat_parameters(model), k=1, seed=seed)
+        row("lambda_max", "train", epoch, float(found.values[0]))
+
+    try:
+        if curvature_at is None:
+            run = train(model, data, epochs=epochs, evaluate_every=evaluate_every, **settings)
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                for epoch in sorted({*curvature_at, epochs}):
+                    if epoch > 0:
+                        checkpoint = Path(folder) / "run.pt"
+                        run = train(model, data, epochs=epoch, checkpoint=checkpoint, **settings)
+                    if epoch in curvature_at:
+                        measure(run.model if epoch else model, epoch)
+    except DivergenceError:
+        return [{"quantity": "diverged", "of": "", "at": epochs, "value": 1.0}]
+    for h in run.history.itertuples():
+        row("loss", h.split, h.epoch, h.loss)
+        row("error", h.split, h.epoch, 1 - h.accuracy)
+    row("updates", "", epochs, run.n_updates)
+    row("diverged", "", epochs, 0.0)
+    return rows
+
+
+def schedule(epochs: float, k: float, *, rule: str = "linear", kind: str = "gradual"):
+    """Goyal's schedule in ``epochs`` in the place of 90, for a mini-batch k times the base.
+
+    The factor on the scaled rate: from the base rate's over the first 5/90 ("gradual", "constant";
+    "none" starts at 1), then 1, and a tenth of it after 30/90, 60/90 and 80/90.
+    """
+    decay = step_decay(tuple(epochs * e / EPOCHS for e in (30, 60, 80)))
+    start = 1 / scale_lr(1.0, k, rule=rule)
+    if kind == "none" or start == 1.0:
+        return decay
+    return compose(warmup(epochs * 5 / EPOCHS, start, kind=kind), decay)
+
+
+def build(net: str, data: Dataset, seed: int) -> torch.nn.Module:
+    """ "MLP" (one hidden layer of 256) or "ResNet-20" (ghost batch norm of 32), for ``data``."""
+    if net == "MLP":
+        n_inputs = math.prod(data.input_shape)
+        return models.mlp(n_inputs, 256, data.n_classes, seed=seed)
+    return models.resnet(20, data.n_classes, in_channels=data.input_shape[0], group=N, seed=seed)
+
+
+def select(
+    table: pd.DataFrame, *, group: str = "recipe", rule: str = "linear", warmup: str = "gradual"
+) -> pd.DataFrame:
+    """The trials of one curve of Figure 8; k = 1 belongs to all, since every rule agrees there.
+
+    Rule "none" has no warm-up, as there is nothing to warm up to. Raises ValueError where there is
+    no such trial.
+    """
+    rows = table[table["group"] == group]
+    chosen = (rows["rule"] == rule) & ((rows["warmup"] == warmup) | (rule == "none"))
+    rows = rows[chosen | (rows["k"] == 1)]
+    if rows.empty or (rows["k"] == 1).all():
+        raise ValueError(f"no trial has group {group!r}, rule {rule!r}, warm-up {warmup!r}")
+    return rows
+
+
+def errors(rows: pd.DataFrame, of: str = "test", n_classes: int = 10) -> pd.DataFrame:
+    """The last error (a fraction) of each run: one line a seed, one column a k.
+
+    A run that diverged counts with the error of a guess, 1 − 1/n_classes: that of a net whose
+    outputs are not numbers. Raises ValueError when several trials have the same seed and k.
+    """
+    last = rows[(rows["quantity"] == "error") & (rows["of"] == of)]
+    last = last[last["at"] == last["epochs"]]
+    lost = rows[(rows["quantity"] == "diverged") & (rows["value"] == 1)]
+    found = pd.concat([last, lost.assign(value=1 - 1 / n_classes)])
+    if found.duplicated(["seed", "k"]).any():
+        raise ValueError("several trials have the same seed and k: select one curve first")
+    return found.pivot_table("value", "seed", "k")
+
+
+def by_batch_size(rows: pd.DataFrame, label: str) -> pd.DataFrame:
+    """Test error in per cent, as :func:`lecture6.figures.curves` wants it for Figure 8."""
+    table = errors(rows).melt(ignore_index=False, value_name="error").reset_index().dropna()
+    n = rows["n"].iloc[0]
+    return table.assign(error=100 * table["error"], batch_size=n * table["k"], label=label)
+
+
+def history(rows: pd.DataFrame, of: str = "train") -> pd.DataFrame:
+    """Error in per cent by epoch, as :func:`lecture6.figures.curves` wants it for Figure 9."""
+    rows = rows[(rows["quantity"] == "error") & (rows["of"] == of)]
+    return pd.DataFrame(
+        {
+            "epoch": rows["at"],
+            "error": 100 * rows["value"],
+            "seed": rows["seed"],
+            "k": rows["k"],
+            "label": [f"k = {k}" for k in rows["k"]],
+        }
+    )
+
+
+def caption(stored: Stored, rows: pd.DataFrame) -> str:
+    """One line for a figure of ``rows``: network, data, epochs, seeds, device, date, commit."""
+    record = stored.record
+
+    def all_of(name: str) -> str:
+        return ", ".join(map(str, rows[name].drop_duplicates()))
+
+    seeds = sorted(rows["seed"].unique())
+    return (
+        f"stored, profile {record['profile']} · {all_of('net')} on {all_of('data')} · n = "
+        f"{all_of('n')}, η = {all_of('lr')} · {all_of('epochs')} epochs · "
+        f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))} · "
+        f"{', '.join(record['device'])} · {record['date'][-1]} · {', '.join(record['code'])}"
+    )
+
+
+def _recipe(base: dict, ks: list[int], seeds: range, curvature_at: list[int]) -> list[dict]:
+    """Group "recipe", most wanted first. λ_max is measured under the linear rule, gradually."""
+    grid = []
+    for rule in RULES:
+        for kind in WARMUPS if rule != "none" else ("none",):  # where there is nothing to warm up
+            measured = (rule, kind) == (RULES[0], WARMUPS[0]) and curvature_at
+            more = {"curvature_at": curvature_at} if measured else {}
+            # at k = 1 every rule and warm-up is the same
+            points = ks if (rule, kind) == (RULES[0], WARMUPS[0]) else [k for k in ks if k > 1]
+            grid += _sweep(base, "recipe", points, seeds, rule, kind, **more)
+    return grid
+
+
+def _sweep(
+    base: dict, group: str, ks, seeds, rule: str = "linear", kind: str = "gradual", **more
+) -> list[dict]:
+    points = [{"group": group, "k": k, "rule": rule, "warmup": kind} for k in ks]
+    return [base | point | {"seed": seed} | more for point in points for seed in seeds]
+
+
+def _full(net: str, data: str, epochs: int) -> list[dict]:
+    base = {"net": net, "data": data, "n": N, "lr": 0.1 * N / 256, "epochs": epochs}
+    ks, few, seeds = [1, 2, 4, 8, 16, 32, 64, 128], [1, 4, 16, 64], range(3)
+    measured = sorted({0, 1, 2, *(round(epochs * e / 9) for e in (1, 2, 3, 6, 9))})
+    plain = {"lr": base["lr"] * 10, "momentum": 0.0, "curvature_at": measured}
+    adam = {"lr": 1e-3, "optimizer": "adam", "weight_decay": 0.0}
+    return [
+        *_recipe(base, ks, seeds, measured),
+        *_sweep(base, "plain", ks, seeds, **plain),
+        *_sweep(base, "adam", few, seeds, **adam),
+        *(p for rule in RULES[1:] for p in _sweep(base, "adam", few[1:], seeds, rule, **adam)),
+        *(p for f in (0.5, 2) for p in _sweep(base | {"lr": base["lr"] * f}, "base", few, seeds)),
+        *_recipe(base, ks, range(3, 5), measured),
+    ]
+
+
+def _small(n_train: int, epochs: int, ks: list[int], seeds: range) -> list[dict]:
+    base = {"net": "MLP", "data": "mnist5k", "n": N, "lr": 0.1 * N / 256, "epochs": epochs}
+    return _recipe(base | {"n_train": n_train}, ks, seeds, [0, epochs])
+
+
+def _cost(p: dict) -> float:
+    """Seconds on one core of a 2026 server, fitted to the first trials; of a GPU for the ResNet."""
+    samples = p["epochs"] * (p.get("n_train") or 60_000)
+    per_sample, per_update = {"MLP": (13e-6, 3.5e-4), "ResNet-20": (4e-5, 6e-3)}[p["net"]]
+    products = 30 * len(p.get("curvature_at") or [])
+    updates = samples / (p["k"] * p["n"])
+    return samples * per_sample + updates * per_update + products * N_CURVATURE * 3 * per_sample
+
+
+STUDY = Study(
+    name="goyal",
+    about="Linear scaling: mini-batch, learning rate and warm-up (Goyal et al., 1706.02677)",
+    notes="Less than the paper's: profile full is one hidden layer of 256 without batch norm on "
+    "Fashion-MNIST, not ResNet-50 on ImageNet, for 27 epochs with Goyal's schedule of 90 shrunk to "
+    "them; the images are not augmented; mini-batches of n = 32 to 4,096. Profile cifar10 (a "
+    "ResNet-20 with ghost batch norm) is for a GPU.",
+    trial=trial,
+    grids={
+        "smoke": _small(300, 2, [1, 4], range(2)),
+        "book": _small(4000, 9, [1, 4, 16, 64], range(3)),
+        "full": _full("MLP", "fashion_mnist", 27),
+        "cifar10": _full("ResNet-20", "cifar10", 90),
+    },
+    cost=_cost,
+)
