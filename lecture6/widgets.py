@@ -15,11 +15,11 @@ import ipywidgets
 import plotly.graph_objects as go
 from IPython.display import display
 
-FigureOf = Callable[[float], go.Figure]
+FigureOf = Callable[[float | str], go.Figure]
 
 
 def explore(
-    figure_of: FigureOf, values: Sequence[float], *, label: str, start: int = 0
+    figure_of: FigureOf, values: Sequence[float | str], *, label: str, start: int = 0
 ) -> go.Figure | ipywidgets.Widget:
     """A slider over ``values`` that shows ``figure_of(value)``; ``label`` names the quantity.
 
@@ -29,7 +29,7 @@ def explore(
     if os.environ.get("LECTURE6_STATIC"):
         return static(figure_of, values, label=label, start=start)
     slider = ipywidgets.SelectionSlider(
-        options=[(f"{value:g}", value) for value in values],
+        options=list(zip(map(_name, values), values, strict=True)),
         index=start,
         description=label,
         continuous_update=False,
@@ -48,12 +48,18 @@ def explore(
 
 
 def static(
-    figure_of: FigureOf, values: Sequence[float], *, label: str, start: int = 0
+    figure_of: FigureOf, values: Sequence[float | str], *, label: str, start: int = 0
 ) -> go.Figure:
-    """The same explorer as one figure: a frame a value and Plotly's slider over the frames."""
+    """The same explorer as one figure: a frame a value and Plotly's slider over the frames.
+
+    Raises ValueError when the figures have different numbers of curves: of a frame with fewer,
+    Plotly would leave the last one's standing.
+    """
     figures = [figure_of(value) for value in values]
+    if len(sizes := sorted({len(figure.data) for figure in figures})) > 1:
+        raise ValueError(f"every value of {label} must show as many curves, got {sizes}")
     shown = figures[start]
-    names = [f"{value:g}" for value in values]
+    names = [_name(value) for value in values]
     frames = [
         go.Frame(
             name=name,
@@ -74,3 +80,7 @@ def static(
     slider = {"active": start, "steps": steps, "currentvalue": {"prefix": f"{label} = "}}
     explorer.update_layout(sliders=[slider | {"pad": {"t": 60}}])
     return explorer
+
+
+def _name(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:g}"

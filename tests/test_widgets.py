@@ -64,6 +64,28 @@ def test_static_calls_the_function_once_a_value_and_lets_it_raise():
         widgets.static(lambda v: figure_of(1 / (v - 2)), VALUES, label="ε")
 
 
+def test_a_value_may_be_a_word(monkeypatch):
+    def of_rule(rule):
+        return figure_of({"linear": 1.0, "sqrt": 2.0}[rule])
+
+    figure = widgets.static(of_rule, ["linear", "sqrt"], label="rule", start=1)
+    assert [frame.name for frame in figure.frames] == ["linear", "sqrt"]
+    assert figure.layout.title == figure_of(2.0).layout.title
+    monkeypatch.delenv("LECTURE6_STATIC", raising=False)
+    slider, _ = parts(widgets.explore(of_rule, ["linear", "sqrt"], label="rule"))
+    assert slider.options == (("linear", "linear"), ("sqrt", "sqrt"))
+
+
+def test_frames_of_different_numbers_of_curves_are_refused():
+    def growing(value):
+        return go.Figure([go.Scatter(x=[0], y=[0])] * int(value))
+
+    with pytest.raises(
+        ValueError, match=r"every value of n must show as many curves, got \[1, 3\]"
+    ):
+        widgets.static(growing, [1, 3], label="n")
+
+
 def test_the_environment_decides_which_explorer_it_is(monkeypatch):
     monkeypatch.setenv("LECTURE6_STATIC", "1")
     assert explore(start=1) == widgets.static(figure_of, VALUES, label="ε", start=1)
