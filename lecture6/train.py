@@ -13,9 +13,11 @@ import math
 import os
 import pickle
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
+from typing import Protocol
 
 import pandas as pd
 import torch
@@ -52,11 +54,25 @@ class Run:
     n_updates: int
     precision: str  # "float32" or "bfloat16": what the forward and backward passes used
     stopped: str  # why training ended
+    seconds: float = math.nan  # of wall-clock time in updates, evaluations excluded
 
     def final(self, split: str, column: str = "accuracy") -> float:
         """The last value of a column of the history, e.g. ``run.final("test")``."""
         rows = self.history[self.history.split == split]
         return float(rows[column].iloc[-1])
+
+
+class Workers(Protocol):
+    """What :func:`train` asks of a group of workers; :class:`lecture6.parallel.Group` is one."""
+
+    rank: int  # of this worker, from 0
+    size: int  # k, the number of workers
+    device: torch.device
+
+    def wrap(self, model: nn.Module) -> nn.Module: ...
+    def sum(self, tensor: Tensor) -> Tensor: ...
+    def mean_buffers(self, model: nn.Module) -> None: ...
+    def beat(self) -> None: ...
 
 
 def step_decay(epochs: tuple[float, ...], factor: float = 0.1) -> Schedule:
@@ -131,16 +147,25 @@ def evaluation_batches(x: Tensor, y: Tensor, batch_size: int) -> list[tuple[Tens
 
 
 def evaluate(
-    logits: Callable[[Tensor], Tensor], batches: list[tuple[Tensor, Tensor]]
+    logits: Callable[[Tensor], Tensor],
+    batches: list[tuple[Tensor, Tensor]],
+    group: Workers | None = None,
 ) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy (fraction), each batch weighted by its exact share."""
+    """Mean cross-entropy and accuracy (fraction), each batch weighted by its exact share.
+
+    The workers of a ``group`` divide the batches among them, and each has the result.
+    """
     n_samples = sum(len(y) for _, y in batches)
     loss, correct = 0.0, 0
     with torch.no_grad():
-        for x, y in batches:
+        for x, y in batches[group.rank :: group.size] if group else batches:
             z = logits(x)
             loss += len(y) / n_samples * F.cross_entropy(z, y).item()
             correct += (z.argmax(1) == y).sum().item()
+            if group:
+                group.beat()
+    if group:
+        loss, correct = group.sum(torch.tensor([loss, correct], dtype=torch.float64)).tolist()
     return loss, correct / n_samples
 
 
@@ -165,6 +190,7 @@ def train(
     device: str | torch.device | None = None,
     checkpoint: str | os.PathLike | None = None,
     progress: bool = False,
+    group: Workers | None = None,
 ) -> Run:
     """Train a copy of ``model`` on ``data`` by mini-batch SGD, equation (1), or Adam.
 
@@ -175,14 +201,21 @@ def train(
       patience      stop when the training loss has not improved for this many evaluations: "until
                     the loss function ceased to improve" (Keskar et al., §2.1); None: run all epochs
       evaluate_every  epochs between evaluations on the whole training and test sets
-      micro_batch   samples in memory at a time: a larger mini-batch is taken in parts whose
-                    gradients are accumulated (Goyal et al., §5.1), each normalised by itself where
-                    there is batch norm
+      micro_batch   samples in memory at a time: every mini-batch, also the smaller last one, is
+                    taken in ceil(batch_size / micro_batch) nearly equal parts whose gradients are
+                    accumulated (Goyal et al., §5.1), each normalised by itself where there is batch
+                    norm, whose running statistics move by the mean over the parts. With
+                    ``micro_batch=n`` one process does what k workers do
       seed          of the mini-batches and of dropout; the initial weights are the model's
       bf16          forward and backward passes in bfloat16 where the processor has it;
                     ``Run.precision`` says what was used. Evaluations are always float32.
-      device        default: the GPU when there is one
+      device        default: the GPU when there is one; of a ``group``, the worker's own
       checkpoint    file to continue from and to save to after each evaluation, atomically
+      group         the k workers of which this process is one, all called with the same arguments
+                    (:mod:`lecture6.parallel`). ``batch_size`` is kn: all draw the same batches, and
+                    each takes its n samples (Goyal et al., §3, remark 4). Dropout differs from
+                    worker to worker (it is seeded by seed + rank). Worker 0 writes the checkpoint,
+                    which all must be able to read
 
     The same arguments give bit-identical results on the same machine, also when the run was
     interrupted and resumed.
@@ -202,10 +235,14 @@ def train(
         sampling,
         evaluate_every,
         micro_batch,
+        group.size if group else 1,
     )
     if patience is not None and patience < 1:
         raise ValueError(f"patience must be at least 1 evaluation, or None, got {patience}")
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    default = group.device if group else "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(device or default)
+    rank, size = (group.rank, group.size) if group else (0, 1)
+    n_parts = _n_parts(batch_size, size, micro_batch)  # of a worker's share of a mini-batch
     bf16 = bf16 and _has_bf16(device)
     model = copy.deepcopy(model).to(device)
     x_train, y_train = data.x_train.to(device), data.y_train.to(device)
@@ -217,6 +254,7 @@ def train(
             data.x_test.to(device), data.y_test.to(device), EVALUATION_BATCH
         ),
     }
+    net = group.wrap(model) if group else model  # wrapped, backward() averages over the workers
     w0 = flat_parameters(model)
     if optimizer == "sgd":
         opt = torch.optim.SGD(
@@ -231,7 +269,7 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     rows: list[tuple] = []
     updates_per_epoch = math.ceil(data.n_train / batch_size)
-    start, best, since_best = 0, math.inf, 0
+    start, best, since_best, seconds = 0, math.inf, 0, 0.0
 
     def check_finite(loss: float, update: int, factor: float) -> None:
         if not math.isfinite(loss):
@@ -242,10 +280,12 @@ def train(
 
     def record(epoch: int, factor: float) -> float:
         distance = (flat_parameters(model) - w0).norm().item()
+        if group:
+            group.mean_buffers(model)
         model.eval()
         update = epoch * updates_per_epoch
         for split, batches in sets.items():
-            loss, accuracy = evaluate(model, batches)
+            loss, accuracy = evaluate(model, batches, group)
             check_finite(loss, update, factor)
             rows.append((epoch, update, split, loss, accuracy, lr * factor, distance))
         return rows[-2][3]
@@ -261,33 +301,42 @@ def train(
         "bf16": bf16,
         "evaluate_every": evaluate_every,
         "micro_batch": micro_batch,
+        "workers": size,
         "initial weights": _digest(w0),
     }
 
+    def of_all_workers(state: Tensor) -> Tensor:
+        """(size, len(state)): row r is that of worker r."""
+        states = torch.zeros(size, len(state), dtype=state.dtype)
+        states[rank] = state
+        return group.sum(states) if group else states
+
     def snapshot(epoch: int) -> dict:
+        cuda_rng = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
         return {
             "settings": settings,
             "model": model.state_dict(),
             "optimizer": opt.state_dict(),
             "generator": generator.get_state(),
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+            "rng": of_all_workers(torch.get_rng_state()),
+            "cuda_rng": None if cuda_rng is None else of_all_workers(cuda_rng),
             "rows": rows,
-            "progress": [epoch, best, since_best],
+            "progress": [epoch, best, since_best, seconds],
         }
 
     deterministic = torch.backends.cudnn.flags(deterministic=True, benchmark=False)
-    with local_seed(seed), deterministic, _kept_memory():
+    with local_seed(seed + rank), deterministic, _kept_memory():
         if checkpoint is not None and Path(checkpoint).exists():
             state = load_checkpoint(checkpoint, settings)
             model.load_state_dict(state["model"])
             opt.load_state_dict(state["optimizer"])
             generator.set_state(state["generator"])
-            torch.set_rng_state(state["rng"])
+            # of a view, set_rng_state would read past the end: it takes no offset
+            torch.set_rng_state(state["rng"][rank].clone())
             if device.type == "cuda":
-                torch.cuda.set_rng_state(state["cuda_rng"], device)
+                torch.cuda.set_rng_state(state["cuda_rng"][rank].clone(), device)
             rows = state["rows"]
-            start, best, since_best = state["progress"]
+            start, best, since_best, seconds = state["progress"]
             if start > epochs:
                 raise ValueError(
                     f"{checkpoint} already holds {start} epochs, more than the {epochs} asked for; "
@@ -297,28 +346,39 @@ def train(
             best = record(0, schedule(0.0) if schedule else 1.0)
 
         stopped = "all epochs done"
-        bar = tqdm(total=epochs, initial=start, unit="epoch", disable=not progress, leave=False)
+        hidden = rank > 0 or not progress
+        bar = tqdm(total=epochs, initial=start, unit="epoch", disable=hidden, leave=False)
         for epoch in range(start, epochs):
             if patience is not None and since_best >= patience:
                 stopped = f"training loss ceased to improve for {patience} evaluations"
                 break
             model.train()
+            started = perf_counter()
             batches = sample_batches(
                 data.n_train, batch_size, sampling=sampling, generator=generator
             )
             for i, batch in enumerate(batches):
                 factor = schedule(epoch + i / updates_per_epoch) if schedule else 1.0
-                for group in opt.param_groups:
-                    group["lr"] = lr * factor
-                batch = batch.to(device)
+                for parameters in opt.param_groups:
+                    parameters["lr"] = lr * factor
+                share = batch.tensor_split(size)[rank].to(device)  # without workers, all of it
+                parts = [part for part in share.tensor_split(n_parts) if len(part)]
                 opt.zero_grad()
-                for part in batch.split(micro_batch or batch_size):
-                    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                        loss = F.cross_entropy(model(x_train[part]), y_train[part])
-                    loss = len(part) / len(batch) * loss  # their sum is (1/n) Σ ℓ(x; w)
-                    check_finite(loss.item(), epoch * updates_per_epoch + i, factor)
-                    loss.backward()
+                for part in _with_buffers_of_their_own(model, parts):
+                    # workers exchange gradients once an update, with the last part
+                    with net.no_sync() if group and part is not parts[-1] else nullcontext():
+                        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                            loss = F.cross_entropy(net(x_train[part]), y_train[part])
+                        # the sum over parts of the mean over workers is (1/n) Σ ℓ(x; w)
+                        loss = size * len(part) / len(batch) * loss
+                        check_finite(loss.item(), epoch * updates_per_epoch + i, factor)
+                        if group:
+                            group.beat()
+                        loss.backward()
                 opt.step()  # w ← w − η ∇
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds += perf_counter() - started
             bar.update()
             if (epoch + 1) % evaluate_every and epoch + 1 < epochs:
                 continue
@@ -326,7 +386,9 @@ def train(
             best, since_best = (train_loss, 0) if train_loss < best else (best, since_best + 1)
             bar.set_postfix(loss=f"{train_loss:.4f}")
             if checkpoint is not None:
-                save_checkpoint(checkpoint, snapshot(epoch + 1))
+                state = snapshot(epoch + 1)
+                if rank == 0:
+                    save_checkpoint(checkpoint, state)
         bar.close()
 
     columns = ["epoch", "update", "split", "loss", "accuracy", "lr", "distance"]
@@ -339,7 +401,34 @@ def train(
         n_updates=int(history["update"].iloc[-1]),
         precision="bfloat16" if bf16 else "float32",
         stopped=stopped,
+        seconds=seconds,
     )
+
+
+def _n_parts(batch_size: int, workers: int, micro_batch: int | None) -> int:
+    """Parts in which each worker takes its share of a mini-batch."""
+    n = batch_size // workers
+    return math.ceil(n / (micro_batch or n))
+
+
+def _with_buffers_of_their_own(model: nn.Module, parts: list[Tensor]) -> Iterator[Tensor]:
+    """Yield ``parts``, each with the model's buffers as before the first; they end as the mean.
+
+    The running statistics of batch norm become what workers, each with one part, would average.
+    """
+    buffers = list(model.buffers())
+    if len(parts) == 1 or not buffers:
+        yield from parts
+        return
+    before, after = [b.clone() for b in buffers], []
+    for part in parts:
+        for buffer, value in zip(buffers, before, strict=True):
+            buffer.copy_(value)
+        yield part
+        after.append([b.clone() for b in buffers])
+    for buffer, *values in zip(buffers, *after, strict=True):
+        if buffer.is_floating_point():  # a counter has counted one update
+            buffer.copy_(torch.stack(values).mean(0))
 
 
 @contextmanager
@@ -377,6 +466,7 @@ def check_settings(
     sampling: str,
     evaluate_every: int,
     micro_batch: int | None = None,
+    workers: int = 1,
 ) -> None:
     """Raise ValueError, naming the value and the remedy, for settings that cannot be trained."""
     if not 1 <= batch_size <= data.n_train:
@@ -406,14 +496,31 @@ def check_settings(
         )
     if micro_batch is not None and micro_batch < 1:
         raise ValueError(f"micro_batch must be at least 1 sample, or None, got {micro_batch}")
-    batches = {batch_size, (data.n_train % batch_size if sampling == "epoch" else 0) or batch_size}
-    part = min(micro_batch or batch_size, batch_size)
-    smallest = min(part, *(n % part or part for n in batches))
+    check_workers(data.n_train, batch_size, workers, sampling)
+    last = (data.n_train % batch_size if sampling == "epoch" else 0) or batch_size
+    smallest = max(1, last // workers // _n_parts(batch_size, workers, micro_batch))
     normalised = any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in model.modules())
     if smallest == 1 and normalised:
         raise ValueError(
             f"batch_size {batch_size} gives a batch of 1 sample of the {data.n_train}, which batch "
             "norm cannot normalise; choose another batch size, or another micro_batch"
+        )
+
+
+def check_workers(n_train: int, batch_size: int, workers: int, sampling: str) -> None:
+    """Raise ValueError unless every mini-batch has samples for each of ``workers``."""
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
+    if batch_size % workers:
+        raise ValueError(
+            f"batch_size {batch_size} cannot be divided among {workers} workers; choose a multiple "
+            f"of {workers}, such as {workers * math.ceil(batch_size / workers)}"
+        )
+    last = n_train % batch_size if sampling == "epoch" else 0
+    if 0 < last < workers:
+        raise ValueError(
+            f"batch_size {batch_size} leaves a last batch of {last} of the {n_train} samples for "
+            f"{workers} workers; choose another batch_size, or fewer workers"
         )
 
 

@@ -444,7 +444,7 @@ def test_a_batch_of_one_sample_is_refused_where_batch_norm_would_fail(batch_size
 
 @pytest.mark.parametrize("micro_batch", [1, 5, 16, 40])
 def test_an_accumulated_gradient_is_the_whole_ones(micro_batch):
-    """50 samples in batches of 16: parts of 5, 5, 5 and 1, and a last batch of 2."""
+    """50 samples in batches of 16: parts of 4 with micro_batch 5, and a last batch of 2."""
     images = replace(DATA, x_train=DATA.x_train.double(), x_test=DATA.x_test.double())
     for options in ({"optimizer": "adam"}, {"momentum": 0.9, "weight_decay": 0.1}):
         whole = run(softmax_net().double(), images, **options)
@@ -472,7 +472,7 @@ def test_a_micro_batch_has_its_own_batch_norm():
 def test_a_micro_batch_of_one_sample_is_refused_where_batch_norm_would_fail():
     net = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4, track_running_stats=False))
     with pytest.raises(ValueError, match=r"a batch of 1 sample of the 50.*another micro_batch"):
-        run(net, batch_size=25, micro_batch=8)  # 25 = 3 · 8 + 1
+        run(net, batch_size=20, micro_batch=3)  # 7 parts, also of the last batch of 10
     with pytest.raises(ValueError, match="micro_batch must be at least 1"):
         run(micro_batch=0)
 
