@@ -9,8 +9,8 @@ import click
 import pandas as pd
 
 from lecture6 import results
-from lecture6.studies import STUDIES, StudyError, collect, plan, run
-from lecture6.studies.engine import default_folder, spoken
+from lecture6.studies import STUDIES, Study, StudyError, collect, plan, run
+from lecture6.studies.engine import default_folder, rank, spoken
 
 _folder = click.option(
     "--folder",
@@ -21,14 +21,15 @@ _profile = click.option(
     "--profile",
     default=lambda: os.environ.get("LECTURE6_PROFILE", "full"),
     show_default="$LECTURE6_PROFILE, else full",
-    help="smoke, book, or full: the papers' sizes, hours on a CPU.",
+    help="smoke, book, or full: the papers' sizes, hours on a CPU; `lecture6 list` shows others.",
 )
 _data = click.option(
     "--data",
     "replace",
     multiple=True,
-    metavar="OLD=NEW",
-    help="Use data set NEW where the study names OLD, e.g. cifar10=cifar10_jpeg.",
+    metavar="[OLD=]NEW",
+    help="Use data set NEW where the study names OLD, e.g. cifar10=cifar10_jpeg; "
+    "OLD may be left out where it names only one.",
 )
 _study = click.argument("study", type=click.Choice(list(STUDIES)))
 
@@ -58,12 +59,23 @@ def main() -> None:
     """
 
 
-def _replacements(pairs: tuple[str, ...]) -> dict[str, str]:
+def _replacements(pairs: tuple[str, ...], study: Study, profile: str) -> dict[str, str]:
+    replace = {}
     for pair in pairs:
         old, equals, new = pair.partition("=")
-        if not (old and equals and new):
+        if not equals:
+            used, new = study.data_sets(profile), pair
+            if len(used) != 1:
+                raise click.BadParameter(
+                    f"{pair!r} must be of the form OLD=NEW, since {study.name} at profile "
+                    f"{profile} uses {', '.join(used) or 'no data set'}",
+                    param_hint="--data",
+                )
+            [old] = used
+        if not (old and new):
             raise click.BadParameter(f"{pair!r} is not of the form OLD=NEW", param_hint="--data")
-    return dict(pair.split("=", 1) for pair in pairs)
+        replace[old] = new
+    return replace
 
 
 @main.command("list")
@@ -74,7 +86,7 @@ def list_studies() -> None:
         for profile in study.grids:
             trials = study.trials(profile)
             seconds = spoken(sum(t.cost for t in trials))
-            click.echo(f"  {profile:6}{len(trials):4} trials, about {seconds} one after another")
+            click.echo(f"  {profile:8}{len(trials):4} trials, about {seconds} one after another")
         stored = results.load(study.name).caption if results.has(study.name) else "none"
         click.echo(f"  stored results: {stored}")
 
@@ -90,8 +102,17 @@ def list_studies() -> None:
 @click.option("--dry-run", is_flag=True, help="Say what would be run, and how long it takes.")
 @click.pass_context
 def run_study(ctx, study, profile, jobs, folder, replace, backend, scheduler, dry_run) -> None:
-    """Run the trials of STUDY that are not finished."""
-    chosen, where = STUDIES[study], {"folder": folder, "replace": _replacements(replace)}
+    """Run the trials of STUDY that are not finished.
+
+    Where several processes can share a trial, start it on one machine or more by torchrun:
+    torchrun --nproc-per-node 8 -m lecture6 run ...
+    """
+    chosen = STUDIES[study]
+    if rank() > 0:  # the process of rank 0 says and writes everything
+        if not dry_run:
+            run(chosen, profile)
+        return
+    where = {"folder": folder, "replace": _replacements(replace, chosen, profile)}
     todo = plan(chosen, profile, **where)
     left = len(todo.trials) - len(todo.finished)
     click.echo(
@@ -122,9 +143,9 @@ def run_study(ctx, study, profile, jobs, folder, replace, backend, scheduler, dr
 @click.option("--to", type=click.Path(path_type=Path, file_okay=False), help="Another folder.")
 def collect_study(study, profile, folder, replace, partial, to) -> None:
     """Store one table of the finished trials of STUDY."""
-    table, record = collect(
-        STUDIES[study], profile, folder=folder, replace=_replacements(replace), partial=partial
-    )
+    chosen = STUDIES[study]
+    replace = _replacements(replace, chosen, profile)
+    table, record = collect(chosen, profile, folder=folder, replace=replace, partial=partial)
     path = results.save(study, table, record, folder=to)
     click.echo(f"{len(table):,} rows in {path}")
 

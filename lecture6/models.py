@@ -1,21 +1,25 @@
-"""The networks of the lecture: those of Keskar et al. (arXiv:1609.04836) and of Smith & Le.
+"""The networks of the lecture: of Keskar et al. (arXiv:1609.04836), Smith & Le, and He et al.
 
 Batch norm follows the authors' released code (Keras 1, ``mode=2``): every batch is normalised by
 its own mean and variance, when training *and* when evaluating, and no running statistics are kept.
 A landscape drawn with running statistics would show the loss of a network whose normalisation
-belongs to other weights. ``batch_norm="running"`` gives PyTorch's usual behaviour instead.
+belongs to other weights. ``batch_norm="running"`` gives PyTorch's usual behaviour instead; it is
+the default of the residual networks, which are Goyal et al.'s (1706.02677).
 
-Weights start from PyTorch's default (uniform) initialisation, drawn from ``seed`` alone.
+Weights start from PyTorch's default (uniform) initialisation, those of the residual networks as
+Goyal et al. say (§5.1), drawn from ``seed`` alone.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 N_HIDDEN = 512  # units of every hidden layer of F1 and F2: Keskar et al., Appendix B
@@ -164,6 +168,176 @@ def mlp(
             nn.ReLU(),
             nn.Linear(n_hidden, n_classes, bias=bias),
         )
+
+
+class _GhostBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm by groups of ``group`` successive samples, as that many workers would normalise.
+
+    Goyal et al., §2.3: however large the mini-batch is, each worker normalises its own n = 32
+    samples. Hoffer et al. (1705.08741) call it ghost batch norm. N samples make ceil(N / group)
+    nearly equal groups, cut as ``torch.tensor_split`` cuts. The running statistics move once a
+    batch, to the mean over the groups of what each would have made of them; ``momentum`` 0.1 is
+    Goyal's 0.9. In eval mode they are used; a module without them (``track_running_stats=False``)
+    goes on normalising by groups. Raises ValueError for a ``group`` below 1.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        group: int = 32,
+        *,
+        momentum: float = 0.1,
+        track_running_stats: bool = True,
+    ) -> None:
+        super().__init__(num_features, momentum=momentum, track_running_stats=track_running_stats)
+        if group < 1:
+            raise ValueError(f"group must be at least 1 sample, got {group}")
+        self.group = group
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._check_input_dim(x)
+        if self.track_running_stats and not self.training:
+            return super().forward(x)
+        # A CPU takes the groups one by one in a third of the time, without copies; on a GPU each of
+        # them would cost a kernel.
+        y, statistics = self._by_groups(x, math.ceil(len(x) / self.group), stacked=x.is_cuda)
+        if self.track_running_stats:
+            with torch.no_grad():
+                self.num_batches_tracked += 1
+                self.running_mean.copy_(torch.cat([mean for mean, _ in statistics]).mean(0))
+                self.running_var.copy_(torch.cat([var for _, var in statistics]).mean(0))
+        return y
+
+    def _by_groups(
+        self, x: Tensor, n_groups: int, *, stacked: bool
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """``x`` normalised, and what each group makes of the running statistics, (groups, C).
+
+        ``stacked``: groups of the same size are normalised together, as channels of their own.
+        """
+        size, n_larger = divmod(len(x), n_groups)
+        if stacked:
+            counts = [n_larger, n_groups - n_larger]
+            blocks = x.split([n_larger * (size + 1), (n_groups - n_larger) * size])
+        else:
+            counts, blocks = [1] * n_groups, x.tensor_split(n_groups)
+        outputs, statistics = [], []
+        for block, g in zip(blocks, counts, strict=True):
+            if g == 0:
+                continue
+            running = None, None
+            if self.track_running_stats:
+                running = self.running_mean.repeat(g), self.running_var.repeat(g)
+                statistics.append(tuple(r.view(g, -1) for r in running))
+            z = block.unflatten(0, (g, -1)).transpose(0, 1).flatten(1, 2)  # (size, g·C, …)
+            scale, shift = self.weight.repeat(g), self.bias.repeat(g)
+            z = F.batch_norm(z, *running, scale, shift, True, self.momentum, self.eps)
+            outputs.append(z.unflatten(1, (g, -1)).transpose(0, 1).flatten(0, 1))
+        return torch.cat(outputs), statistics
+
+
+class GhostBatchNorm1d(_GhostBatchNorm, nn.BatchNorm1d):
+    __doc__ = _GhostBatchNorm.__doc__
+
+
+class GhostBatchNorm2d(_GhostBatchNorm, nn.BatchNorm2d):
+    __doc__ = _GhostBatchNorm.__doc__
+
+
+class ResidualBlock(nn.Module):
+    """relu(x + F(x)) with F of two 3×3 convolutions; the first has the block's ``stride``.
+
+    The shortcut has no parameters (He et al.'s option A): it leaves out every other pixel and pads
+    the channels with zeros.
+    """
+
+    def __init__(self, n_in: int, n_out: int, stride: int, group: int | None, batch_norm: str):
+        super().__init__()
+        self.residual = nn.Sequential(
+            *_conv3(n_in, n_out, stride, group, batch_norm),
+            nn.ReLU(),
+            *_conv3(n_out, n_out, 1, group, batch_norm),
+        )
+        self.stride, self.n_new = stride, n_out - n_in
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x[:, :, :: self.stride, :: self.stride]
+        return F.relu(F.pad(shortcut, (0, 0, 0, 0, 0, self.n_new)) + self.residual(x))
+
+
+def _conv3(
+    n_in: int, n_out: int, stride: int, group: int | None, batch_norm: str
+) -> list[nn.Module]:
+    """A 3×3 convolution with He et al.'s initial weights, without bias, and its batch norm."""
+    conv = nn.Conv2d(n_in, n_out, 3, stride=stride, padding=1, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    norm = _norm(nn.BatchNorm2d, n_out, batch_norm)
+    if group is not None:
+        norm = GhostBatchNorm2d(n_out, group, track_running_stats=norm.track_running_stats)
+    return [conv, norm]
+
+
+def _small_head(layer: nn.Linear) -> nn.Linear:
+    """Weights from N(0, 0.01²), no bias at first: Goyal et al., §5.1."""
+    nn.init.normal_(layer.weight, std=0.01)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def resnet(
+    depth: int = 20,
+    n_classes: int = 10,
+    *,
+    in_channels: int = 3,
+    width: int = 16,
+    group: int | None = 32,
+    zero_init: bool = True,
+    batch_norm: str = "running",
+    seed: int = 0,
+) -> nn.Sequential:
+    """He et al.'s ResNet for 32×32 images; 269,722 parameters at depth 20 and 10 classes.
+
+    Input (batch, in_channels, H, W), output logits (batch, n_classes). A 3×3 convolution, three
+    stages of m = (depth − 2) / 6 blocks with ``width``, 2 and 4 times as many channels, the mean
+    over the pixels, and a linear layer. Shortcuts are those without parameters (option A), as in
+    He et al.'s nets for CIFAR-10 (1512.03385, §4.2).
+
+    ``group``: samples that batch norm normalises together, the n of a worker; None: the whole
+    batch. ``zero_init``: the last batch norm of each block starts with the gain 0, so that the
+    block is at first its shortcut (Goyal et al., §5.1). Initial weights: §5.1, too.
+
+    Raises ValueError for a depth that is not 6m + 2, and for an unknown ``batch_norm``.
+    """
+    m, rest = divmod(depth - 2, 6)
+    if rest or m < 1:
+        raise ValueError(f"depth must be 6m + 2 (8, 14, 20, 32, 44, 56, 110), got {depth}")
+    with local_seed(seed):
+        layers = [*_conv3(in_channels, width, 1, group, batch_norm), nn.ReLU()]
+        n_in = width
+        for stage in range(3):
+            for i in range(m):
+                n_out, stride = width * 2**stage, 2 if stage and not i else 1
+                block = ResidualBlock(n_in, n_out, stride, group, batch_norm)
+                if zero_init:
+                    nn.init.zeros_(block.residual[-1].weight)
+                layers.append(block)
+                n_in = n_out
+        head = _small_head(nn.Linear(n_in, n_classes))
+        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+
+
+def resnet50(n_classes: int = 1000, *, seed: int = 0) -> nn.Module:
+    """torchvision's ResNet-50 with Goyal et al.'s initial weights (§5.1); 25,557,032 parameters.
+
+    Input (batch, 3, 224, 224), output logits (batch, n_classes). As in Goyal et al. (§5.1), a block
+    that halves the image does so in its 3×3 convolution, and starts with the gain 0.
+    """
+    import torchvision  # takes a second
+
+    with local_seed(seed):
+        model = torchvision.models.resnet50(num_classes=n_classes, zero_init_residual=True)
+        _small_head(model.fc)
+        return model
 
 
 def layer_table(model: nn.Sequential, input_shape: tuple[int, ...]) -> pd.DataFrame:

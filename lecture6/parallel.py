@@ -201,8 +201,8 @@ def launch(
     Function, arguments and results are pickled by cloudpickle, so that a function of a notebook
     will do; tensors come to the workers as a file mapped into memory. ``threads``: of torch, a
     worker; default: the cores divided by ``workers``. A function that computes for longer than
-    ``timeout`` seconds between two exchanges calls ``group.beat()`` now and then. What workers write
-    to stderr is shown when one fails.
+    ``timeout`` seconds between two exchanges calls ``group.beat()`` now and then. What workers
+    write to stderr is shown when one fails.
 
     Raises :class:`WorkerError` naming the rank when a worker dies, raises, or makes no progress for
     ``timeout`` seconds; ValueError and DivergenceError of a worker are raised as such, with a note.

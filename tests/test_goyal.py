@@ -1,6 +1,7 @@
 """The study of the linear scaling rule, and the exact statements of the chapter about it."""
 
 import dataclasses
+import inspect
 import math
 
 import numpy as np
@@ -13,7 +14,7 @@ from lecture6 import data, figures, models, results, toys
 from lecture6.curvature import eigenvalues
 from lecture6.objective import NetworkObjective
 from lecture6.results import Stored
-from lecture6.studies import STUDIES, goyal
+from lecture6.studies import STUDIES, goyal, imagenet
 from lecture6.train import sample_batches, scale_lr, train
 
 STUDY = STUDIES["goyal"]
@@ -159,6 +160,15 @@ def test_the_full_grid_is_what_the_chapter_asks_for():
     assert not grid.duplicated(["group", "k", "rule", "warmup", "seed", "lr"]).any()
     assert (grid.loc[grid["group"] == "plain", "momentum"] == 0).all()
     assert set(pd.DataFrame(STUDY.grids["cifar10"])["net"]) == {"ResNet-20"}
+
+
+def test_the_papers_own_study_is_its_figure_1():
+    grid = STUDY.grids["imagenet"]
+    assert STUDY.trial_of("imagenet") is imagenet.trial
+    for point in grid:
+        inspect.signature(imagenet.trial).bind(**point)
+    assert {p["k"] * p["n"] for p in grid} == set(goyal.PAPER["batch_size"])
+    assert {p["seed"] for p in grid} == set(range(5))
 
 
 def test_the_papers_rates_follow_its_rule():

@@ -1,5 +1,6 @@
 """The command lecture6, in this process; test_studies.py runs it as processes and kills it."""
 
+import dataclasses
 import subprocess
 import sys
 from importlib import metadata
@@ -11,6 +12,8 @@ from toy_study import study as toy
 from lecture6 import results
 from lecture6.__main__ import main
 from lecture6.studies import STUDIES
+
+SMOKE = ("--profile", "smoke")
 
 
 @pytest.fixture
@@ -33,7 +36,7 @@ def test_a_study_from_plan_to_results(lecture6, tmp_path):
     code, output = lecture6("list")
     assert code == 0
     assert "toy: nothing" in output
-    assert "smoke    3 trials, about 3 s" in output
+    assert "smoke      3 trials, about 3 s" in output
     assert "stored results: none" in output
     code, output = lecture6("run", "keskar", "--profile", "smoke", "--dry-run")
     assert code == 0
@@ -54,6 +57,22 @@ def test_a_study_from_plan_to_results(lecture6, tmp_path):
     assert "row 1" in output
 
 
+def test_a_data_set_alone_takes_the_place_of_the_only_one(lecture6, monkeypatch):
+    used = [{"data": "mnist", "i": 0}, {"data": "mnist", "i": 1}]
+    reading = dataclasses.replace(STUDIES["keskar"], grids={"smoke": used})
+    monkeypatch.setitem(STUDIES, "keskar", reading)
+    command = ("run", "keskar", *SMOKE, "--dry-run", "--data")
+    for new in ("fashion_mnist", "mnist=fashion_mnist"):
+        code, output = lecture6(*command, new)
+        assert code == 0
+        assert output.count("data fashion_mnist") == 2
+    used[1]["data"] = "cifar10"
+    code, output = lecture6(*command, "fashion_mnist")
+    assert code == 2
+    assert "'fashion_mnist' must be of the form OLD=NEW" in output
+    assert "toy at profile smoke uses cifar10, mnist" in output
+
+
 def test_failed_trials_are_counted_named_and_set_the_exit_code(lecture6, monkeypatch, tmp_path):
     monkeypatch.setitem(STUDIES, "keskar", toy(tmp_path / "log", n=2, fail_until=1))
     code, output = lecture6("run", "keskar", "--profile", "smoke")
@@ -66,8 +85,11 @@ def test_failed_trials_are_counted_named_and_set_the_exit_code(lecture6, monkeyp
     ("words", "code", "message"),
     [
         (["run", "keskar"], 1, "Error: toy has profiles smoke, not 'full'"),
-        (["run", "zhang"], 2, "'zhang' is not 'keskar'"),
-        (["run", "keskar", "--data", "mnist"], 2, "'mnist' is not of the form OLD=NEW"),
+        (["run", "zhang"], 2, "'zhang' is not one of 'keskar'"),
+        (["run", "keskar", "--data", "mnist"], 1, "Error: toy has profiles smoke, not 'full'"),
+        (["run", "keskar", *SMOKE, "--data", "mnist="], 2, "'mnist=' is not of the form OLD=NEW"),
+        (["run", "keskar", *SMOKE, "--data", "mnist"], 2, "toy at profile smoke uses no data set"),
+        (["run", "keskar", *SMOKE, "--data", "a=b"], 1, "uses a; they use no data set"),
         (["run", "keskar", "--profile", "smoke", "--jobs", "0"], 2, "0 is not in the range"),
         (["collect", "keskar", "--profile", "smoke"], 1, "0 of the 3 trials"),
         (["show", "keskar"], 1, "Error: no results of 'keskar'"),

@@ -1,9 +1,16 @@
+import copy
+import math
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from lecture6 import models
+from lecture6.data import gaussian_classes
 from lecture6.models import count_parameters, flat_parameters, layer_table, local_seed
+from lecture6.objective import NetworkObjective
+from lecture6.train import train
 
 # name, input shape of a sample, classes, parameters: Keskar et al., Table 1 and Appendix B
 NETS = {
@@ -13,8 +20,18 @@ NETS = {
     "c1, paper's text": (lambda **k: models.c1(stride=2, **k), (3, 32, 32), 10, 283_274),
     "c2": (models.c2, (3, 32, 32), 10, 14_991_946),
     "mlp": (models.mlp, (1, 28, 28), 10, 636_010),
+    # He et al., Table 6: 0.27M and 0.46M
+    "resnet-20": (models.resnet, (3, 32, 32), 10, 269_722),
+    "resnet-32": (lambda **k: models.resnet(32, **k), (3, 32, 32), 10, 464_154),
 }
-SMALL = ["f1", "f2", "c1", "c1, paper's text", "mlp"]  # C2 only where its size is the point
+SMALL = [
+    "f1",
+    "f2",
+    "c1",
+    "c1, paper's text",
+    "mlp",
+    "resnet-20",
+]  # C2 only where its size is the point
 
 
 def noise(shape, n, seed=0):
@@ -169,3 +186,152 @@ def test_mlp_without_biases_is_positively_homogeneous():
     with torch.no_grad():
         torch.testing.assert_close(model(3 * x), 3 * model(x))
         assert not torch.allclose(models.mlp(n_hidden=20)(3 * x), 3 * models.mlp(n_hidden=20)(x))
+
+
+# --- residual networks and ghost batch norm -----------------------------------------------------
+
+
+def norms(kind, group, **options):
+    """A ghost batch norm and a plain one, in float64, with the same gains and shifts."""
+    plain = getattr(nn, f"BatchNorm{kind}")(5, **options).double()
+    with local_seed(1), torch.no_grad():
+        plain.weight.normal_()
+        plain.bias.normal_()
+    ghost = getattr(models, f"GhostBatchNorm{kind}")(5, group, **options).double()
+    ghost.load_state_dict(plain.state_dict())
+    return ghost, plain
+
+
+@pytest.mark.parametrize("stacked", [False, True])  # True: as on a GPU
+@pytest.mark.parametrize("kind", ["1d", "2d"])
+@pytest.mark.parametrize(("n", "group"), [(12, 4), (12, 5), (13, 4), (3, 8), (12, 12)])
+def test_ghost_batch_norm_is_batch_norm_of_each_part(monkeypatch, n, group, kind, stacked):
+    if stacked:
+        on_cpu = models.GhostBatchNorm1d._by_groups
+        monkeypatch.setattr(
+            models._GhostBatchNorm,
+            "_by_groups",
+            lambda self, x, n_groups, stacked: on_cpu(self, x, n_groups, stacked=True),
+        )
+    shape = (5,) if kind == "1d" else (5, 3, 2)
+    ghost, plain = norms(kind, group)
+    workers = [copy.deepcopy(plain) for _ in range(math.ceil(n / group))]
+    for seed in (0, 1):  # two updates of the running statistics
+        x = 2 + 3 * noise(shape, n, seed).double()
+        direction = noise(shape, n, seed + 5).double()
+        a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+        y = ghost(a)
+        parts = b.tensor_split(len(workers))
+        expected = torch.cat([norm(part) for norm, part in zip(workers, parts, strict=True)])
+        close = {"atol": 1e-10, "rtol": 0}
+        torch.testing.assert_close(y, expected, **close)
+        (y * direction).sum().backward()
+        (expected * direction).sum().backward()
+        torch.testing.assert_close(a.grad, b.grad, **close)
+    for name in ("weight", "bias"):
+        summed = sum(getattr(norm, name).grad for norm in workers)
+        torch.testing.assert_close(getattr(ghost, name).grad, summed, **close)
+    for name in ("running_mean", "running_var"):
+        mean = torch.stack([getattr(norm, name) for norm in workers]).mean(0)
+        torch.testing.assert_close(getattr(ghost, name), mean, **close)
+    assert ghost.num_batches_tracked == 2
+    plain.load_state_dict(ghost.state_dict())
+    torch.testing.assert_close(ghost.eval()(x), plain.eval()(x), **close)
+
+
+def test_ghost_batch_norm_without_running_statistics_goes_by_groups_in_eval():
+    ghost, plain = norms("2d", 4, track_running_stats=False)
+    x = noise((5, 3, 3), 8).double()
+    assert list(ghost.buffers()) == []
+    expected = torch.cat([plain(part) for part in x.split(4)])
+    torch.testing.assert_close(ghost.eval()(x), expected, atol=1e-10, rtol=0)
+    with pytest.raises(ValueError, match="group must be at least 1 sample, got 0"):
+        models.GhostBatchNorm2d(5, 0)
+    with pytest.raises(ValueError, match="expected 4D input"):
+        ghost(x[0])
+
+
+def test_ghost_groups_are_micro_batches():
+    """One mini-batch of 24 by ghost groups of 8 is the same as its parts of 8 one by one."""
+    images = gaussian_classes(48, 30, shape=(3, 8, 8), n_classes=3)
+    options = {"batch_size": 24, "lr": 0.1, "epochs": 2, "momentum": 0.9, "nesterov": True}
+
+    def net(group):
+        return models.resnet(8, 3, width=4, group=group)
+
+    ghost = train(net(8), images, **options)
+    parts = train(net(None), images, micro_batch=8, **options)
+    torch.testing.assert_close(ghost.w, parts.w, atol=2e-5, rtol=0)
+    values = zip(ghost.model.buffers(), parts.model.buffers(), strict=True)
+    for a, b in values:
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+    whole = train(net(None), images, **options)
+    assert (ghost.w - whole.w).abs().max() > 1e-3
+
+
+def test_a_residual_block_is_at_first_its_shortcut():
+    model, x = models.resnet(20), noise((3, 32, 32), 40)
+    blocks = [layer for layer in model if isinstance(layer, models.ResidualBlock)]
+    assert len(blocks) == 9
+    with torch.no_grad():
+        stem = model[:3](x)  # not negative
+        assert torch.equal(blocks[0](stem), stem)
+        halved = blocks[3](stem)
+        assert torch.equal(halved[:, :16], stem[:, :, ::2, ::2])
+        assert halved.shape == (40, 32, 16, 16)
+        assert not halved[:, 16:].any()
+        other = models.resnet(20, zero_init=False)
+        assert not torch.equal(other[3](stem), stem)
+        assert other[3].residual[-1].weight.min() == 1
+
+
+def test_the_initial_weights_of_a_resnet_are_goyals():
+    model = models.resnet(20, 1000, seed=2)
+    conv = next(m for m in model[-4].modules() if isinstance(m, nn.Conv2d))
+    assert conv.bias is None
+    assert conv.weight.std().item() == pytest.approx(math.sqrt(2 / (64 * 9)), rel=0.02)
+    assert model[-1].weight.std().item() == pytest.approx(0.01, rel=0.02)
+    assert not model[-1].bias.any()
+
+
+def test_a_resnet_of_other_sizes():
+    grey = models.resnet(8, 4, in_channels=1, width=8)
+    assert grey(noise((1, 28, 28), 6)).shape == (6, 4)
+    groups = {m.group for m in grey.modules() if isinstance(m, models.GhostBatchNorm2d)}
+    assert groups == {32}
+    plain = models.resnet(8, group=None)
+    assert not any(isinstance(m, models.GhostBatchNorm2d) for m in plain.modules())
+    assert list(models.resnet(8, batch_norm="batch").buffers()) == []
+    for depth in (2, 18, 21):
+        with pytest.raises(ValueError, match=rf"depth must be 6m \+ 2 .*, got {depth}"):
+            models.resnet(depth)
+    with pytest.raises(ValueError, match="batch_norm must be 'batch' or 'running', got 'none'"):
+        models.resnet(8, batch_norm="none")
+
+
+def test_a_resnet_is_trained_and_is_an_objective():
+    images = gaussian_classes(96, 40, shape=(3, 32, 32), n_classes=3)
+    run = train(models.resnet(8, 3, width=4), images, batch_size=48, lr=0.1, epochs=3, momentum=0.9)
+    assert run.final("train", "loss") < run.history["loss"].iloc[0]
+    model = copy.deepcopy(run.model).double()
+    x, y = images.x_train.double(), images.y_train
+    f = NetworkObjective(model, x, y)
+    loss = F.cross_entropy(model(x), y)
+    assert f.value(f.w) == pytest.approx(loss.item(), rel=1e-10)
+    v = noise((f.n_params,), 1)[0].double()
+    slope = torch.autograd.grad(loss, list(model.parameters()), create_graph=True)
+    slope = torch.cat([g.reshape(-1) for g in slope])
+    torch.testing.assert_close(f.grad(f.w), slope.detach())
+    curved = torch.autograd.grad(slope @ v, list(model.parameters()))
+    torch.testing.assert_close(f.hvp(f.w, v), torch.cat([h.reshape(-1) for h in curved]))
+
+
+def test_resnet50_is_torchvisions_with_goyals_initial_weights():
+    model = models.resnet50()
+    assert count_parameters(model) == 25_557_032
+    block = model.layer2[0]
+    assert (block.conv1.stride, block.conv2.stride) == ((1, 1), (2, 2))
+    assert not block.bn3.weight.any()
+    assert model.fc.weight.std().item() == pytest.approx(0.01, rel=0.02)
+    assert not model.fc.bias.any()
+    assert models.resnet50(7, seed=1).fc.weight.shape == (7, 2048)

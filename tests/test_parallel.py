@@ -241,12 +241,12 @@ class Trouble(nn.Module):
         return self.net(x)
 
 
-class Unpicklable(Exception):
+class UnpicklableError(Exception):
     def __reduce__(self):
         raise TypeError("cannot be pickled")
 
 
-class OfThreeArguments(ValueError):
+class OfThreeArgumentsError(ValueError):
     def __init__(self, a, b, c):
         super().__init__(f"{a}{b}{c}")
 
@@ -281,11 +281,11 @@ def raise_key_error():
 
 
 def raise_unpicklable():
-    raise Unpicklable("green")
+    raise UnpicklableError("green")
 
 
 def raise_of_three_arguments():
-    raise OfThreeArguments("g", "re", "en")
+    raise OfThreeArgumentsError("g", "re", "en")
 
 
 TROUBLES = {
@@ -296,8 +296,11 @@ TROUBLES = {
     sleep: (WorkerError, r"^worker 1 of 2 made no progress for 4 seconds; give a longer timeout"),
     raise_value_error: (ValueError, r"^the sample is green\nraised in worker 1 of 2:"),
     raise_key_error: (WorkerError, r"^worker 1 of 2 raised KeyError: 'green'\n"),
-    raise_unpicklable: (WorkerError, r"^worker 1 of 2 raised Unpicklable: green\n"),
-    raise_of_three_arguments: (WorkerError, r"^worker 1 of 2 raised OfThreeArguments: green\n"),
+    raise_unpicklable: (WorkerError, r"^worker 1 of 2 raised UnpicklableError: green\n"),
+    raise_of_three_arguments: (
+        WorkerError,
+        r"^worker 1 of 2 raised OfThreeArgumentsError: green\n",
+    ),
 }
 
 

@@ -372,6 +372,102 @@ def test_a_trial_has_a_gpu_to_itself(monkeypatch, tmp_path):
     assert not using
 
 
+def test_a_profile_can_have_a_trial_of_its_own(tmp_path):
+    grids = {"smoke": [{"value": "number"}], "sized": [{"data": "digits", "i": 0}]}
+    study = Study("two", "", toy_study.answering, grids, ones, own_trials={"sized": sized})
+    alone = Study("two", "", toy_study.answering, grids, ones)
+    for profile, same in (("smoke", True), ("sized", False)):
+        keys = [[t.key for t in s.trials(profile)] for s in (study, alone)]
+        assert (keys[0] == keys[1]) == same
+        assert run(study, profile, folder=tmp_path, progress=False).finished == 1
+    assert collect(study, "sized", folder=tmp_path)[0]["n"].to_list() == [1437]
+    assert collect(study, "smoke", folder=tmp_path)[0]["value"].to_list() == [1.0]
+
+
+def test_a_trial_can_keep_a_checkpoint_until_it_has_finished(tmp_path):
+    study = Study("resumed", "", toy_study.resumed, {"smoke": [{"i": 0}]}, ones)
+    outcome = run(study, "smoke", folder=tmp_path, progress=False)
+    assert list(outcome.failed) == ["ArithmeticError: no checkpoint at .checkpoint"]
+    assert len(list(tmp_path.glob("resumed/*.checkpoint"))) == 1
+    assert run(study, "smoke", jobs=2, folder=tmp_path, progress=False).finished == 1
+    assert collect(study, "smoke", folder=tmp_path)[0]["found"].to_list() == ["kept"]
+    assert list(tmp_path.glob("resumed/*.checkpoint")) == []
+
+
+# --- several processes that torchrun starts -----------------------------------------------------
+
+
+def torchrun(code, *, processes=2):
+    """Run code by torchrun; it finds the modules of the tests."""
+    paths = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
+    command = ["--standalone", "--nproc-per-node", processes, "--no-python", sys.executable]
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *map(str, command), "-c", code],
+        env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+SHARED = """
+from pathlib import Path
+import toy_study
+from lecture6.studies import Study, run
+grid = [{{"i": i, "log": {log!r}}} for i in range(3)]
+grid[{failing}]["fail_on"] = {fail_on}
+study = Study("shared", "", toy_study.{trial}, {{"smoke": grid}}, lambda p: 1.0)
+outcome = run(study, "smoke", folder=Path({folder!r}), progress=False, **{options})
+print(f"finished {{outcome.finished}}\\n", end="", flush=True)
+"""
+
+
+def shared(tmp_path, failing=0, fail_on=None, trial="shared", **options):
+    values = {"log": str(tmp_path / "log"), "folder": str(tmp_path), "options": options}
+    return torchrun(SHARED.format(failing=failing, fail_on=fail_on, trial=trial, **values))
+
+
+def test_processes_of_torchrun_share_each_trial(tmp_path):
+    done = shared(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.split("\n")) == ["", "finished 0", "finished 3"]
+    kept = [json.loads(path.read_text()) for path in finished(tmp_path, "shared")]
+    assert [trial["rows"] for trial in kept] == 3 * [[{"ranks": 1, "size": 2}]]
+    assert kept[0]["record"]["device"] == f"2 × {engine.report.device_name()}"
+    for r in (0, 1):
+        assert Path(f"{tmp_path}/log-{r}").read_text() == "0\n1\n2\n"
+    again = shared(tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert set(again.stdout.split()) == {"finished", "0"}
+
+
+@pytest.mark.parametrize("fail_on", [0, 1])
+def test_a_trial_that_fails_in_one_process_ends_the_job_and_keeps_the_others(tmp_path, fail_on):
+    done = shared(tmp_path, failing=1, fail_on=fail_on)
+    assert done.returncode != 0
+    assert f"rank {fail_on}: i 1, log {tmp_path}/log, fail_on {fail_on} failed" in done.stderr
+    assert "ArithmeticError: this process fails" in done.stderr
+    assert "finished" not in done.stdout
+    [kept] = finished(tmp_path, "shared")
+    assert json.loads(kept.read_text())["parameters"]["i"] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"jobs": 2}, "torchrun's processes share one trial at a time: leave out --jobs"),
+        ({"backend": "dask", "scheduler": "tcp://x:1"}, "leave out --jobs and --backend"),
+        ({"trial": "resumed"}, "cannot be shared by several processes: run the study without"),
+    ],
+)
+def test_what_processes_of_torchrun_cannot_do_is_refused(tmp_path, options, message):
+    done = shared(tmp_path, **options)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert finished(tmp_path, "shared") == []
+    assert list(tmp_path.glob("log*")) == []
+
+
 # --- interruptions ------------------------------------------------------------------------------
 
 

@@ -55,3 +55,23 @@ def answering(*, value):
     """Return what JSON has no number for."""
     values = {"nan": float("nan"), "tensor": torch.ones(1), "number": 1.0}
     return [{"value": values[value]}]
+
+
+def shared(*, i, log, fail_on=None, workers=None, checkpoint=None):
+    """Add up the ranks of the processes that share the trial; one of them may fail."""
+    if workers is None:
+        return [{"ranks": 0, "size": 1}]
+    with open(f"{log}-{workers.rank}", "a") as file:
+        file.write(f"{i}\n")
+    if workers.rank == fail_on:
+        raise ArithmeticError("this process fails")
+    return [{"ranks": workers.sum(torch.tensor(workers.rank)).item(), "size": workers.size}]
+
+
+def resumed(*, i, checkpoint=None):
+    """Fail at first, and then go on from what was kept."""
+    if checkpoint is None or not checkpoint.exists():
+        if checkpoint:
+            checkpoint.write_text("kept")
+        raise ArithmeticError(f"no checkpoint at {checkpoint and checkpoint.suffix}")
+    return [{"found": checkpoint.read_text()}]

@@ -6,22 +6,27 @@ under a key made of its parameters and of all code in the package that the trial
 killed run continues where it stopped, a change of code makes anew what depends on it, and a
 comment changes nothing. The runner, not the worker, writes: workers of a cluster need no shared
 folder. Runners that share a folder hold a lock on each trial they have in flight.
+
+Where torchrun has started several processes, they share each trial: the one of rank 0 is the
+runner, which plans, locks and writes, and tells the others what to compute with it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import json
 import math
 import os
+import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
-from dataclasses import dataclass
-from datetime import date
+from dataclasses import dataclass, field
+from datetime import date, timedelta
 from functools import lru_cache
 from importlib import import_module, metadata
 from pathlib import Path
@@ -29,14 +34,16 @@ from threading import Lock, Thread
 
 import pandas as pd
 import torch
+import torch.distributed as dist
 from filelock import FileLock, Timeout
 from joblib.externals.loky import get_reusable_executor
 from tqdm.auto import tqdm
 
-from lecture6 import data, report
+from lecture6 import data, parallel, report
 from lecture6.studies.digest import StudyError, code_digest
 
 LIBRARIES = ("torch", "numpy", "scipy", "pandas")  # what decides a trial's numbers
+_DATA = ("data", "images")  # parameters that name a data set
 POLL = 2.0  # seconds between looks at what other runners have finished
 _NO_ROOM = (
     "Finished trials are safe: make room, or choose another folder with --folder or "
@@ -50,11 +57,20 @@ class Study:
 
     ``trial(**parameters)`` returns a list of rows, each a dict. It must be a top-level function of
     a module, and pure: the same parameters give the same rows. A parameter called ``data`` is the
-    name of a data set (:func:`lecture6.data.load`); the trial is given the Dataset itself.
+    name of a data set (:func:`lecture6.data.load`); the trial is given the Dataset itself. One
+    called ``images`` names a data set "imagefolder:PATH" that the trial reads itself.
+
+    Two arguments of a trial are no parameters, but come from the runner. ``checkpoint`` is the path
+    of a file of its own, in which it may keep what it continues from after an interruption; it is
+    deleted when the trial has finished, and is None on a Dask cluster, whose workers may have no
+    folder in common. ``workers`` is the :class:`lecture6.parallel.Group` of processes that share
+    the trial (see the module), None for one.
+
     ``grids`` maps a profile to its list of parameters, most wanted trial first; parameters are
-    numbers, strings, and lists of them. ``cost(parameters)`` is the expected time of a trial in
-    seconds, for the plan; times measured on the way correct it. ``notes`` says what is less than
-    the paper's; it goes into the record of the results.
+    numbers, strings, and lists of them. ``own_trials`` maps a profile to a trial in the place of
+    ``trial``. ``cost(parameters)`` is the expected time of a trial in seconds, for the plan; times
+    measured on the way correct it. ``notes`` says what is less than the paper's; it goes into the
+    record of the results.
     """
 
     name: str
@@ -63,6 +79,20 @@ class Study:
     grids: Mapping[str, Sequence[dict]]
     cost: Callable[[dict], float]
     notes: str = ""
+    own_trials: Mapping[str, Callable[..., list[dict]]] = field(default_factory=dict)
+
+    def trial_of(self, profile: str) -> Callable[..., list[dict]]:
+        """The trial of a profile."""
+        return self.own_trials.get(profile, self.trial)
+
+    def data_sets(self, profile: str) -> list[str]:
+        """The names of the data sets that the trials of a profile use, sorted.
+
+        Raises StudyError for a profile that the study does not have.
+        """
+        if profile not in self.grids:
+            raise StudyError(f"{self.name} has profiles {', '.join(self.grids)}, not {profile!r}")
+        return sorted({str(p[kind]) for p in self.grids[profile] for kind in _DATA if kind in p})
 
     def trials(self, profile: str, replace: Mapping[str, str] | None = None) -> list[Trial]:
         """The trials of a profile; ``replace`` puts data sets in the place of others.
@@ -70,22 +100,18 @@ class Study:
         Raises StudyError for a profile that the study does not have, and for a replaced data set
         that none of its trials uses.
         """
-        if profile not in self.grids:
-            raise StudyError(f"{self.name} has profiles {', '.join(self.grids)}, not {profile!r}")
-        replace = dict(replace or {})
-        code = _code(self.trial)
-        grid = self.grids[profile]
-        if unused := set(replace) - {p.get("data") for p in grid}:
+        replace, used = dict(replace or {}), self.data_sets(profile)
+        code = _code(self.trial_of(profile))
+        if unused := set(replace) - set(used):
             raise StudyError(
                 f"no trial of {self.name} at profile {profile} uses {', '.join(unused)}; "
-                f"they use {', '.join(sorted({str(p.get('data')) for p in grid}))}"
+                f"they use {', '.join(used) or 'no data set'}"
             )
         trials = {}  # two equal trials are one
-        for parameters in grid:
+        for parameters in self.grids[profile]:
             cost = self.cost(parameters)
-            if "data" in parameters:
-                name = parameters["data"]
-                parameters = parameters | {"data": replace.get(name, name)}
+            names = {kind: parameters[kind] for kind in _DATA if kind in parameters}
+            parameters = parameters | {k: replace.get(name, name) for k, name in names.items()}
             text = json.dumps([self.name, parameters, code], sort_keys=True, allow_nan=False)
             key = hashlib.sha256(text.encode()).hexdigest()[:20]
             trials[key] = Trial(key, parameters, cost)
@@ -172,14 +198,29 @@ def run(
                  workers have the same lecture6 and the data)
 
     A trial that raises, or whose worker process dies twice, is reported in the Outcome, and the
-    others go on. Raises StudyError before anything is computed when the folder cannot be written
-    or the cluster not reached, and at once when a finished trial cannot be written; what was
-    finished before stays.
+    others go on. Raises StudyError before anything is computed when the folder cannot be written,
+    a folder of images is not there, or the cluster cannot be reached, and at once when a finished
+    trial cannot be written; what was finished before stays.
+
+    Under torchrun every process calls this. That of rank 0 does what is said above, and each trial
+    with all of them. The others take part, on machines that have the same lecture6 and the same
+    images at the same path, but need not share the folder; their Outcome is nothing. A trial that
+    raises in one process ends it with exit code 1, for torchrun to end the others.
     """
-    trials = study.trials(profile, replace)
+    if rank() > 0:
+        _follow()
+        return Outcome(0, {})
+    trials, function = study.trials(profile, replace), study.trial_of(profile)
     _check_writable((folder or default_folder()) / study.name)
+    for name in {t.parameters["images"] for t in trials if "images" in t.parameters}:
+        _image_folder(name)
     if jobs is not None and jobs < 1:
         raise StudyError(f"jobs must be at least 1, got {jobs}")
+    if together() and "workers" not in inspect.signature(function).parameters:
+        raise StudyError(
+            f"a trial of {study.name} at profile {profile} cannot be shared by several processes: "
+            "run the study without torchrun, with --jobs"
+        )
     with (
         _backend(backend, scheduler, jobs) as (submit, n_jobs),
         tqdm(
@@ -189,7 +230,7 @@ def run(
             bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
         ) as bar,
     ):
-        return _run(study, trials, folder, submit, n_jobs, bar)
+        return _run(study, function, trials, folder, submit, n_jobs, bar, backend != "dask")
 
 
 def _code(function: Callable) -> list[str]:
@@ -201,10 +242,17 @@ _Submit = Callable[..., Future]  # as that of concurrent.futures.Executor
 
 
 def _run(
-    study: Study, trials: list[Trial], folder: Path | None, submit: _Submit, n_jobs: int, bar: tqdm
+    study: Study,
+    function: Callable[..., list[dict]],
+    trials: list[Trial],
+    folder: Path | None,
+    submit: _Submit,
+    n_jobs: int,
+    bar: tqdm,
+    checkpoints: bool,
 ) -> Outcome:
-    where = (study.trial.__module__, study.trial.__name__)
-    job = (where, _code(study.trial), report.code_version())
+    where = (function.__module__, function.__name__)
+    job = (where, _code(function), report.code_version())
     flying: dict[Future, tuple[Trial, FileLock]] = {}
     failed: dict[str, list[Trial]] = {}
     tried: set[str] = set()
@@ -228,8 +276,9 @@ def _run(
                     break
                 if trial.key in in_flight or not (lock := _claim(_file(study, trial, folder))):
                     continue
+                checkpoint = _checkpoint(study, trial, folder) if checkpoints else None
                 try:
-                    flying[submit(_work, trial, *job)] = trial, lock
+                    flying[submit(_work, trial, *job, checkpoint)] = trial, lock
                 except BaseException as error:
                     lock.release()
                     if isinstance(error, BrokenExecutor):  # the next round has a new one
@@ -242,6 +291,8 @@ def _run(
                 trial, lock = flying.pop(future)
                 try:
                     error = _answer(future, _file(study, trial, folder))
+                    if error is None:
+                        _checkpoint(study, trial, folder).unlink(missing_ok=True)
                 finally:
                     lock.release()
                 if error is None:
@@ -290,11 +341,19 @@ def _claim(path: Path) -> FileLock | None:
     return lock
 
 
-_one_at_a_time = Lock()  # a trial seeds torch's generator, which a process has only once
+# a trial seeds torch's generator, which a process has only once; and Python 3.11 cannot parse code
+# in several threads
+_one_at_a_time = Lock()
 
 
 def _work(
-    trial: Trial, where: tuple[str, str], digests: list[str], code: str, runner: int | None = None
+    trial: Trial,
+    where: tuple[str, str],
+    digests: list[str],
+    code: str,
+    checkpoint: Path | None = None,
+    runner: int | None = None,
+    workers: parallel.Group | None = None,
 ) -> tuple[str, None] | tuple[None, str]:
     """In the worker: the rows of a trial and how they came about, as JSON; or else its error.
 
@@ -303,21 +362,27 @@ def _work(
     if runner is not None:
         _end_with(runner)
     try:
-        function = getattr(import_module(where[0]), where[1])
-        if _code(function) != digests:
-            worker = f"lecture6 {metadata.version('lecture6')} in {Path(report.__file__).parent}"
-            raise StudyError(f"the worker has other code than the runner: {worker}")
-        with _one_at_a_time, _own_gpu():
+        # torchrun's processes each have the GPU of their rank
+        with _one_at_a_time, contextlib.nullcontext() if workers else _own_gpu():
+            function = getattr(import_module(where[0]), where[1])
+            if _code(function) != digests:
+                here = f"lecture6 {metadata.version('lecture6')} in {Path(report.__file__).parent}"
+                raise StudyError(f"the worker has other code than the runner: {here}")
             started = time.monotonic()
             parameters, record = dict(trial.parameters), {}
+            offered = {"checkpoint": checkpoint, "workers": workers}
+            wanted = offered.keys() & inspect.signature(function).parameters.keys()
             if "data" in parameters:
                 parameters["data"] = _load(parameters["data"])
                 record["data"] = {parameters["data"].name: parameters["data"].checksum}
-            rows = function(**parameters)
+            rows = function(**parameters, **{name: offered[name] for name in wanted})
+            seconds = round(time.monotonic() - started, 2)
+            if "images" in parameters:
+                record["data"] = {parameters["images"]: _files_digest(parameters["images"])}
             record |= {
-                "seconds": round(time.monotonic() - started, 2),
+                "seconds": seconds,
                 "date": date.today().isoformat(),
-                "device": report.device_name(),
+                "device": (f"{workers.size} × " if workers else "") + report.device_name(),
                 "threads": torch.get_num_threads(),
                 "code": code,
                 "libraries": {name: metadata.version(name) for name in LIBRARIES},
@@ -329,6 +394,30 @@ def _work(
 
 
 _load = lru_cache(maxsize=1)(data.load)
+
+
+def _image_folder(name: str) -> Path:
+    """The folder of the data set ``imagefolder:PATH``; StudyError when it is not there."""
+    kind, _, path = name.partition(":")
+    folder = Path(path).expanduser()
+    if kind != "imagefolder" or not (folder / "train").is_dir():
+        raise StudyError(
+            f"the study reads images from a folder, and {name!r} is none that is there: name one "
+            "with class folders in PATH/train and PATH/val by --data imagefolder:PATH"
+        )
+    return folder
+
+
+@lru_cache
+def _files_digest(name: str) -> str:
+    """SHA-256 of a folder of images: of the relative name and the size of every file in it.
+
+    The bytes are not read, which would take as long as an epoch.
+    """
+    folder = _image_folder(name)
+    files = [Path(where, f) for where, _, fs in os.walk(folder, followlinks=True) for f in fs]
+    sizes = sorted((f.relative_to(folder).as_posix(), f.stat().st_size) for f in files)
+    return hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
 
 
 @lru_cache
@@ -431,6 +520,15 @@ def _backend(
     backend: str, scheduler: str | None, jobs: int | None
 ) -> Iterator[tuple[_Submit, int]]:
     """How to start a trial, and how many are in flight at a time."""
+    if together():
+        if backend != "loky" or scheduler or jobs not in (None, 1):
+            raise StudyError(
+                "torchrun's processes share one trial at a time: leave out --jobs and --backend, "
+                f"got {jobs} and {backend!r}"
+            )
+        with _leading() as submit:
+            yield submit, 1
+        return
     if backend == "loky":
         if scheduler:
             raise StudyError(f"a scheduler ({scheduler}) is for backend 'dask', not for 'loky'")
@@ -480,6 +578,64 @@ def _here(function: Callable, *arguments) -> Future:
     future = Future()
     future.set_result(function(*arguments))
     return future
+
+
+def together() -> bool:
+    """Whether torchrun has started several processes, of which this is one."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def rank() -> int:
+    """Of this process among those that torchrun started; 0 when it is alone."""
+    return int(os.environ["RANK"]) if together() else 0
+
+
+@contextlib.contextmanager
+def _channel() -> Iterator[tuple[parallel.Group, Callable[[tuple | None], tuple | None]]]:
+    """The group of torchrun's processes, and a function by which rank 0 tells the others a job."""
+    with parallel.from_torchrun() as group:
+        # it stays open however long a trial takes, or another runner
+        channel = dist.new_group(backend="gloo", timeout=timedelta(days=365))
+
+        def tell(job: tuple | None = None) -> tuple | None:
+            told = [job]
+            dist.broadcast_object_list(told, group=channel)
+            return told[0]
+
+        yield group, tell
+
+
+@contextlib.contextmanager
+def _leading() -> Iterator[_Submit]:
+    """In the process of rank 0: run jobs in all processes, and let the others go at the end."""
+    with _channel() as (group, tell):
+        try:
+            yield lambda function, *job: _here(_share, group, tell(job))
+        except StudyError:
+            tell(None)
+            raise
+        tell(None)
+
+
+def _follow() -> None:
+    """In another process: take part in each job that rank 0 tells, until it tells None."""
+    with _channel() as (group, tell):
+        while job := tell():
+            _share(group, job)
+
+
+def _share(group: parallel.Group, job: tuple) -> tuple[str, None]:
+    """This process's part of a job; an error is the end of the process."""
+    answer, error = _work(*job, workers=group)
+    if error is not None:
+        print(f"rank {group.rank}: {job[0]} failed: {error}", file=sys.stderr, flush=True)
+        # not sys.exit: taking leave of the others would wait for them, and they for this process
+        os._exit(1)
+    return answer, None
+
+
+def _checkpoint(study: Study, trial: Trial, folder: Path | None) -> Path:
+    return _file(study, trial, folder).with_suffix(".checkpoint")
 
 
 def _file(study: Study, trial: Trial, folder: Path | None) -> Path:

@@ -1,5 +1,7 @@
 """Goyal et al. (1706.02677): how far the learning rate can be scaled with the mini-batch.
 
+Here at the size of a CPU; profile imagenet is the paper's own (:mod:`lecture6.studies.imagenet`).
+
 One trial trains a network with mini-batches of kn samples, the rate scaled by a rule, after a
 warm-up. The schedule is Goyal's of 90 epochs, shrunk to the epochs of the trial: a warm-up over the
 first 5 in 90, and a tenth of the rate after 30, 60 and 80. Groups of trials: "recipe", Nesterov
@@ -25,6 +27,7 @@ from lecture6.curvature import eigenvalues
 from lecture6.data import Dataset
 from lecture6.objective import NetworkObjective
 from lecture6.results import Stored
+from lecture6.studies import imagenet
 from lecture6.studies.engine import Study
 from lecture6.train import DivergenceError, compose, scale_lr, step_decay, train, warmup
 
@@ -257,8 +260,25 @@ def _small(n_train: int, epochs: int, ks: list[int], seeds: range) -> list[dict]
     return _recipe(base | {"n_train": n_train}, ks, seeds, [0, epochs])
 
 
+def _imagenet() -> list[dict]:
+    """Figure 1 of the paper: 256 and 8,192 first, then what lies between and beyond."""
+    base = {
+        "net": "resnet50",
+        "images": "imagefolder:imagenet",
+        "n": N,
+        "lr": 0.1,
+        "epochs": EPOCHS,
+    }
+    return _sweep(base, "recipe", [8, 256, 4, 16, 32, 64, 128, 512, 1024, 2048], range(5))
+
+
 def _cost(p: dict) -> float:
-    """Seconds on one core of a 2026 server, fitted to the first trials; of a GPU for the ResNet."""
+    """Seconds on one core of a 2026 server, fitted to the first trials; of a GPU for the ResNets.
+
+    Those of GPUs are guesses: none has been measured.
+    """
+    if "images" in p:
+        return p["epochs"] * 1.28e6 / 1000
     samples = p["epochs"] * (p.get("n_train") or 60_000)
     per_sample, per_update = {"MLP": (13e-6, 3.5e-4), "ResNet-20": (4e-5, 6e-3)}[p["net"]]
     products = 30 * len(p.get("curvature_at") or [])
@@ -271,14 +291,16 @@ STUDY = Study(
     about="Linear scaling: mini-batch, learning rate and warm-up (Goyal et al., 1706.02677)",
     notes="Less than the paper's: profile full is one hidden layer of 256 without batch norm on "
     "Fashion-MNIST, not ResNet-50 on ImageNet, for 27 epochs with Goyal's schedule of 90 shrunk to "
-    "them; the images are not augmented; mini-batches of n = 32 to 4,096. Profile cifar10 (a "
-    "ResNet-20 with ghost batch norm) is for a GPU.",
+    "them; the images are not augmented; mini-batches of n = 32 to 4,096. Profiles cifar10 (a "
+    "ResNet-20 with ghost batch norm) and imagenet (the paper's own) are for GPUs.",
     trial=trial,
     grids={
         "smoke": _small(300, 2, [1, 4], range(2)),
         "book": _small(4000, 9, [1, 4, 16, 64], range(3)),
         "full": _full("MLP", "fashion_mnist", 27),
         "cifar10": _full("ResNet-20", "cifar10", 90),
+        "imagenet": _imagenet(),
     },
     cost=_cost,
+    own_trials={"imagenet": imagenet.trial},
 )

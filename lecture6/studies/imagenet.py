@@ -1,0 +1,388 @@
+"""Goyal et al. (1706.02677) at their size: a ResNet-50 on a folder of images such as ImageNet.
+
+The images stay on disk. One process does it all, or those that torchrun started share each
+mini-batch: k parts of n images, each normalised by itself, as Goyal's k workers do. A process that
+has several parts accumulates their gradients (§5.3), so that the number of processes changes
+nothing but the rounding. Augmentation is drawn for each image and epoch from the trial's seed.
+
+Rows are those of the study ``goyal``: quantity, of, at, value. Of "train" and "test" at an epoch,
+loss and error (a fraction): of "train" over the mini-batches of that epoch, augmented and with the
+weights that each of them met, as Goyal plots it; of "test" over all validation images. Then
+updates, and diverged (1 when the loss stopped being finite: then there are no other rows).
+
+Differences from the paper: the images left over when kn does not divide their number, others in
+each epoch, are not used in it (so does the authors' released trainer).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+import joblib
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from lecture6 import models
+from lecture6.data import DataError
+from lecture6.train import (
+    DivergenceError,
+    Schedule,
+    Workers,
+    compose,
+    load_checkpoint,
+    save_checkpoint,
+    scale_lr,
+    step_decay,
+)
+from lecture6.train import warmup as warm_up  # a parameter here is called warmup
+
+MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4  # Goyal et al., §5.1
+STATISTICS = 0.1  # weight of a mini-batch in the running statistics; Goyal's momentum 0.9
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's colours in [0, 1]
+EVALUATION_BATCH = 256  # validation images at a time
+
+
+def trial(
+    *,
+    images: str,
+    k: int,
+    seed: int,
+    rule: str = "linear",
+    warmup: str = "gradual",
+    group: str = "recipe",
+    net: str = "resnet50",
+    n: int = 32,
+    lr: float = 0.1,
+    epochs: int = 90,
+    image_size: int = 224,
+    bf16: bool = False,
+    loaders: int | None = None,
+    workers: Workers | None = None,
+    checkpoint: str | os.PathLike | None = None,
+) -> list[dict]:
+    """Train ``net`` with mini-batches of ``k * n`` images; see the module for the rows.
+
+    ``images``: "imagefolder:PATH", with class folders in PATH/train and PATH/val (or PATH/test), at
+    the same PATH for all processes. ``net``: "resnet50", or "resnet20" for small images. ``lr`` is
+    the rate for mini-batches of 256. ``rule`` and ``warmup``: see :func:`schedule`. ``image_size``:
+    pixels a side. ``bf16``: forward and backward passes in bfloat16. ``loaders``: processes that
+    read images, for each process that trains; default: its share of the cores. ``workers``: the
+    processes that share the work. ``checkpoint``: a file of process 0 to continue from and to save
+    to after each epoch; the others need not see it. ``group`` only labels the trial.
+
+    Raises :class:`DataError`, with the remedy, for images that are not there, differ between
+    processes or are damaged; ValueError for settings that cannot be trained.
+    """
+    settings = {"images": images, "net": net, "kn": [k, n], "epochs": epochs, "seed": seed}
+    settings |= {"lr": [lr, rule, warmup], "image_size": image_size, "bf16": bf16}
+    team = workers or _Alone()
+    if loaders is None:
+        loaders = max(1, joblib.cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    train, test = open_images(images, image_size, seed)
+    updates = check(len(train), k, n, epochs, team.size)
+    _check_same(team, images, [*train.names, *test.names])
+
+    model = build(net, len(train.classes), seed).to(team.device)
+    if team.device.type == "cuda":
+        model = model.to(memory_format=torch.channels_last)
+    shared = team.wrap(model)  # its backward() averages the gradients over the processes
+    rate, factor = schedule(k * n, lr=lr, rule=rule, warmup=warmup, epochs=epochs)
+    opt = optimizer(model, rate)
+    rows, start = [], 0
+    if state := _saved(checkpoint, settings, team):
+        model.load_state_dict(state["model"])
+        opt.load_state_dict(state["optimizer"])
+        rows, start = state["rows"], state["epoch"]
+
+    def row(quantity: str, of: str, at: float, value: float) -> None:
+        rows.append({"quantity": quantity, "of": of, "at": at, "value": value})
+
+    autocast = torch.autocast(team.device.type, torch.bfloat16, enabled=bf16)
+    try:
+        for epoch in range(start, epochs):
+            with torch.backends.cudnn.flags(deterministic=True, benchmark=False):
+                shares = share(len(train), k, n, (seed, epoch), team)
+                batches = _read(train, epoch, shares.flatten(0, 1), team.device, loaders)
+                shared.train()
+                total = torch.zeros(2, dtype=torch.float64, device=team.device)
+                for i in range(updates):
+                    for parameters in opt.param_groups:
+                        parameters["lr"] = rate * factor(epoch + i / updates)
+                    total += update(shared, opt, batches, shares.shape[1], team, autocast)
+                team.mean_buffers(model)
+                model.eval()
+                found = {"train": (total / updates).tolist()}
+                found["test"] = evaluate(model, test, team, loaders)
+            for of, (loss, error) in found.items():
+                row("loss", of, epoch + 1, loss)
+                row("error", of, epoch + 1, error)
+            if checkpoint is not None and team.rank == 0:
+                state = {"model": model.state_dict(), "optimizer": opt.state_dict()}
+                state |= {"settings": settings, "rows": rows, "epoch": epoch + 1}
+                save_checkpoint(checkpoint, state)
+    except DivergenceError:  # all processes meet it at the same update
+        return [{"quantity": "diverged", "of": "", "at": epochs, "value": 1.0}]
+    row("updates", "", epochs, epochs * updates)
+    row("diverged", "", epochs, 0.0)
+    return rows
+
+
+def update(
+    model: nn.Module,
+    opt: torch.optim.Optimizer,
+    batches: Iterator[tuple[Tensor, Tensor]],
+    n_parts: int,
+    team: Workers,
+    autocast: torch.autocast,
+) -> Tensor:
+    """One update from the next ``n_parts`` of ``batches``, a process's share of the mini-batch.
+
+    Returns the mini-batch's mean loss and error, (2,) float64. Raises DivergenceError, in all
+    processes, when that loss is not finite.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    found = torch.zeros(2, dtype=torch.float64, device=team.device)
+    opt.zero_grad()
+    for j in range(n_parts):
+        x, y = next(batches)
+        for norm in norms:  # so that the running statistics move by the mean over the parts
+            norm.momentum = STATISTICS / (n_parts - STATISTICS * (n_parts - 1 - j))
+        alone = team.size == 1 or j == n_parts - 1  # gradients are exchanged with the last part
+        with nullcontext() if alone else model.no_sync():
+            with autocast:
+                z = model(x)
+                loss = F.cross_entropy(z, y) / n_parts
+            loss.backward()  # accumulated and averaged: (1/kn) Σ ∇ℓ, Goyal et al., §3, remark 3
+        found += torch.stack([loss.detach(), (z.argmax(1) != y).double().mean() / n_parts])
+    found = team.sum(found) / team.size
+    if not math.isfinite(found[0].item()):
+        raise DivergenceError(f"the loss became {found[0].item()}: use a smaller rate or a warm-up")
+    opt.step()
+    return found
+
+
+def evaluate(model: nn.Module, test: Images, team: Workers, loaders: int) -> list[float]:
+    """Mean loss and error of ``model`` on all of ``test``, which the processes divide.
+
+    Raises DivergenceError, in all processes, when the loss is not finite.
+    """
+    mine = torch.arange(team.rank, len(test), team.size).split(EVALUATION_BATCH)
+    total = torch.zeros(2, dtype=torch.float64, device=team.device)
+    with torch.no_grad():
+        for x, y in _read(test, 0, mine, team.device, loaders):
+            z = model(x)
+            total += torch.stack([F.cross_entropy(z, y, reduction="sum"), (z.argmax(1) != y).sum()])
+    loss, error = (team.sum(total) / len(test)).tolist()
+    if not math.isfinite(loss):
+        raise DivergenceError(f"the loss became {loss}: use a smaller rate or a warm-up")
+    return [loss, error]
+
+
+def schedule(
+    kn: int, *, lr: float = 0.1, rule: str = "linear", warmup: str = "gradual", epochs: float = 90
+) -> tuple[float, Schedule]:
+    """The rate for mini-batches of ``kn``, and the factor on it at an epoch: Goyal et al., §5.1.
+
+    ``lr`` is the rate for 256, scaled by ``rule`` (:func:`lecture6.train.scale_lr`). ``warmup``
+    "gradual" or "constant" starts with it, for the first 5 of 90 epochs and only where kn is larger
+    than 256; "none" does not. A tenth after 30, 60 and 80 of 90 epochs; fewer ``epochs`` shrink it
+    all. Raises ValueError for another rule or warm-up.
+    """
+    rate = scale_lr(lr, kn / 256, rule=rule)
+    decay = step_decay(tuple(epochs * e / 90 for e in (30, 60, 80)))
+    if warmup == "none" or kn <= 256:
+        return rate, decay
+    return rate, compose(warm_up(epochs * 5 / 90, lr / rate, kind=warmup), decay)
+
+
+def optimizer(model: nn.Module, lr: float) -> torch.optim.SGD:
+    """Nesterov momentum, and weight decay on all but batch norm's gains and shifts: §5.1."""
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    free = {id(p) for m in norms for p in m.parameters()}
+    return torch.optim.SGD(
+        [
+            {"params": [p for p in model.parameters() if id(p) not in free]},
+            {"params": [p for m in norms for p in m.parameters()], "weight_decay": 0.0},
+        ],
+        lr=lr,
+        momentum=MOMENTUM,
+        nesterov=True,
+        weight_decay=WEIGHT_DECAY,
+    )
+
+
+def build(net: str, n_classes: int, seed: int) -> nn.Module:
+    """ "resnet50" (torchvision's), or "resnet20" for images of 32×32; ValueError for another."""
+    if net == "resnet50":
+        return models.resnet50(n_classes, seed=seed)
+    if net == "resnet20":
+        return models.resnet(20, n_classes, group=None, seed=seed)  # a part is the group
+    raise ValueError(f"net must be 'resnet50' or 'resnet20', got {net!r}")
+
+
+def check(n_train: int, k: int, n: int, epochs: int, processes: int) -> int:
+    """The updates of an epoch; ValueError for settings that cannot be trained."""
+    if min(k, n, epochs) < 1 or k * n > n_train:
+        raise ValueError(
+            f"k {k}, n {n} and epochs {epochs} must be at least 1, and a mini-batch, {k * n}, have "
+            f"no more than the {n_train} training images"
+        )
+    if k % processes:
+        raise ValueError(
+            f"k {k} parts cannot be divided among {processes} processes: start torchrun with a "
+            f"number of processes that divides {k}"
+        )
+    return n_train // (k * n)
+
+
+def share(n_train: int, k: int, n: int, seed: tuple[int, ...], team: Workers) -> Tensor:
+    """A process's indices of an epoch's mini-batches, (updates, parts, n).
+
+    All processes shuffle alike, once an epoch, and divide the result: Goyal et al., §3, remark 4.
+    """
+    order = torch.randperm(n_train, generator=torch.Generator().manual_seed(_mixed(*seed)))
+    order = order[: n_train // (k * n) * (k * n)].view(-1, k, n)
+    return order.tensor_split(team.size, dim=1)[team.rank]
+
+
+def _mixed(*numbers: int) -> int:
+    """A seed that no other numbers share."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
+class Images(torch.utils.data.Dataset):
+    """A folder of class folders of images; an item is asked for by (epoch, index).
+
+    ``transform`` is drawn from ``seed``, the epoch and the index, whichever process reads the image
+    and whatever it has read before. Raises DataError for a folder without classes, and for a file
+    that is not a whole image.
+    """
+
+    def __init__(self, folder: Path, transform, seed: int) -> None:
+        from torchvision.datasets import ImageFolder
+
+        try:
+            self.folder = ImageFolder(folder)
+        except OSError as error:
+            layout = f"{folder.parent}/train and {folder.parent}/val"
+            raise DataError(f"{error}; put the images in class folders under {layout}") from None
+        self.transform, self.seed, self.classes = transform, seed, self.folder.classes
+        self.names = [str(Path(file).relative_to(folder)) for file, _ in self.folder.samples]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
+        epoch, index = key
+        file, label = self.folder.samples[index]
+        try:
+            image = self.folder.loader(file)
+        except (OSError, SyntaxError, ValueError) as error:  # what PIL raises for a bad file
+            raise DataError(f"{file} is not a whole image ({error}): replace it") from None
+        with torch.random.fork_rng(devices=[]):  # torchvision draws from the default generator
+            torch.random.default_generator.manual_seed(_mixed(self.seed, epoch, index))
+            return self.transform(image), label
+
+
+def open_images(images: str, image_size: int, seed: int) -> tuple[Images, Images]:
+    """The training images, augmented in scale, aspect and by flips, and the validation images.
+
+    Goyal et al., §5.1; the validation images are cropped from a side of 256 for 224. Raises
+    DataError for a name or a folder that is no use.
+    """
+    from torchvision import transforms as t
+
+    kind, _, path = images.partition(":")
+    if kind != "imagefolder" or not path:
+        raise DataError(
+            f"{images!r} is not imagefolder:PATH; name a folder with class folders of images in "
+            "PATH/train and PATH/val"
+        )
+    folder = Path(path).expanduser()
+    normalised = [t.ToTensor(), t.Normalize(MEAN, STD)]
+    augmented = [t.RandomResizedCrop(image_size), t.RandomHorizontalFlip(), *normalised]
+    centre = [t.Resize(round(image_size * 256 / 224)), t.CenterCrop(image_size), *normalised]
+    # ImageNet's folder "test" has no labels
+    held_out = "test" if (folder / "test").is_dir() and not (folder / "val").is_dir() else "val"
+    train = Images(folder / "train", t.Compose(augmented), seed)
+    test = Images(folder / held_out, t.Compose(centre), seed)
+    if train.classes != test.classes:
+        differ = sorted(set(train.classes) ^ set(test.classes))
+        raise DataError(f"{images}: train and {held_out} must both have {', '.join(differ[:9])}")
+    return train, test
+
+
+def _read(
+    images: Images, epoch: int, parts: Iterable[Tensor], device: torch.device, loaders: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The images and labels of each part on ``device``, read ahead by ``loaders`` processes."""
+    cuda = device.type == "cuda"
+    loader = DataLoader(
+        images,
+        batch_sampler=[[(epoch, index) for index in part.tolist()] for part in parts],
+        num_workers=loaders,
+        pin_memory=cuda,
+        generator=torch.Generator(),  # or it would draw from the caller's
+    )
+    layout = torch.channels_last if cuda else torch.contiguous_format
+    try:
+        for x, y in loader:
+            x = x.to(device, non_blocking=True, memory_format=layout)
+            yield x, y.to(device, non_blocking=True)
+    except DataError as error:  # a loader's traceback stands before its message
+        raise DataError(str(error).rpartition("DataError: ")[2].strip()) from None
+
+
+def _check_same(team: Workers, images: str, names: list[str]) -> None:
+    """Raise DataError unless all processes found the same files, in the same order."""
+    digest = hashlib.sha256("\n".join(names).encode()).digest()
+    found = torch.zeros(team.size, dtype=torch.int64)
+    found[team.rank] = int.from_bytes(digest[:7], "big")
+    found = team.sum(found)
+    if differ := [rank for rank in range(team.size) if found[rank] != found[0]]:
+        raise DataError(
+            f"{images} has other files for the processes {', '.join(map(str, differ))} than for "
+            "process 0: copy the same images to every machine"
+        )
+
+
+def _saved(checkpoint: str | os.PathLike | None, settings: dict, team: Workers) -> dict | None:
+    """What process 0 has saved, for all processes; None at the start."""
+    if checkpoint is None:
+        return None
+    state = [None]
+    if team.rank == 0 and Path(checkpoint).exists():
+        state = [load_checkpoint(checkpoint, settings)]
+    if team.size > 1:
+        dist.broadcast_object_list(state)
+    return state[0]
+
+
+class _Alone:
+    """The one process of a trial that is not divided."""
+
+    rank, size = 0, 1
+
+    def __init__(self) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        return model
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def mean_buffers(self, model: nn.Module) -> None:
+        pass
+
+    def beat(self) -> None:
+        pass
