@@ -10,8 +10,8 @@ loss and error (a fraction): of "train" over the mini-batches of that epoch, aug
 weights that each of them met, as Goyal plots it; of "test" over all validation images. Then
 updates, and diverged (1 when the loss stopped being finite: then there are no other rows).
 
-Differences from the paper: the images left over when kn does not divide their number, others in
-each epoch, are not used in it (so does the authors' released trainer).
+Of the images left over when kn does not divide their number, others in each epoch, that epoch makes
+no use, so that every part has n images; the paper does not say what it does with them.
 """
 
 from __future__ import annotations
