@@ -1,4 +1,4 @@
-"""Synchronous data-parallel SGD: k workers, n samples each, one update of equation (4).
+"""Synchronous data-parallel SGD: k workers, n samples each, one update of equation (5).
 
 Each worker has a copy of the network and takes its n samples of every mini-batch of kn. PyTorch's
 DistributedDataParallel averages the gradients, so that all copies make the same step; the loop is

@@ -101,7 +101,7 @@ def compose(*schedules: Schedule) -> Schedule:
 def scale_lr(lr: float, k: float, *, rule: str = "linear") -> float:
     """The learning rate for mini-batches k times as large as those that ``lr`` is for.
 
-    ``rule``: "linear", k·lr (Goyal et al., §2.1; the lecture prints kn, which is n times too
+    ``rule``: "linear", k·lr (Goyal et al., §2.1; the lecture prints kn, which is n/lr times as
     much); "sqrt", √k·lr (Hoffer et al.; Malladi et al., 2205.10287, for Adam); "none", lr. Raises
     ValueError for another rule, and for a k that is not positive.
     """

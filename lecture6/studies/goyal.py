@@ -82,9 +82,12 @@ def trial(
     """Train ``net`` with mini-batches of ``k * n``; see the module for the rows.
 
     ``lr`` is the rate for mini-batches of ``n``. ``n_train``: a random part of the training set
-    (None: all of it). ``curvature_at``: epochs at which λ_max is measured. ``group`` only labels
-    the trial.
+    (None: all of it). ``curvature_at``: epochs at which λ_max is measured; then the net is
+    evaluated at every epoch. ``group`` only labels the trial. Raises ValueError for another
+    ``evaluate_every`` with ``curvature_at``.
     """
+    if curvature_at is not None and evaluate_every != 1:
+        raise ValueError(f"curvature_at needs evaluate_every=1, got {evaluate_every}")
     if n_train is not None:
         data = data.subset(n_train)
     settings = {
