@@ -325,13 +325,13 @@ def _work(folder: Path, rank: int, size: int, parent: int) -> None:
     try:
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # MKL takes it for a hint
         beats = np.memmap(folder / "beats", np.int64, "r+", shape=size)
-        beats[rank] = 1
         store = dist.FileStore(str(folder / "store"), size)
         group = _join(rank, size, rank, size, store=store, timeout=timedelta(days=1))
         group.beats = beats
         function, arguments = torch.load(
             folder / "job", map_location="cpu", mmap=True, weights_only=False
         )
+        beats[rank] = 1  # until all have started, the parent is patient
         result = function(group, *arguments)
         answer = pickle.dumps((time.time(), None)) + cloudpickle.dumps(result)
     except Exception as error:
