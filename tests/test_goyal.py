@@ -15,7 +15,7 @@ from lecture6.curvature import eigenvalues
 from lecture6.objective import NetworkObjective
 from lecture6.results import Stored
 from lecture6.studies import STUDIES, goyal, imagenet
-from lecture6.train import sample_batches, scale_lr, train
+from lecture6.train import goyal_schedule, sample_batches, scale_lr, train
 
 STUDY = STUDIES["goyal"]
 POINT = {"net": "MLP", "group": "recipe", "k": 4, "rule": "linear", "warmup": "gradual"}
@@ -47,7 +47,7 @@ def value(rows, quantity, of, at):
 
 def test_a_trial_reports_what_training_and_curvature_give(images, rows):
     model = goyal.build("MLP", images, 0)
-    schedule = goyal.schedule(3, 4)
+    schedule = goyal_schedule(3, 4)
     options = {"momentum": 0.9, "nesterov": True, "weight_decay": 1e-4, "schedule": schedule}
     run = train(model, images, batch_size=32, lr=4 * 0.0125, epochs=3, seed=0, **options)
     for split in ("train", "test"):
@@ -79,24 +79,24 @@ def test_adam_is_trained_without_momentum(images):
 
 @pytest.mark.parametrize(("rule", "factor"), [("linear", 16.0), ("sqrt", 4.0)])
 def test_the_schedule_begins_at_the_base_rate_and_reaches_k_times_it(rule, factor):
-    gradual = goyal.schedule(90, 16, rule=rule)
+    gradual = goyal_schedule(90, 16, rule=rule)
     assert gradual(0) * factor == pytest.approx(1.0)  # η, and not kη
     assert gradual(2.5) * factor == pytest.approx((1 + factor) / 2)
     assert gradual(5) * factor == pytest.approx(factor)  # kη, and not kn
-    constant = goyal.schedule(90, 16, rule=rule, kind="constant")
+    constant = goyal_schedule(90, 16, rule=rule, kind="constant")
     assert [constant(e) * factor for e in (0, 4.9, 5)] == pytest.approx([1.0, 1.0, factor])
-    for schedule in (gradual, constant, goyal.schedule(90, 16, rule=rule, kind="none")):
+    for schedule in (gradual, constant, goyal_schedule(90, 16, rule=rule, kind="none")):
         decays = [schedule(e) for e in (29.9, 30, 59.9, 60, 79.9, 80)]
         assert decays == pytest.approx([1, 0.1, 0.1, 0.01, 0.01, 0.001])
 
 
 def test_without_scaling_there_is_nothing_to_warm_up_to():
-    kinds = [goyal.schedule(27, 8, rule="none", kind=kind) for kind in goyal.WARMUPS]
+    kinds = [goyal_schedule(27, 8, rule="none", kind=kind) for kind in goyal.WARMUPS]
     assert len({tuple(schedule(e / 10) for e in range(270)) for schedule in kinds}) == 1
 
 
 def test_the_schedule_is_shrunk_to_the_epochs():
-    long, short = goyal.schedule(90, 8), goyal.schedule(27, 8)
+    long, short = goyal_schedule(90, 8), goyal_schedule(27, 8)
     for epoch in np.linspace(0, 90, 181):
         assert short(epoch * 0.3 + 1e-9) == pytest.approx(long(epoch + 1e-9), abs=1e-6)
 

@@ -42,6 +42,29 @@ class Stored:
             ]
         )
 
+    def line(self, rows: pd.DataFrame, more: str = "") -> str:
+        """One line for a figure of ``rows``: net, data, epochs, seeds, device, date, commit.
+
+        ``more`` stands right behind the data.
+        """
+        r = self.record
+
+        def all_of(name: str) -> str:
+            return ", ".join(map(str, rows[name].drop_duplicates()))
+
+        seeds = [str(seed) for seed in sorted(rows["seed"].unique())]
+        return " · ".join(
+            [
+                f"stored, profile {r['profile']}",
+                f"{all_of('net')} on {all_of('data')}{more}",
+                f"{all_of('epochs')} epochs",
+                f"seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}",
+                ", ".join(r["device"]),
+                r["date"][-1],
+                ", ".join(r["code"]),
+            ]
+        )
+
 
 def save(name: str, table: pd.DataFrame, record: dict, *, folder: Path | None = None) -> Path:
     """Store a collected study in ``folder`` (default: the package), in place of what was there.

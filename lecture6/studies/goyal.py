@@ -29,11 +29,10 @@ from lecture6.objective import NetworkObjective
 from lecture6.results import Stored
 from lecture6.studies import imagenet
 from lecture6.studies.engine import Study
-from lecture6.train import DivergenceError, compose, scale_lr, step_decay, train, warmup
+from lecture6.train import DivergenceError, goyal_schedule, scale_lr, train
 
 RULES, WARMUPS = ("linear", "sqrt", "none"), ("gradual", "none", "constant")
 N = 32  # samples a worker: Goyal et al., §5.1
-EPOCHS = 90  # of Goyal's schedule, which all others are in proportion to
 N_CURVATURE = 2000  # training samples that λ_max is taken on
 # Goyal et al.: top-1 validation error on ImageNet, per cent, mean and standard deviation of 5 runs
 PAPER = pd.DataFrame(  # Figure 1 (the lecture's Figure 8) with §5.2
@@ -93,7 +92,7 @@ def trial(
     settings = {
         "batch_size": k * n,
         "lr": scale_lr(lr, k, rule=rule),
-        "schedule": schedule(epochs, k, rule=rule, kind=warmup),
+        "schedule": goyal_schedule(epochs, k, rule=rule, kind=warmup),
         "optimizer": optimizer,
         "momentum": momentum if optimizer == "sgd" else 0.0,
         "nesterov": optimizer == "sgd" and momentum > 0,
@@ -131,19 +130,6 @@ def trial(
     row("updates", "", epochs, run.n_updates)
     row("diverged", "", epochs, 0.0)
     return rows
-
-
-def schedule(epochs: float, k: float, *, rule: str = "linear", kind: str = "gradual"):
-    """Goyal's schedule in ``epochs`` in the place of 90, for a mini-batch k times the base.
-
-    The factor on the scaled rate: from the base rate's over the first 5/90 ("gradual", "constant";
-    "none" starts at 1), then 1, and a tenth of it after 30/90, 60/90 and 80/90.
-    """
-    decay = step_decay(tuple(epochs * e / EPOCHS for e in (30, 60, 80)))
-    start = 1 / scale_lr(1.0, k, rule=rule)
-    if kind == "none" or start == 1.0:
-        return decay
-    return compose(warmup(epochs * 5 / EPOCHS, start, kind=kind), decay)
 
 
 def build(net: str, data: Dataset, seed: int) -> torch.nn.Module:
@@ -208,18 +194,8 @@ def history(rows: pd.DataFrame, of: str = "train") -> pd.DataFrame:
 
 def caption(stored: Stored, rows: pd.DataFrame) -> str:
     """One line for a figure of ``rows``: network, data, epochs, seeds, device, date, commit."""
-    record = stored.record
-
-    def all_of(name: str) -> str:
-        return ", ".join(map(str, rows[name].drop_duplicates()))
-
-    seeds = sorted(rows["seed"].unique())
-    return (
-        f"stored, profile {record['profile']} · {all_of('net')} on {all_of('data')} · n = "
-        f"{all_of('n')}, η = {all_of('lr')} · {all_of('epochs')} epochs · "
-        f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))} · "
-        f"{', '.join(record['device'])} · {record['date'][-1]} · {', '.join(record['code'])}"
-    )
+    n, lr = (", ".join(map(str, rows[name].drop_duplicates())) for name in ("n", "lr"))
+    return stored.line(rows, f" · n = {n}, η = {lr}")
 
 
 def _recipe(base: dict, ks: list[int], seeds: range, curvature_at: list[int]) -> list[dict]:
@@ -270,7 +246,7 @@ def _imagenet() -> list[dict]:
         "images": "imagefolder:imagenet",
         "n": N,
         "lr": 0.1,
-        "epochs": EPOCHS,
+        "epochs": 90,
     }
     return _sweep(base, "recipe", [8, 256, 4, 16, 32, 64, 128, 512, 1024, 2048], range(5))
 

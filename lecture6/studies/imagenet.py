@@ -37,13 +37,11 @@ from lecture6.train import (
     DivergenceError,
     Schedule,
     Workers,
-    compose,
+    goyal_schedule,
     load_checkpoint,
     save_checkpoint,
     scale_lr,
-    step_decay,
 )
-from lecture6.train import warmup as warm_up  # a parameter here is called warmup
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4  # Goyal et al., §5.1
 STATISTICS = 0.1  # weight of a mini-batch in the running statistics; Goyal's momentum 0.9
@@ -197,11 +195,8 @@ def schedule(
     than 256; "none" does not. A tenth after 30, 60 and 80 of 90 epochs; fewer ``epochs`` shrink it
     all. Raises ValueError for another rule or warm-up.
     """
-    rate = scale_lr(lr, kn / 256, rule=rule)
-    decay = step_decay(tuple(epochs * e / 90 for e in (30, 60, 80)))
-    if warmup == "none" or kn <= 256:
-        return rate, decay
-    return rate, compose(warm_up(epochs * 5 / 90, lr / rate, kind=warmup), decay)
+    kind = warmup if kn > 256 else "none"
+    return scale_lr(lr, kn / 256, rule=rule), goyal_schedule(epochs, kn / 256, rule=rule, kind=kind)
 
 
 def optimizer(model: nn.Module, lr: float) -> torch.optim.SGD:

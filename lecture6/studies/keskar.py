@@ -226,21 +226,11 @@ def by_batch_size(rows: pd.DataFrame, of: str = "full space") -> pd.DataFrame:
 
 def caption(stored: Stored, rows: pd.DataFrame) -> str:
     """One line for a figure of ``rows``: network, data, epochs, seeds, device, date, commit."""
-    record = stored.record
-
-    def all_of(name: str) -> str:
-        return ", ".join(map(str, rows[name].drop_duplicates()))
-
     size = TRAIN_SIZES.get(rows["data"].iloc[0].removesuffix("_jpeg"))
     samples = f", {size:,} training samples" if size else ""
     if "n_sharpness" in rows and rows["n_sharpness"].notna().any():
         samples += f" ({rows['n_sharpness'].max():,.0f} of them for sharpness and paths)"
-    seeds = [str(seed) for seed in sorted(rows["seed"].unique())]
-    return (
-        f"stored, profile {record['profile']} · {all_of('net')} on {all_of('data')}{samples} "
-        f"· {all_of('epochs')} epochs · seed{'s' * (len(seeds) > 1)} {', '.join(seeds)} · "
-        f"{', '.join(record['device'])} · {record['date'][-1]} · {', '.join(record['code'])}"
-    )
+    return stored.line(rows, samples)
 
 
 def _grid_full() -> list[dict]:
