@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lecture6 import data, models, parallel
 from lecture6.models import flat_parameters
-from lecture6.train import sample_batches, train
+from lecture6.train import _kept_memory, sample_batches, train
 
 LR, MOMENTUM = 0.01, 0.9
 
@@ -29,18 +29,20 @@ def bare(
     group: parallel.Group, net: nn.Module, images: data.Dataset, batch_size: int, epochs: int
 ) -> tuple[float, Tensor]:
     """Seconds of the updates, and the weights."""
-    net = DistributedDataParallel(copy.deepcopy(net))
+    net = DistributedDataParallel(copy.deepcopy(net), gradient_as_bucket_view=True)
     optimizer = torch.optim.SGD(net.parameters(), lr=LR, momentum=MOMENTUM)
     generator = torch.Generator().manual_seed(0)
-    start = perf_counter()
-    for _ in range(epochs):
-        for batch in sample_batches(images.n_train, batch_size, generator=generator):
-            part = batch.tensor_split(group.size)[group.rank]
-            loss = F.cross_entropy(net(images.x_train[part]), images.y_train[part])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    return perf_counter() - start, flat_parameters(net.module)
+    with _kept_memory():  # as ours has it: the loops are compared, not the allocator
+        start = perf_counter()
+        for _ in range(epochs):
+            for batch in sample_batches(images.n_train, batch_size, generator=generator):
+                part = batch.tensor_split(group.size)[group.rank]
+                loss = F.cross_entropy(net(images.x_train[part]), images.y_train[part])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        seconds = perf_counter() - start
+    return seconds, flat_parameters(net.module)
 
 
 def ours(
