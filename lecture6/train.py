@@ -259,7 +259,7 @@ def train(
     device = torch.device(device or default)
     rank, size = (group.rank, group.size) if group else (0, 1)
     n_parts = _n_parts(batch_size, size, micro_batch)  # of a worker's share of a mini-batch
-    bf16 = bf16 and _has_bf16(device)
+    bf16 = bf16 and has_bf16(device)
     model = copy.deepcopy(model).to(device)
     x_train, y_train = data.x_train.to(device), data.y_train.to(device)
     if x_train.dim() == 4:
@@ -547,7 +547,8 @@ def _digest(*tensors: Tensor) -> str:
     return digest.hexdigest()
 
 
-def _has_bf16(device: torch.device) -> bool:
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device has bfloat16 arithmetic of its own."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -33,6 +33,7 @@ from lecture6.train import (
     check_settings,
     evaluate,
     evaluation_batches,
+    has_bf16,
     sample_batches,
 )
 
@@ -54,6 +55,7 @@ def train_many(
     sampling: str = "epoch",
     schedule: Schedule | None = None,
     evaluate_every: int = 1,
+    bf16: bool = False,
     device: str | torch.device | None = None,
     progress: bool = False,
 ) -> list[Run]:
@@ -67,8 +69,7 @@ def train_many(
 
     A replica whose weights or losses stop being finite ends there: its Run says so in ``stopped``,
     its history and ``n_updates`` end at the last evaluation before, its weights are what they
-    became, and the others go on. There is no bfloat16. Raises ValueError for impossible settings,
-    for models of different architectures, and for networks that draw random numbers, keep running
+    became, and the others go on. Raises ValueError for impossible settings, for models of different architectures, and for networks that draw random numbers, keep running
     statistics (dropout, ``batch_norm="running"``) or have frozen parameters: train them one by one.
     """
     models, r = list(models), len(models)
@@ -116,7 +117,10 @@ def train_many(
 
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     lrs = torch.tensor(rates, device=device, dtype=parameters[0].dtype)
-    step = _Step(models[0], optimizer, momentum, nesterov, weight_decay)
+    bf16 = bf16 and has_bf16(device)
+    if bf16:
+        x = x.bfloat16()
+    step = _Step(models[0], optimizer, momentum, nesterov, weight_decay, bf16)
     state = [[torch.zeros_like(p) for p in parameters] for _ in range(step.n_buffers)]
     at_once = r if device.type == "cuda" else max(1, torch.get_num_threads())
     updates_per_epoch = math.ceil(sets[0].n_train / batch_size)
@@ -177,7 +181,7 @@ def train_many(
                 w=parameters_to_vector(model.parameters()).detach(),
                 history=history,
                 n_updates=rows[i][-1][1] if rows[i] else 0,
-                precision="float32",
+                precision="bfloat16" if bf16 else "float32",
                 stopped=stopped[i],
             )
         )
@@ -185,7 +189,7 @@ def train_many(
 
 
 class _Step:
-    """One update of a stack of replicas, in place."""
+    """One update of a stack of replicas, in place; with ``bf16`` the samples come in bfloat16."""
 
     def __init__(
         self,
@@ -194,9 +198,10 @@ class _Step:
         momentum: float,
         nesterov: bool,
         weight_decay: float,
+        bf16: bool,
     ) -> None:
         self.model, self.optimizer, self.momentum = model, optimizer, momentum
-        self.nesterov, self.weight_decay = nesterov, weight_decay
+        self.nesterov, self.weight_decay, self.bf16 = nesterov, weight_decay, bf16
         self.by_hand = _is_dense(model)
         self.fused = self.by_hand and optimizer == "sgd" and not momentum
         self.n_buffers = 2 if optimizer == "adam" else 1 if momentum else 0
@@ -212,6 +217,15 @@ class _Step:
                     if self.weight_decay:
                         p[i].mul_(1 - self.weight_decay * _like(lr, p[i]))
                     gradient(p[i])
+                return
+            if self.by_hand and self.optimizer == "sgd" and not self.nesterov:  # heavy ball
+                for i, gradient in self.backward(p, x, y, torch.ones_like(lr)):
+                    [buffer] = (kind[i] for kind in buffers)
+                    buffer.mul_(self.momentum)
+                    if self.weight_decay:
+                        buffer.add_(p[i], alpha=self.weight_decay)
+                    gradient(buffer)
+                    p[i].addcmul_(buffer, _like(lr, p[i]), value=-1)
                 return
             if self.by_hand:
                 gradients = [torch.zeros_like(q) for q in p]
@@ -231,26 +245,30 @@ class _Step:
         gradient to a tensor. A layer's weights may be changed once they have been yielded.
         """
         layers, n, inputs, k = [m for m in self.model if isinstance(m, nn.Linear)], len(p), [], 0
-        h = x.flatten(2)
+        h, q = x.flatten(2), p
+        if self.bf16:
+            q = [one.bfloat16() for one in p]
         for layer in layers:
             inputs.append(h)
-            bias = p[k + 1].unsqueeze(1) if layer.bias is not None else None
-            w = p[k].mT
+            bias = q[k + 1].unsqueeze(1) if layer.bias is not None else None
+            w = q[k].mT
             h = torch.bmm(h, w) if bias is None else torch.baddbmm(bias, h, w)
             k += 1 if bias is None else 2
             if k < n:
                 h.relu_()
-        delta = h.softmax(-1)
+        delta = h.to(p[0].dtype).softmax(-1)
         delta.scatter_add_(-1, y.unsqueeze(-1), torch.full_like(delta[..., :1], -1.0))
         delta *= _like(scale, delta) / y.shape[1]  # scale · ∂(mean loss)/∂logits
+        delta = delta.to(h.dtype)
         for layer, h in zip(reversed(layers), reversed(inputs), strict=True):
             here = delta
             k -= 1 if layer.bias is None else 2
             if k > 0:
-                delta = torch.bmm(delta, p[k]).mul_(h > 0)
-            yield k, lambda target, d=here, h=h: target.baddbmm_(d.mT, h)
+                # the derivative of ReLU, in one pass
+                delta = torch.ops.aten.threshold_backward(torch.bmm(delta, q[k]), h, 0)
+            yield k, lambda target, d=here, h=h: _add_product(target, d.mT, h)
             if layer.bias is not None:
-                yield k + 1, lambda target, d=here: target.add_(d.sum(1))
+                yield k + 1, lambda target, d=here: target.add_(d.sum(1, dtype=target.dtype))
 
     def autograd(self, p: list[Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         names = [name for name, _ in self.model.named_parameters()]
@@ -261,7 +279,8 @@ class _Step:
             )
 
         leaves = tuple(q.detach().requires_grad_() for q in p)
-        with torch.enable_grad():
+        half = torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16)
+        with torch.enable_grad(), half:
             return torch.autograd.grad(vmap(loss)(leaves, x, y).sum(), leaves)
 
     def update(self, p: Tensor, g: Tensor, buffers: list[Tensor], lr: Tensor, t: int) -> None:
@@ -280,6 +299,13 @@ class _Step:
             buffer.mul_(self.momentum).add_(g)
             g = g + self.momentum * buffer if self.nesterov else buffer
         p.addcmul_(g, lr, value=-1)
+
+
+def _add_product(target: Tensor, a: Tensor, b: Tensor) -> None:
+    if target.dtype == a.dtype:
+        target.baddbmm_(a, b)
+    else:  # bfloat16 rounds the product, not the sum
+        target.add_(torch.bmm(a, b))
 
 
 def _like(values: Tensor, stacked: Tensor) -> Tensor:

@@ -1,0 +1,302 @@
+"""Smith & Le (1710.06451): the batch size of the best test accuracy, Figures 10 and 11.
+
+One trial trains the paper's net 784-800-10 without regularisation on a fixed part of MNIST, its
+mean taken off, at a constant rate, with batches drawn anew without replacement, as equation (24)
+has it. Trials at different η are compared at one time, not at one number of updates: the paper
+takes 10,000/η updates, and these take ``time``·(1 − m)/η.
+
+Groups of trials: "lr", Figure 10, every rate η/(1 − m) with batches around 32 of its own unit;
+"n_train", Figure 11; "float32", some of the former without bfloat16; "epoch", some with reshuffled
+epochs in the place of batches drawn anew.
+
+Rows: quantity, of, at, value. Of "train" and "test" after an update: accuracy (a fraction), loss;
+updates; bfloat16 (1 if it was used); diverged (1 when the loss stopped being finite: then there
+are no others).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from lecture6 import models
+from lecture6.data import Dataset
+from lecture6.results import Stored
+from lecture6.studies.engine import Study
+from lecture6.train_many import train_many
+
+HIDDEN = 800
+N_EVALUATIONS = 2  # half way and at the end
+RATIOS = sorted(  # B over η/(1 − m): dense where the peak was found first, then octaves
+    {round(8 * 2 ** (i / 2), 1) for i in range(2)}
+    | {round(16 * 2 ** (i / 4), 1) for i in range(9)}
+    | {91.0, 128.0, 256.0, 512.0}
+)
+RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 3.0)  # η/(1 − m); the paper sees a fall from about 3
+SIZES = (1000, 2000, 4000, 8000, 16000, 32000, 60000)
+TRAINED = 0.999  # the training accuracy that counts as "still trains"
+
+
+def centred(data: Dataset) -> Dataset:
+    """``data`` less the mean image of its training set."""
+    mean = data.x_train.mean(0)
+    return replace(data, x_train=data.x_train - mean, x_test=data.x_test - mean)
+
+
+def trial(
+    *,
+    data: Dataset,
+    group: str,
+    n_train: int,
+    lr: float,
+    batch_size: int,
+    momentum: float,
+    updates: int,
+    seed: int,
+    n_test: int | None = None,
+    hidden: int = HIDDEN,
+    sampling: str = "without_replacement",
+    bf16: bool = False,
+) -> list[dict]:
+    """Train once; see the module for the rows.
+
+    ``n_train``: a random part of the training set, the same for every seed, which decides the
+    initial weights and the batches. ``updates`` is rounded to whole passes of ⌈N/B⌉ updates.
+    ``group`` only labels the trial.
+    """
+    data = centred(data.subset(n_train, n_test))
+    net = models.mlp(math.prod(data.input_shape), hidden, data.n_classes, seed=seed)
+    epochs = max(1, round(updates / math.ceil(n_train / batch_size)))
+    [run] = train_many(
+        [net],
+        data,
+        batch_size=batch_size,
+        lr=lr,
+        momentum=momentum,
+        epochs=epochs,
+        seeds=[seed],
+        sampling=sampling,
+        evaluate_every=math.ceil(epochs / N_EVALUATIONS),
+        bf16=bf16,
+    )
+    rows = []
+
+    def row(quantity: str, of: str, at: int, value: float) -> None:
+        rows.append({"quantity": quantity, "of": of, "at": at, "value": value})
+
+    if run.stopped.startswith("diverged"):
+        row("diverged", "", updates, 1.0)
+        return rows
+    for h in run.history.itertuples():
+        row("accuracy", h.split, h.update, h.accuracy)
+        row("loss", h.split, h.update, h.loss)
+    row("updates", "", updates, run.n_updates)
+    row("bfloat16", "", updates, float(run.precision == "bfloat16"))
+    row("diverged", "", updates, 0.0)
+    return rows
+
+
+def select(table: pd.DataFrame, **wanted) -> pd.DataFrame:
+    """The rows whose parameters have the values ``wanted``, e.g. ``group="lr", momentum=0.9``.
+
+    Raises ValueError where there is none.
+    """
+    for name, value in wanted.items():
+        table = table[table[name] == value]
+    if table.empty:
+        raise ValueError(f"no trial has {', '.join(f'{k} = {v!r}' for k, v in wanted.items())}")
+    return table
+
+
+def final(rows: pd.DataFrame, of: str = "test", n_classes: int = 10) -> pd.DataFrame:
+    """The last accuracy (a fraction) of each run: columns lr, momentum, n_train, batch_size, seed.
+
+    A run that diverged counts with the accuracy of a guess, 1/``n_classes``. Raises ValueError when
+    two runs agree in all of these columns.
+    """
+    by = ["lr", "momentum", "n_train", "batch_size", "seed"]
+    found = rows[(rows["quantity"] == "accuracy") & (rows["of"] == of)]
+    found = found.sort_values("at").groupby([*by, "group", "sampling"], as_index=False).last()
+    lost = rows[(rows["quantity"] == "diverged") & (rows["value"] == 1)]
+    found = pd.concat([found, lost.assign(value=1 / n_classes)])
+    if found.duplicated(by).any():
+        raise ValueError("several runs have the same rate, batch size, N and seed: select a group")
+    return found.rename(columns={"value": "accuracy"})[[*by, "accuracy"]].reset_index(drop=True)
+
+
+def peak(batch_sizes, accuracies) -> float:
+    """The batch size of the best accuracy, between the grid's points; NaN if it is not bracketed.
+
+    The points above half the height of the peak over the largest batch, next to one another, are
+    taken (at least the best one and its neighbours), a parabola in log B is laid through them by
+    least squares, and its vertex returned, within their range. What lies left of the edge, where
+    training fails, does not count so. A best point at an end of the grid is no peak.
+    """
+    order = np.argsort(batch_sizes)
+    x = np.log2(np.asarray(batch_sizes, dtype=float)[order])
+    y = np.asarray(accuracies, dtype=float)[order]
+    best = int(y.argmax())
+    if not 0 < best < len(y) - 1:
+        return math.nan
+    low, high, half = best - 1, best + 1, (y[best] + y[-1]) / 2
+    while low > 0 and y[low - 1] > half and y[low] > half:
+        low -= 1
+    while high < len(y) - 1 and y[high + 1] > half and y[high] > half:
+        high += 1
+    a, b, _ = np.polyfit(x[low : high + 1] - x[best], y[low : high + 1], 2)
+    vertex = x[best] - b / (2 * a) if a < 0 else x[best]
+    return float(2 ** np.clip(vertex, x[low], x[high]))
+
+
+def edge(batch_sizes, accuracies, trained: float = TRAINED) -> float:
+    """The smallest batch size from which on every training accuracy is at least ``trained``.
+
+    NaN when the largest batch is below it.
+    """
+    order = np.argsort(batch_sizes)
+    fails = np.flatnonzero(np.asarray(accuracies)[order] < trained)
+    first = fails[-1] + 1 if len(fails) else 0
+    return float(np.asarray(batch_sizes)[order][first]) if first < len(order) else math.nan
+
+
+def optima(rows: pd.DataFrame) -> pd.DataFrame:
+    """One line a curve and seed: lr, momentum, n_train, seed, B_opt (:func:`peak`), edge."""
+    curve = ["lr", "momentum", "n_train", "seed"]
+    test, train = final(rows), final(rows, "train")
+    lines = []
+    for key, runs in test.groupby(curve):
+        fitted = train.merge(runs[[*curve, "batch_size"]], on=[*curve, "batch_size"])
+        lines.append(
+            dict(zip(curve, key, strict=True))
+            | {
+                "B_opt": peak(runs["batch_size"], runs["accuracy"]),
+                "edge": edge(fitted["batch_size"], fitted["accuracy"]),
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def exponents(found: pd.DataFrame, by: str, column: str = "B_opt") -> pd.Series:
+    """Of each seed, the slope of log ``column`` against log ``by``: c in B_opt ∝ byᶜ.
+
+    By least squares over the bracketed peaks of ``found`` (:func:`optima`); a seed with fewer than
+    two is left out.
+    """
+    known = found.dropna(subset=[column])
+    known = known[known.groupby("seed")[by].transform("nunique") > 1]
+    return known.groupby("seed")[[by, column]].apply(
+        lambda rows: float(np.polyfit(np.log(rows[by]), np.log(rows[column]), 1)[0])
+    )
+
+
+def by_batch_size(rows: pd.DataFrame, by: str, of: str = "test") -> pd.DataFrame:
+    """Accuracy in per cent, as :func:`lecture6.figures.curves` wants it for Figures 10a and 11a."""
+    table, name = final(rows, of), {"lr": "η", "n_train": "N"}[by]
+    labels = [f"{name} = {value:{'g' if by == 'lr' else ','}}" for value in table[by]]
+    return table.assign(accuracy=100 * table["accuracy"], label=labels)
+
+
+def caption(stored: Stored, rows: pd.DataFrame) -> str:
+    """One line for a figure of ``rows``: net, data, updates, seeds, device, date, commit."""
+    sizes = sorted(rows["n_train"].unique())
+    n = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
+    seeds = sorted(map(int, rows["seed"].unique()))
+    r = stored.record
+    return " · ".join(
+        [
+            f"stored, profile {r['profile']}",
+            f"784-{rows['hidden'].iloc[0]}-10 on {n} images of {rows['data'].iloc[0]}",
+            f"momentum {rows['momentum'].iloc[0]:g}",
+            f"seeds {', '.join(map(str, seeds))}",
+            ", ".join(r["device"]),
+            r["date"][-1],
+            ", ".join(r["code"]),
+        ]
+    )
+
+
+def _curve(base: dict, group: str, rate: float, sizes, seeds, **more) -> list[dict]:
+    """Trials at one effective rate η/(1 − m), for ``base["time"]`` of it."""
+    p = base | {"group": group} | more
+    time = p.pop("time")
+    m = p["momentum"]
+    sizes = sorted({min(max(1, round(b)), p["n_train"]) for b in sizes})
+    p |= {"lr": round(rate * (1 - m), 10), "updates": round(time / rate)}
+    return [p | {"batch_size": b, "bf16": b >= 32, "seed": s} for b in sizes for s in seeds]
+
+
+def _full() -> list[dict]:
+    base = {
+        "data": "mnist",
+        "n_train": 1000,
+        "momentum": 0.0,
+        "time": 3000,
+        "hidden": HIDDEN,
+        "sampling": "without_replacement",
+    }
+    heavy = base | {"momentum": 0.9}
+
+    def figure_10(base: dict, seeds) -> list[dict]:
+        return [
+            p for rate in RATES for p in _curve(base, "lr", rate, [rate * r for r in RATIOS], seeds)
+        ]
+
+    def figure_11(seeds) -> list[dict]:
+        sizes = [*(16 * 2 ** (i / 2) for i in range(9)), 512]
+        return [
+            p
+            for n in reversed(SIZES)
+            for p in _curve(base, "n_train", 1.0, sizes, seeds, n_train=n, time=10_000)
+        ]
+
+    few = [0.5 * r for r in (16, 22.6, 32, 45.3, 64, 128)]
+    exact = _curve(base, "float32", 0.5, few, range(4))
+    return [
+        *figure_10(base, range(4)),
+        *figure_11(range(2)),
+        *figure_10(heavy, range(4)),
+        *(p | {"bf16": False} for p in exact),
+        *_curve(base, "epoch", 0.5, few, range(4), sampling="epoch"),
+        *figure_11(range(2, 5)),
+        *figure_10(base, range(4, 6)),
+    ]
+
+
+def _small(data: str, n_train: int, hidden: int, time: float, rates, ratios, seeds) -> list[dict]:
+    base = {
+        "data": data,
+        "n_train": n_train,
+        "momentum": 0.0,
+        "time": time,
+        "hidden": hidden,
+        "sampling": "without_replacement",
+    }
+    return [
+        p for rate in rates for p in _curve(base, "lr", rate, [rate * r for r in ratios], seeds)
+    ]
+
+
+def _cost(p: dict) -> float:
+    """Seconds on one core of a 2026 server with bfloat16, fitted to the first trials."""
+    size = p["hidden"] / HIDDEN
+    per_sample = size * (8e-6 if p["bf16"] else 2.6e-5)
+    return p["updates"] * (3e-4 * size + p["batch_size"] * per_sample) + 1.0
+
+
+STUDY = Study(
+    name="smith",
+    about="The optimal batch size against η and N (Smith & Le, 1710.06451)",
+    notes="Less than the paper's: 3,000/η updates at a momentum of 0, and 300/η at 0.9, where the "
+    "paper has 10,000/η at 0.9; rates that PyTorch's initial weights can be trained with; 10,000 "
+    "updates in Figure 11, without momentum. Batches of at least 32 are trained in bfloat16.",
+    trial=trial,
+    grids={
+        "smoke": _small("digits", 200, 32, 50, [0.5, 2.0], [8, 32, 128], range(2)),
+        "book": _small("mnist5k", 1000, 200, 500, [0.5, 2.0], [8, 16, 32, 64, 128], range(2)),
+        "full": _full(),
+    },
+    cost=_cost,
+)
