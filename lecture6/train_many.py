@@ -69,8 +69,9 @@ def train_many(
 
     A replica whose weights or losses stop being finite ends there: its Run says so in ``stopped``,
     its history and ``n_updates`` end at the last evaluation before, its weights are what they
-    became, and the others go on. Raises ValueError for impossible settings, for models of different architectures, and for networks that draw random numbers, keep running
-    statistics (dropout, ``batch_norm="running"``) or have frozen parameters: train them one by one.
+    became, and the others go on. Raises ValueError for impossible settings, for models of different
+    architectures, and for networks that draw random numbers, keep running statistics (dropout,
+    ``batch_norm="running"``) or have frozen parameters: train them one by one.
     """
     models, r = list(models), len(models)
     sets = [data] * r if isinstance(data, Dataset) else list(data)

@@ -10,7 +10,7 @@ from torch import nn
 from lecture6 import data, models, train_many
 from lecture6.data import gaussian_classes
 from lecture6.models import flat_parameters, local_seed
-from lecture6.train import DivergenceError, step_decay, train, warmup
+from lecture6.train import DivergenceError, has_bf16, step_decay, train, warmup
 from lecture6.train_many import train_many as together
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -115,6 +115,27 @@ def test_in_float32_on_real_images():
     options = {"batch_size": 32, "epochs": 3, "device": "cpu"}
     runs = together(nets, digits, lr=RATES, seeds=SEEDS, **options)
     assert_as_one_by_one(runs, nets, [digits] * 3, tolerance=1e-4, **options)
+
+
+@pytest.mark.skipif(not has_bf16(torch.device("cpu")), reason="no bfloat16 arithmetic here")
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.9}, {"optimizer": "adam"}], ids=str)
+@pytest.mark.parametrize("act", [nn.ReLU, nn.SiLU])  # by hand, and by autograd
+def test_in_bfloat16_updates_are_rounded_and_nothing_else(act, options):
+    digits = data.load("digits").subset(200, 100)
+    with local_seed(0):
+        net = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), act(), nn.Linear(32, 10))
+    options = {"batch_size": 32, "epochs": 2, "device": "cpu", "lr": 0.01} | options
+    [single] = together([net], digits, **options)
+    [half] = together([net], digits, bf16=True, **options)
+    alone = train(net, digits, bf16=True, **options)
+    assert (single.precision, half.precision) == ("float32", "bfloat16")
+    assert half.w.dtype == torch.float32
+    assert half.history[:2].equals(single.history[:2])  # epoch 0: float32 on both sides
+    for other, least in ((single, 1e-4), (alone, 0.0)):
+        distance = (half.w - other.w).norm() / (other.w - other.w0).norm()
+        assert least <= distance < 0.05  # bfloat16 rounds at 4e-3
+    [again] = together([net], digits, bf16=True, **options)
+    assert torch.equal(again.w, half.w)
 
 
 def test_one_rate_and_the_seeds_0_1_2_are_the_defaults():

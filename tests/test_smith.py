@@ -1,0 +1,181 @@
+"""The study of the optimal batch size: its trial, and the reading of a peak from a curve."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from lecture6 import data, figures, models
+from lecture6.studies import STUDIES, smith
+from lecture6.train import train
+
+STUDY = STUDIES["smith"]
+POINT = {"group": "lr", "n_train": 120, "lr": 0.5, "batch_size": 16, "momentum": 0.0}
+POINT |= {"updates": 32, "seed": 1, "n_test": 60, "hidden": 12}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _alone(one_thread):
+    """Tiny nets."""
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits")
+
+
+@pytest.fixture(scope="module")
+def table(digits):
+    """The grid of profile smoke, computed."""
+    trials = []
+    for p in STUDY.grids["smoke"]:
+        arguments = {k: v for k, v in p.items() if k != "data"}
+        rows = smith.trial(data=digits, **arguments)
+        trials.append(pd.DataFrame(rows).assign(**p))
+    return pd.concat(trials, ignore_index=True)
+
+
+def value(rows, quantity, of, at):
+    [found] = [r["value"] for r in rows if (r["quantity"], r["of"], r["at"]) == (quantity, of, at)]
+    return found
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_trial_reports_what_plain_training_gives(digits, momentum):
+    point = POINT | {"momentum": momentum, "lr": 0.5 * (1 - momentum)}
+    rows = smith.trial(data=digits, **point)
+    small = smith.centred(digits.subset(120, 60))
+    assert small.x_train.mean(0).abs().max() < 1e-6
+    assert small.x_test.mean(0).abs().max() > 1e-3  # by the training set's mean, not its own
+    options = {"sampling": "without_replacement", "momentum": momentum, "seed": 1}
+    alone = train(
+        models.mlp(64, 12, seed=1), small, batch_size=16, lr=point["lr"], epochs=4, **options
+    )
+    for split in ("train", "test"):
+        assert value(rows, "accuracy", split, 32) == pytest.approx(alone.final(split))
+        assert value(rows, "loss", split, 32) == pytest.approx(alone.final(split, "loss"), rel=1e-3)
+    assert value(rows, "updates", "", 32) == 32
+    assert value(rows, "diverged", "", 32) == value(rows, "bfloat16", "", 32) == 0
+    assert {r["at"] for r in rows if r["of"]} == {0, 16, 32}
+
+
+def test_updates_are_rounded_to_whole_passes(digits):
+    rows = smith.trial(data=digits, **POINT | {"updates": 30, "batch_size": 50})  # 3 a pass
+    assert value(rows, "updates", "", 30) == 30
+    rows = smith.trial(data=digits, **POINT | {"updates": 1, "batch_size": 50})
+    assert value(rows, "updates", "", 1) == 3
+
+
+def test_every_seed_trains_on_the_same_images(digits):
+    a, b = digits.subset(120, 60), digits.subset(120, 60)
+    assert torch.equal(a.x_train, b.x_train)
+    trials = [smith.trial(data=digits, **POINT | {"seed": s}) for s in (0, 1)]
+    assert value(trials[0], "loss", "train", 32) != value(trials[1], "loss", "train", 32)
+
+
+def test_a_trial_that_diverges_says_so_and_counts_as_a_guess(digits):
+    point = POINT | {"lr": 1e30}
+    rows = smith.trial(data=digits, **point)
+    assert [(r["quantity"], r["value"]) for r in rows] == [("diverged", 1.0)]
+    more = {"sampling": "without_replacement", "data": "digits"}
+    lost = pd.DataFrame(rows).assign(**point, **more)
+    for of in ("train", "test"):
+        assert smith.final(lost, of)["accuracy"].tolist() == [0.1]
+
+
+def test_the_views_of_a_table(table):
+    test, train_ = smith.final(table), smith.final(table, "train")
+    assert len(test) == len(train_) == len(STUDY.grids["smoke"])
+    last = table[(table["quantity"] == "accuracy") & (table["of"] == "test")]
+    assert set(test["accuracy"]) <= set(last["value"]) | {0.1}
+    found = smith.optima(table)
+    assert found.groupby("lr").size().to_dict() == {0.5: 2, 2.0: 2}
+    rows = smith.select(table, group="lr", lr=0.5)
+    assert rows["lr"].unique().tolist() == [0.5]
+    shown = smith.by_batch_size(rows, "lr")
+    assert shown["label"].unique().tolist() == ["η = 0.5"]
+    assert smith.by_batch_size(rows, "n_train")["label"].unique().tolist() == ["N = 200"]
+    figure = figures.curves(
+        shown, "batch_size", "accuracy", title="t", xlabel="x", ylabel="y", log="x"
+    )
+    assert "η = 0.5" in figure.layout.meta["description"]
+    with pytest.raises(ValueError, match="no trial has group = 'lr', lr = 7"):
+        smith.select(table, group="lr", lr=7)
+    with pytest.raises(ValueError, match="several runs"):
+        smith.final(pd.concat([table, table.assign(group="other")]))
+
+
+SIZES = np.array([2, 4, 8, 16, 32, 64, 128, 256])
+
+
+@pytest.mark.parametrize("top", [8.0, 11.0, 20.0, 45.0])
+def test_the_peak_of_a_parabola_is_found_between_the_points(top):
+    accuracies = 0.9 - 0.01 * (np.log2(SIZES) - np.log2(top)) ** 2
+    assert smith.peak(SIZES, accuracies) == pytest.approx(top)
+    shuffled = np.random.default_rng(0).permutation(len(SIZES))
+    assert smith.peak(SIZES[shuffled], accuracies[shuffled]) == pytest.approx(top)
+
+
+def test_a_cliff_on_the_left_does_not_draw_the_peak():
+    gentle = 0.9 - 0.001 * np.log2(SIZES / 16) ** 2
+    cliff = np.where(SIZES < 8, 0.1, gentle)
+    assert smith.peak(SIZES, cliff) == pytest.approx(16, rel=0.05)
+
+
+def test_a_best_point_at_an_end_is_no_peak():
+    assert math.isnan(smith.peak(SIZES, np.log2(SIZES)))
+    assert math.isnan(smith.peak(SIZES, -np.log2(SIZES)))
+
+
+def test_a_peak_lies_within_the_points_it_was_read_from():
+    for seed in range(200):
+        y = np.random.default_rng(seed).normal(size=len(SIZES))
+        found, best = smith.peak(SIZES, y), y.argmax()
+        if 0 < best < len(y) - 1:
+            assert SIZES[0] <= found <= SIZES[-1]
+        else:
+            assert math.isnan(found)
+
+
+def test_the_edge_is_the_first_batch_size_from_which_all_train():
+    assert smith.edge([1, 2, 4, 8], [0.2, 1.0, 0.99, 1.0]) == 8
+    assert smith.edge([8, 4, 2, 1], [1.0, 1.0, 1.0, 0.2]) == 2
+    assert smith.edge([1, 2], [1.0, 1.0]) == 1
+    assert math.isnan(smith.edge([1, 2], [1.0, 0.5]))
+
+
+def test_the_exponents_of_a_power_law_with_noise():
+    rng = np.random.default_rng(0)
+    lines = [
+        {"lr": lr, "seed": seed, "B_opt": 30 * lr**0.8 * math.exp(0.05 * rng.normal())}
+        for seed in range(50)
+        for lr in (0.125, 0.25, 0.5, 1.0, 2.0)
+    ]
+    found = pd.DataFrame([*lines, {"lr": 4.0, "seed": 50, "B_opt": math.nan}])
+    slopes = smith.exponents(found, "lr")
+    assert len(slopes) == 50  # seed 50 has no peak
+    assert slopes.mean() == pytest.approx(0.8, abs=0.02)
+    assert slopes.std() > 0
+
+
+def test_the_grid_of_the_full_study():
+    grid = pd.DataFrame(STUDY.grids["full"])
+    ten = grid[grid["group"] == "lr"]
+    for _, curve in ten.groupby("momentum"):
+        effective = (curve["lr"] / (1 - curve["momentum"])).round(9)
+        assert effective.max() / effective.min() >= 16
+        assert effective.nunique() >= 5
+        assert (curve.groupby(effective)["seed"].nunique() >= 4).all()
+        time = curve["updates"] * effective  # one for all rates
+        assert time.min() == time.max()
+    eleven = grid[grid["group"] == "n_train"]
+    assert eleven["n_train"].min() == 1000
+    assert eleven["n_train"].max() >= 32_000
+    assert eleven.groupby("n_train")["seed"].nunique().eq(5).all()
+    assert (grid["batch_size"] <= grid["n_train"]).all()
+    rounded = grid[grid["group"] != "float32"]
+    assert rounded["bf16"].equals(rounded["batch_size"] >= 32)
+    assert not grid.loc[grid["group"] == "float32", "bf16"].any()
+    assert all(STUDY.cost(p) > 0 for p in STUDY.grids["full"])
