@@ -102,7 +102,7 @@ def eigenvalues(
 
     Arguments:
       end           "largest", "smallest" (the most negative), or "both": k at either end
-      of            "hessian" or "gauss_newton"
+      of            the matrix: see :meth:`lecture6.objective.Objective.product`
       tolerance     of the error of each eigenvalue, relative to it
       max_products  gives up there, with ``converged`` False; memory is one vector of n_params each
       block_size    vectors iterated together; at least the multiplicity of a repeated eigenvalue.

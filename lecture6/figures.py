@@ -399,6 +399,69 @@ def curves(
     return figure
 
 
+def noise_scale(
+    table: pd.DataFrame, *, batch_size: int, predicted: float, title: str, provenance: str
+) -> go.Figure:
+    """Equation (24): the noise scale g (left axis) and test accuracy (right axis) against B.
+
+    ``table``: columns batch_size, g, and accuracy (a fraction, NaN where it was not measured).
+    ``batch_size`` is marked on the curve of g, ``predicted``, a batch size, by a line.
+    """
+    table = table.sort_values("batch_size")
+    known = table.dropna(subset=["accuracy"])
+    chosen = table.loc[(table["batch_size"] - batch_size).abs().idxmin()]
+    if known.empty:
+        found = "The test accuracy was not measured here."
+    else:
+        best = known.loc[known["accuracy"].idxmax()]
+        found = (
+            f"The test accuracy measured is highest, {best['accuracy']:.2%}, at "
+            f"B = {best['batch_size']:g}."
+        )
+    figure = _figure(
+        title,
+        f"The noise scale g against the batch size B: from "
+        f"{_summary(table, 'batch_size', 'g', '.3g')}; {chosen['g']:.3g} at B = "
+        f"{chosen['batch_size']:g}. The predicted optimum is B = {predicted:.3g}. {found}",
+        provenance,
+    )
+    g = table[table["g"] > 0]  # at B = N there is no noise, and no place for it on the axis
+    figure.add_scatter(x=g["batch_size"], y=g["g"], mode="lines", name="g", line_color=BLUE)
+    figure.add_scatter(
+        x=[chosen["batch_size"]],
+        y=[chosen["g"] if chosen["g"] > 0 else None],
+        mode="markers",
+        name="g at B",
+        marker={"color": BLUE, "size": 12, "symbol": "diamond"},
+    )
+    figure.add_scatter(
+        x=[predicted] * 2,
+        y=[g["g"].min(), g["g"].max()],
+        mode="lines",
+        name="predicted optimum",
+        line={"color": GREEN, "dash": "dash"},
+    )
+    figure.add_scatter(
+        x=known["batch_size"],
+        y=100 * known["accuracy"],
+        mode="lines+markers",
+        name="test accuracy",
+        line={"color": ORANGE},
+        yaxis="y2",
+    )
+    figure.update_xaxes(title_text="Batch size B", type="log", dtick=1)
+    figure.update_yaxes(title_text="Noise scale g", type="log", dtick=1, exponentformat="power")
+    return figure.update_layout(
+        yaxis2={
+            "title": "Test accuracy, %",
+            "overlaying": "y",
+            "side": "right",
+            "showgrid": False,
+            "automargin": True,
+        }
+    )
+
+
 def contour(
     table: pd.DataFrame,
     x: str,

@@ -44,6 +44,12 @@ def flat_parameters(model: nn.Module) -> Tensor:
     return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
 
 
+def unflatten(w: Tensor, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
+    """The parts of a vector w (n_params,), as views of these shapes, in their order."""
+    parts = w.split([shape.numel() for shape in shapes.values()])
+    return {name: part.view(shapes[name]) for name, part in zip(shapes, parts, strict=True)}
+
+
 def count_parameters(model: nn.Module) -> int:
     """Number of trainable parameters (batch norm's scale and shift included)."""
     return sum(p.numel() for p in model.parameters())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -16,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lecture6.models import flat_parameters
+from lecture6.models import flat_parameters, unflatten
+from lecture6.sample_gradients import SampleGradients, SamplePass
 from lecture6.train import EVALUATION_BATCH, evaluate, evaluation_batches
 
 
@@ -25,7 +27,7 @@ class NonDeterministicError(RuntimeError):
 
 
 _PartProduct = Callable[[Tensor, bool], Tensor]  # see Product.parts
-_Graph = Callable[[Tensor], tuple[Tensor, _PartProduct]]
+_Graph = Callable[[], tuple[Tensor | SampleGradients, _PartProduct]]
 MEMORY_LIMIT = 1 << 28  # bytes of graphs kept between products with one Hessian
 
 
@@ -79,8 +81,12 @@ class Objective(ABC):
         """v ↦ M v for the curvature matrix M of f at w, by double backpropagation.
 
         Arguments:
-          of            "hessian", or "gauss_newton" for networks: Jᵀ ∇²ℓ(z) J with J = ∂z/∂w the
-                        Jacobian of the logits, positive semidefinite (Schraudolph 2002)
+          of            "hessian"; and for networks
+                        "gauss_newton": Jᵀ ∇²ℓ(z) J with J = ∂z/∂w the Jacobian of the logits,
+                        positive semidefinite (Schraudolph 2002)
+                        "gradients": the second moment (1/n) Σ_i g_i g_iᵀ of the gradients g_i of
+                        the n samples, by :class:`SampleGradients`
+                        "covariance": the same about their mean, "gradients" − ∇f ∇fᵀ
           memory_limit  bytes. What does not depend on v is computed once and kept up to this
                         limit; the samples beyond it are passed through the network at every call,
                         so that memory does not grow with their number.
@@ -127,25 +133,27 @@ class _SumObjective(Objective):
                 out.add_(torch.autograd.grad(value, x)[0], alpha=weight)
         return total, out
 
-    def _graphs(self, of: str) -> list[tuple[float, _Graph]]:
-        """A weight and a function of w for each term of the matrix.
+    def _graphs(self, of: str, w: Tensor) -> list[tuple[float, _Graph]]:
+        """A weight and a function for each term of the matrix at w.
 
-        The function returns the last tensor of the graph that the products need, and the product.
+        The function returns what the products need, the last tensor of a graph or gradients, and
+        the product.
         """
         if of == "hessian":
-            return [
-                (weight, lambda w, term=term: _hessian(term, w)) for weight, term in self._terms()
-            ]
-        raise ValueError(f"of must be 'hessian' (or, for networks, 'gauss_newton'), got {of!r}")
+            return [(weight, partial(_hessian, term, w)) for weight, term in self._terms()]
+        raise ValueError(
+            "of must be 'hessian' (or, for networks, 'gauss_newton', 'gradients' or 'covariance'), "
+            f"got {of!r}"
+        )
 
     def product(
         self, w: Tensor, *, of: str = "hessian", memory_limit: int = MEMORY_LIMIT
     ) -> Product:
         w = self.vector(w)
-        terms, kept = self._graphs(of), []
+        terms, kept = self._graphs(of, w), []
         while len(kept) < len(terms) and memory_limit > 0:
-            root, part = terms[len(kept)][1](w)
-            memory_limit -= _graph_bytes(root)
+            root, part = terms[len(kept)][1]()
+            memory_limit -= root.nbytes if isinstance(root, SampleGradients) else _graph_bytes(root)
             if memory_limit >= 0:
                 kept.append(part)
         root = part = None  # or the graph that did not fit would live on
@@ -155,7 +163,7 @@ class _SumObjective(Objective):
                 if i < len(kept):
                     yield weight, lambda v, more, part=kept[i]: part(v, True)
                 else:
-                    yield weight, graph(w)[1]
+                    yield weight, graph()[1]
 
         return Product(w, parts)
 
@@ -257,22 +265,26 @@ class NetworkObjective(_SumObjective):
         self.model = copy.deepcopy(model).to(self.dtype).eval()
         self.w = flat_parameters(self.model)  # (n_params,) the model's own weights
         self.n_params = len(self.w)
-        self.n_samples = len(x)
-        self._batches = evaluation_batches(x.to(self.device), y.to(self.device), batch_size)
-        self.n_batches = len(self._batches)
-        named = dict(self.model.named_parameters())
-        self.shapes = {name: p.shape for name, p in named.items()}
-        self._sizes = [p.numel() for p in named.values()]
-        ends = np.cumsum(self._sizes).tolist()
-        starts = [0, *ends]
+        self._set_samples(x, y, batch_size)
+        self.shapes = {name: p.shape for name, p in self.model.named_parameters()}
+        ends = np.cumsum([shape.numel() for shape in self.shapes.values()]).tolist()
         # where each parameter lies in w: name -> slice
-        self.slices = {n: slice(a, b) for n, a, b in zip(named, starts, ends, strict=False)}
+        self.slices = dict(zip(self.shapes, map(slice, [0, *ends], ends), strict=True))
         self._probe()
 
+    def _set_samples(self, x: Tensor, y: Tensor, batch_size: int) -> None:
+        self.x, self.y, self.n_samples, self.batch_size = x, y, len(x), batch_size
+        self._batches = evaluation_batches(x.to(self.device), y.to(self.device), batch_size)
+        self.n_batches = len(self._batches)
+
+    def on(self, index: Tensor) -> NetworkObjective:
+        """The loss of the mini-batch of the samples with these numbers, (n,)."""
+        batch = copy.copy(self)
+        batch._set_samples(self.x[index], self.y[index], self.batch_size)
+        return batch
+
     def _logits(self, w: Tensor, x: Tensor) -> Tensor:
-        parts = zip(self.shapes.items(), w.split(self._sizes), strict=True)
-        parameters = {name: part.view(shape) for (name, shape), part in parts}
-        return functional_call(self.model, parameters, (x.to(self.dtype),))
+        return functional_call(self.model, unflatten(w, self.shapes), (x.to(self.dtype),))
 
     def _terms(self) -> list[tuple[float, Callable[[Tensor], Tensor]]]:
         return [
@@ -280,13 +292,49 @@ class NetworkObjective(_SumObjective):
             for x, y in self._batches
         ]
 
-    def _graphs(self, of: str) -> list[tuple[float, _Graph]]:
-        if of != "gauss_newton":
-            return super()._graphs(of)
-        return [
-            (len(x) / self.n_samples, lambda w, x=x: _gauss_newton(lambda v: self._logits(v, x), w))
-            for x, _ in self._batches
+    def _graphs(self, of: str, w: Tensor) -> list[tuple[float, _Graph]]:
+        if of == "gauss_newton":
+            return [
+                (len(x) / self.n_samples, partial(_gauss_newton, partial(self._logits, x=x), w))
+                for x, _ in self._batches
+            ]
+        if of not in ("gradients", "covariance"):
+            return super()._graphs(of, w)
+        self.check_separate(w)
+
+        def of_mean() -> tuple[Tensor, _PartProduct]:
+            g = self.grad(w)
+            return g, lambda v, more: g * (g @ v)
+
+        def of_samples(x: Tensor, y: Tensor) -> tuple[SampleGradients, _PartProduct]:
+            g = self.per_sample(w, x, y)
+            return g, lambda v, more: g.combine(g.dot(v) / len(y))
+
+        # The mean first, so that it is among what is kept.
+        terms: list[tuple[float, _Graph]] = [(-1.0, of_mean)] if of == "covariance" else []
+        return terms + [
+            (len(y) / self.n_samples, partial(of_samples, x, y))
+            for x, y in self.per_sample.pieces(self.x, self.y, self.batch_size)
         ]
+
+    @cached_property
+    def per_sample(self) -> SamplePass:
+        return SamplePass(self.model, self.slices, self.x, self.y)
+
+    def check_separate(self, w: Tensor) -> None:
+        """Raises ValueError for a network in which a sample's logits depend on its batch."""
+        self.per_sample.check_separate(self.vector(w), self.x)
+
+    def sample_gradients(self, w: Tensor, *, most: int | None = None) -> Iterator[SampleGradients]:
+        """The gradients of the losses of the samples at w, in their order, some at a time.
+
+        ``most``: this many; default: a batch, or fewer where they are large. Raises ValueError for
+        a network that mixes the samples of a batch.
+        """
+        w = self.vector(w)
+        self.check_separate(w)
+        pieces = self.per_sample.pieces(self.x, self.y, most or self.batch_size)
+        return (self.per_sample(w, x, y) for x, y in pieces)
 
     def evaluate(self, w: Tensor) -> tuple[float, float]:
         """Mean loss and accuracy (fraction) at w, from one pass."""

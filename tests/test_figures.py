@@ -84,6 +84,12 @@ def density():
     return pd.DataFrame({"eigenvalue": x, "density": y, "low": 0.9 * y - 1, "high": 1.1 * y})
 
 
+def scales(measured=True):
+    b = np.array([1, 10, 100, 1000])
+    accuracy = np.where(b > 1, [0, 0.5, 0.9, 0.8], np.nan) if measured else np.nan
+    return pd.DataFrame({"batch_size": b, "g": 1000 / b - 1, "accuracy": accuracy})
+
+
 AXES = {"xlabel": "The x", "ylabel": "The y"}
 FIGURES = {
     "schematic": lambda: figures.schematic(layers(), "A net"),
@@ -97,6 +103,7 @@ FIGURES = {
     ),
     "contour": lambda: figures.contour(bowl(), "x", "y", "z", zlabel="z", **AXES, **COMMON),
     "spectrum": lambda: figures.spectrum(density(), [3.0, 5.0], **COMMON),
+    "noise_scale": lambda: figures.noise_scale(scales(), batch_size=10, predicted=80.0, **COMMON),
 }
 
 
@@ -146,7 +153,7 @@ def test_no_figure_uses_mathjax(drawn, name):
     assert "$" not in drawn[name].to_json()
 
 
-@pytest.mark.parametrize("name", ["accuracy", "interpolation", "batch_size", "curves", "contour"])
+@pytest.mark.parametrize("name", ["accuracy", "batch_size", "curves", "contour", "noise_scale"])
 def test_the_subtitle_says_which_run_it_was(drawn, name):
     assert drawn[name].layout.title.subtitle.text == PROVENANCE
     assert drawn[name].layout.title.text == "A title"
@@ -342,3 +349,17 @@ def test_spectrum_marks_the_outliers_and_keeps_its_logarithm_finite(drawn):
     assert figure.layout.yaxis.type == "log"
     assert all((np.array(t.y) > 0).all() for t in figure.data)
     assert "2 leading eigenvalues, from 3 to 5" in description(figure)
+
+
+def test_noise_scale_shows_g_the_choice_the_prediction_and_what_was_measured(drawn):
+    figure = drawn["noise_scale"]
+    named = {t.name: t for t in figure.data}
+    assert list(named["g"].x) == [1, 10, 100]  # g = 0 has no place on a logarithmic axis
+    assert (list(named["g at B"].x), list(named["g at B"].y)) == ([10], [99])
+    assert list(named["predicted optimum"].x) == [80.0, 80.0]
+    assert list(named["test accuracy"].y) == [50.0, 90.0, 80.0]
+    assert "99 at B = 10" in description(figure)
+    assert "90.00%, at B = 100" in description(figure)
+    unknown = figures.noise_scale(scales(False), batch_size=1000, predicted=80.0, **COMMON)
+    assert len(unknown.data) == len(figure.data)  # frames of one explorer
+    assert "not measured" in description(unknown)

@@ -278,8 +278,11 @@ def blocks(objective, of, **options):
     return objective.product(objective.w, of=of, **options)(v), v
 
 
-@pytest.mark.parametrize("name", NETS)
-@pytest.mark.parametrize("of", ["hessian", "gauss_newton"])
+PRODUCTS = [(n, of) for n in NETS for of in ("hessian", "gauss_newton")]
+PRODUCTS += [(n, of) for n in ("dense", "conv") for of in ("gradients", "covariance")]
+
+
+@pytest.mark.parametrize(("name", "of"), PRODUCTS)
 def test_products_do_not_depend_on_what_is_kept(name, of):
     objective, _ = build(name, batch_size=20)
     found, v = blocks(objective, of)
@@ -290,7 +293,9 @@ def test_products_do_not_depend_on_what_is_kept(name, of):
         torch.testing.assert_close(product(row), image)
     parts = sum(weight * part(v[0], True) for weight, part in product.parts())
     torch.testing.assert_close(parts, found[0])
-    assert [weight for weight, _ in product.parts()] == pytest.approx([17 / 50, 17 / 50, 16 / 50])
+    sizes = [17, 17, 16] if of in ("hessian", "gauss_newton") else [20, 20, 10]
+    weights = [-1.0] * (of == "covariance") + [size / 50 for size in sizes]
+    assert [weight for weight, _ in product.parts()] == pytest.approx(weights)
 
 
 def passes(limit, n_products):
@@ -335,3 +340,33 @@ def test_products_refuse_other_shapes_and_other_matrices():
     toy = FunctionObjective(lambda w: (w**2).sum(), 2)
     with pytest.raises(ValueError, match="for networks"):
         toy.product(torch.zeros(2), of="gauss_newton")
+
+
+@pytest.mark.parametrize("name", ["dense", "conv"])
+@pytest.mark.parametrize("batch_size", [2, 50])
+def test_a_mini_batch_is_the_loss_of_its_samples(name, batch_size):
+    objective, model = build(name, batch_size=batch_size)
+    data, index = NETS[name][1], torch.tensor([4, 0, 49, 4])
+    alone = NetworkObjective(model, data.x_train[index], data.y_train[index], dtype=F64)
+    batch = objective.on(index)
+    assert batch.n_batches == (2 if batch_size == 2 else 1)
+    assert batch.value(objective.w) == pytest.approx(alone.value(alone.w), rel=1e-12)
+    torch.testing.assert_close(batch.grad(objective.w), alone.grad(alone.w))
+    assert objective.n_samples == N_SAMPLES
+
+
+@pytest.mark.parametrize("name", ["dense", "conv"])
+@pytest.mark.parametrize("most", [None, 9, 50])
+def test_gradients_of_the_samples_in_their_order(name, most):
+    objective, _ = build(name, batch_size=20)
+    found = list(objective.sample_gradients(objective.w, most=most))
+    assert len(found) == {None: 3, 9: 6, 50: 1}[most]
+    rows = [objective.on(torch.tensor([i])).grad(objective.w) for i in range(N_SAMPLES)]
+    torch.testing.assert_close(torch.cat([g.matrix() for g in found]), torch.stack(rows))
+
+
+@pytest.mark.parametrize("of", ["gradients", "covariance"])
+def test_gradients_of_mixed_samples_are_refused(of):
+    objective, _ = build("normalised")
+    with pytest.raises(ValueError, match=r'mixes the samples .* batch_norm="running"'):
+        objective.product(objective.w, of=of)

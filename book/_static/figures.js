@@ -4,6 +4,7 @@
 
 const here = document.currentScript.src;
 const narrowest = 576; // px; below it the margins shrink
+const immediately = { mode: "immediate", frame: { duration: 0, redraw: true } };
 
 const loaded = new Promise((resolve, reject) => {
   // "local": Plotly leaves the page's own MathJax alone.
@@ -88,7 +89,12 @@ async function draw(figure) {
   const config = { displayModeBar: false }; // it would cover the legend
   await Plotly.newPlot(plot, { data, layout, frames, config });
   plot.on("plotly_sliderchange", ({ step }) => {
-    caption.textContent = titles.get(step.args[0][0]) ?? caption.textContent;
+    // A frame is named by the values of all sliders.
+    const values = plot.layout.sliders.map(({ steps, active }) => steps[active].label);
+    const name = values.join(", ");
+    caption.textContent = titles.get(name) ?? caption.textContent;
+    // Of several sliders Plotly leaves the frame to us. It rejects when a newer one comes first.
+    if (step.method === "skip") Plotly.animate(plot, [name], immediately).catch(() => {});
   });
   await adapt(figure);
   plot.ariaBusy = "false";

@@ -35,7 +35,8 @@ RATIOS = sorted(  # B over η/(1 − m): dense where the peak was found first, t
     | {round(16 * 2 ** (i / 4), 1) for i in range(9)}
     | {91.0, 128.0, 256.0, 512.0}
 )
-RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 3.0)  # η/(1 − m); the paper sees a fall from about 3
+RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 3.0)  # η/(1 − m)
+HIGH_RATES = (6.0, 12.0)  # the paper sees a fall from about 3
 SIZES = (1000, 2000, 4000, 8000, 16000, 32000, 60000)
 TRAINED = 0.999  # the training accuracy that counts as "still trains"
 
@@ -239,9 +240,9 @@ def _full() -> list[dict]:
     }
     heavy = base | {"momentum": 0.9}
 
-    def figure_10(base: dict, seeds) -> list[dict]:
+    def figure_10(base: dict, seeds, rates=RATES) -> list[dict]:
         return [
-            p for rate in RATES for p in _curve(base, "lr", rate, [rate * r for r in RATIOS], seeds)
+            p for rate in rates for p in _curve(base, "lr", rate, [rate * r for r in RATIOS], seeds)
         ]
 
     def figure_11(seeds) -> list[dict]:
@@ -260,9 +261,13 @@ def _full() -> list[dict]:
         *figure_10(heavy, range(4)),
         *(p | {"bf16": False} for p in exact),
         *_curve(base, "epoch", 0.5, few, range(4), sampling="epoch"),
+        *figure_10(base, range(4), HIGH_RATES),
         *figure_11(range(2, 5)),
         *figure_10(base, range(4, 6)),
     ]
+
+
+_NEAR = (8, 16, 20, 24, 28, 32, 48, 64, 128)  # B over η: profile book
 
 
 def _small(data: str, n_train: int, hidden: int, time: float, rates, ratios, seeds) -> list[dict]:
@@ -295,7 +300,7 @@ STUDY = Study(
     trial=trial,
     grids={
         "smoke": _small("digits", 200, 32, 50, [0.5, 2.0], [8, 32, 128], range(2)),
-        "book": _small("mnist5k", 1000, 200, 500, [0.5, 2.0], [8, 16, 32, 64, 128], range(2)),
+        "book": _small("mnist5k", 1000, 100, 500, [0.5, 1.0, 2.0], _NEAR, range(4)),
         "full": _full(),
     },
     cost=_cost,

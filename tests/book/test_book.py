@@ -1,7 +1,9 @@
 """The rendered book in a real browser that has no network, at the widths of a desk and a phone."""
 
+import contextlib
 import functools
 import http.server
+import itertools
 import json
 import re
 import runpy
@@ -9,13 +11,18 @@ import shutil
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
+import plotly.graph_objects as go
 import pytest
 from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 from sphinx_external_toc.parsing import parse_toc_yaml
+
+from lecture6 import widgets
+from lecture6.figures import BookFigure
 
 ROOT = Path(__file__).parents[2]
 HTML = ROOT / "_build" / "html"
@@ -54,17 +61,24 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-@pytest.fixture(scope="module")
-def address():
-    """The address at which the book is served, by a plain file server."""
-    missing = [page for page in PAGES if not (HTML / f"{page}.html").exists()]
-    if missing:
-        pytest.fail(f"the book in {HTML} lacks {missing}: build it with `make book`", pytrace=False)
-    handler = functools.partial(QuietHandler, directory=HTML)
+@contextlib.contextmanager
+def served(directory):
+    """The address at which a plain file server has what is in ``directory``."""
+    handler = functools.partial(QuietHandler, directory=directory)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def address():
+    """The address at which the book is served."""
+    missing = [page for page in PAGES if not (HTML / f"{page}.html").exists()]
+    if missing:
+        pytest.fail(f"the book in {HTML} lacks {missing}: build it with `make book`", pytrace=False)
+    with served(HTML) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +123,24 @@ class Visit:
         return self.browser.execute_script(code, *arguments)
 
 
+def resize(browser, width):
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+
 def is_drawn(plot):
     return plot.get_attribute("aria-busy") == "false"
+
+
+def drag(browser, slider):
+    """Move a slider to the end of its rail that is further away."""
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", slider)
+    grip = slider.find_element(By.CSS_SELECTOR, ".slider-grip-rect")
+    rail = slider.find_element(By.CSS_SELECTOR, ".slider-rail-touch-rect").rect
+    start = grip.rect["x"] + grip.rect["width"] / 2
+    ends = (rail["x"], rail["x"] + rail["width"])
+    step = round(max((end - start for end in ends), key=abs))
+    ActionChains(browser).click_and_hold(grip).move_by_offset(step, 0).release().perform()
 
 
 @pytest.fixture(
@@ -120,8 +150,7 @@ def is_drawn(plot):
 )
 def visit(request, browser, address):
     page, width = request.param
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    resize(browser, width)
     for log in ("browser", "performance"):
         browser.get_log(log)  # what is left of the page before
     browser.get(f"{address}/{page}.html")
@@ -187,21 +216,112 @@ def test_every_slider_changes_its_figure(visit):
     for plot in visit.figures:
         for slider in plot.find_elements(By.CSS_SELECTOR, ".slider-group"):
             sliders += 1
-            visit.script("arguments[0].scrollIntoView({block: 'center'})", slider)
             before = visit.script(SHOWN, plot)
-            grip = slider.find_element(By.CSS_SELECTOR, ".slider-grip-rect")
-            rail = slider.find_element(By.CSS_SELECTOR, ".slider-rail-touch-rect").rect
-            start = grip.rect["x"] + grip.rect["width"] / 2
-            middle = rail["x"] + rail["width"] / 2
-            step = round(rail["width"] / 2 * (0.8 if start <= middle else -0.8))
-            drag = ActionChains(visit.browser).click_and_hold(grip)
-            drag.move_by_offset(step, 0).release().perform()
+            drag(visit.browser, slider)
             WebDriverWait(visit.browser, TIMEOUT).until(
                 lambda _, plot=plot, before=before: visit.script(SHOWN, plot) != before,
                 f"{visit.page}: a slider was moved and its figure did not change",
             )
     if visit.page in CHAPTERS:
         assert sliders, "a chapter without a figure that the reader can move"
+
+
+# ---- an explorer of several sliders, on a page of its own ------------------------------------
+
+CONTROLS = {"learning rate η": [0.01, 0.1, 1.0], "rule": ["linear", "sqrt"], "n": [2, 8, 32]}
+START = {"rule": 1, "n": 2}
+LAYOUT = """
+const svg = arguments[0].querySelector(".main-svg").getBoundingClientRect();
+const selectors = [".nsewdrag", ".xtitle", ".slider-group"];
+const parts = selectors.flatMap((selector) => [...arguments[0].querySelectorAll(selector)]);
+return parts.map((part) => {
+  const { top, bottom, left, right } = part.getBoundingClientRect();
+  return [top - svg.top, bottom - svg.top, left - svg.left, svg.right - right];
+}).concat([[svg.height, svg.height, 0, 0]]);
+"""
+
+
+def curves_of(lr, rule, n):
+    """A curve for each control, that moves with it alone, and one that stands still."""
+    figure = go.Figure()
+    figure.add_scatter(x=[0, 1, 2], y=[0, lr, 2 * lr], name="η")
+    figure.add_scatter(x=[0, 1, 2], y=[1, 1, len(rule) / 10], name="rule")
+    figure.add_scatter(x=[0, 1, 2], y=[1, n / 10, 1], name="n")
+    figure.add_scatter(x=[0, 1, 2], y=[2, 2, 2], name="none")
+    figure.add_vline(n / 16)
+    return figure.update_layout(
+        title_text=f"Rule “{rule}” with η = {lr:g} and n = {n}",
+        meta={"description": "Four curves."},
+        margin={"l": 60, "r": 60, "t": 120, "b": 60},
+        xaxis_title="Updates",
+        yaxis={"title": "Loss", "range": [0, 4]},
+    )
+
+
+@pytest.fixture(scope="module", params=WIDTHS)
+def explorer(request, browser, address, tmp_path_factory):
+    """The plot of an explorer of several sliders, drawn by the book's own script."""
+    figure = widgets.static(curves_of, CONTROLS, start=START)
+    output = SimpleNamespace(
+        mime_type="application/vnd.plotly.v1+json", content=json.loads(figure.to_json())
+    )
+    (node,) = BookFigure.handle_mime(None, output, inline=False)
+    page = tmp_path_factory.mktemp("explorer")
+    (page / "_static").symlink_to(HTML / "_static")
+    (page / "index.html").write_text(
+        '<!doctype html><meta charset="utf-8"><link rel="icon" href="data:,">'
+        '<meta name="viewport" content="width=device-width">'
+        '<link rel="stylesheet" href="_static/book.css">'
+        f'{node.astext()}<script src="_static/figures.js"></script>'
+    )
+    resize(browser, request.param)
+    browser.get_log("browser")
+    with served(page) as own:
+        browser.get(own)
+        plot = browser.find_element(By.CSS_SELECTOR, ".plot")
+        WebDriverWait(browser, TIMEOUT).until(lambda _: is_drawn(plot), "it is not drawn")
+        yield plot
+
+
+def test_several_sliders_show_the_figure_of_all_their_values(browser, explorer):
+    sliders = explorer.find_elements(By.CSS_SELECTOR, ".slider-group")
+    assert len(sliders) == len(CONTROLS)
+    at = [START.get(label, 0) for label in CONTROLS]
+    last = [len(values) - 1 for values in CONTROLS.values()]
+
+    def expect():
+        figure = curves_of(*(v[i] for v, i in zip(CONTROLS.values(), at, strict=True)))
+        curves = [[list(c.x), list(c.y), [], True] for c in figure.data]
+        WebDriverWait(browser, TIMEOUT).until(
+            lambda _: json.loads(browser.execute_script(SHOWN, explorer)) == curves,
+            f"the figure does not show the values at {at}",
+        )
+        lines = browser.execute_script("return arguments[0].layout.shapes", explorer)
+        assert [line["x0"] for line in lines] == [line.x0 for line in figure.layout.shapes]
+        caption = explorer.find_element(By.XPATH, "..//figcaption/*[@class='title']")
+        assert caption.text == figure.layout.title.text
+
+    expect()
+    for moved in (0, 1, 2, 0, 2, 1, 0, 1):
+        drag(browser, sliders[moved])
+        at[moved] = 0 if at[moved] else last[moved]
+        expect()
+    # A finger that is faster than the screen: each move replaces the one before.
+    browser.execute_script(
+        "for (let i = 0; i < 9; i++)"
+        "  arguments[0].emit('plotly_sliderchange', {step: {method: 'skip'}})",
+        explorer,
+    )
+    expect()
+    assert [e for e in browser.get_log("browser") if e["level"] == "SEVERE"] == []
+
+
+def test_several_sliders_overlap_nothing(browser, explorer):
+    boxes = browser.execute_script(LAYOUT, explorer)
+    assert len(boxes) == 2 + len(CONTROLS) + 1
+    assert all(left >= 0 and right >= 0 for _, _, left, right in boxes)
+    for (_, bottom, *_), (top, *_) in itertools.pairwise(boxes):
+        assert bottom <= top
 
 
 def test_scorecard_holds_every_claim(address):

@@ -1,0 +1,677 @@
+"""Noise against enumeration over all batches, closed forms, brute force and simulation."""
+
+import itertools
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy import stats
+from torch import nn
+
+from lecture6 import curvature, models, noise
+from lecture6.data import gaussian_classes
+from lecture6.noise import GradientCovariance
+from lecture6.objective import NetworkObjective
+
+F64 = torch.float64
+N = 50
+SAMPLINGS = ["with_replacement", "without_replacement", "epoch"]
+DATA = gaussian_classes(N, 10, shape=(5,), n_classes=3)
+IMAGES = gaussian_classes(N, 10, shape=(2, 6, 6), n_classes=3)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def dense():
+    return nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))
+
+
+def convolutional():
+    conv, pool = nn.Conv2d(2, 3, 3, padding=1), nn.MaxPool2d(3, 2, padding=1)
+    norm = nn.BatchNorm2d(3).eval()
+    return nn.Sequential(conv, norm, nn.ReLU(), pool, nn.Flatten(), nn.Linear(27, 3))
+
+
+def build(make=dense, data=DATA, dtype=F64, **options):
+    with models.local_seed(0):
+        model = make()
+    return NetworkObjective(model, data.x_train, data.y_train, dtype=dtype, **options)
+
+
+NETS = {"dense": (dense, DATA), "conv": (convolutional, IMAGES)}
+
+
+def brute_force(objective, data):
+    """One sample at a time through torch.autograd on the module itself."""
+    parameters = list(objective.model.parameters())
+    rows = []
+    for x, y in zip(data.x_train.to(objective.dtype), data.y_train, strict=True):
+        loss = F.cross_entropy(objective.model(x[None]), y[None])
+        rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]))
+    return torch.stack(rows)
+
+
+NETWORK = build(batch_size=20)
+GRADIENTS = brute_force(NETWORK, DATA)
+COVARIANCE = GradientCovariance(NETWORK, NETWORK.w)
+EXACT = torch.cov(GRADIENTS.T, correction=0)
+
+
+def random(*shape, seed=0):
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape))
+
+
+SMALL = random(6, 3, seed=1) ** 3 + 0.4  # gradients of 6 samples, skewed
+
+
+# Gradients sample by sample, and products without them
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("limit", [1 << 28, 30_000])
+def test_per_sample_gradients_are_those_of_single_samples_in_their_order(name, limit):
+    make, data = NETS[name]
+    objective = build(make, data, batch_size=7)
+    chunks = list(noise.per_sample_gradients(objective, objective.w, memory_limit=limit))
+    assert (len(chunks) == 1) == (limit > 30_000)
+    torch.testing.assert_close(torch.cat(chunks), brute_force(objective, data), atol=1e-12, rtol=0)
+    directions = random(4, objective.n_params)
+    torch.testing.assert_close(
+        noise.project_gradients(objective, objective.w, directions),
+        torch.cat(chunks) @ directions.T,
+        atol=1e-12,
+        rtol=1e-10,
+    )
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("batch_size", [7, 50])
+@pytest.mark.parametrize("limit", [0, 1 << 28])
+def test_products_are_sums_over_samples(name, batch_size, limit):
+    make, data = NETS[name]
+    objective = build(make, data, batch_size=batch_size)
+    g, v = brute_force(objective, data), random(3, objective.n_params)
+    centred = g - g.mean(0)
+    for of, rows in (("gradients", g), ("covariance", centred)):
+        product = objective.product(objective.w, of=of, memory_limit=limit)
+        torch.testing.assert_close(product(v), v @ rows.T @ rows / N, atol=1e-10, rtol=1e-10)
+    covariance = GradientCovariance(objective, objective.w, unbiased=True, memory_limit=1 << 24)
+    exact = torch.cov(g.T)
+    torch.testing.assert_close(covariance @ v, v @ exact, atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(covariance @ v[0], exact @ v[0], atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(covariance.matrix(), exact, atol=1e-10, rtol=1e-10)
+    assert covariance.trace() == pytest.approx(exact.trace().item(), rel=1e-10)
+    torch.testing.assert_close(covariance.mean, g.mean(0), atol=1e-12, rtol=1e-10)
+
+
+def test_chunks_of_a_matrix_and_a_trace_are_those_of_the_whole():
+    limit = NETWORK.n_params**2 * 8 + 20_000
+    chunked = GradientCovariance(NETWORK, NETWORK.w, memory_limit=limit)
+    torch.testing.assert_close(chunked.matrix(), EXACT)
+    assert chunked.trace() == pytest.approx(EXACT.trace().item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("unbiased", [False, True])
+def test_eigenpairs_of_the_covariance(unbiased):
+    covariance = GradientCovariance(NETWORK, NETWORK.w, unbiased=unbiased)
+    exact = EXACT * (N / (N - 1) if unbiased else 1)
+    found = covariance.eigenvalues(3, tolerance=1e-9)
+    assert found.converged
+    expected = np.linalg.eigvalsh(exact.numpy())[::-1][:3]
+    np.testing.assert_allclose(found.values, expected, rtol=1e-8)
+    values = torch.from_numpy(found.values)[:, None]
+    residuals = (found.vectors @ exact - values * found.vectors).norm(dim=1)
+    np.testing.assert_allclose(residuals, found.residuals, atol=1e-10)
+
+
+def test_curvature_measures_take_the_new_matrices():
+    moment = (GRADIENTS.T @ GRADIENTS / N).numpy()
+    found = curvature.matrix(NETWORK, NETWORK.w, of="gradients")
+    np.testing.assert_allclose(found, moment, atol=1e-12)
+    estimate = curvature.trace(NETWORK, NETWORK.w, of="covariance", n_products=30)
+    assert abs(estimate.value - EXACT.trace().item()) < 3 * estimate.stderr
+
+
+PEAK = """
+import torch
+from lecture6 import models, noise
+from lecture6.data import gaussian_classes
+from lecture6.objective import NetworkObjective
+
+def status(key):
+    line = next(l for l in open("/proc/self/status") if l.startswith(key))
+    return int(line.split()[1]) / 1024
+
+torch.set_num_threads(1)
+for make, shape in (
+    (models.mlp, (784,)),
+    (lambda: models.c1(stride=2, batch_norm="running"), (3, 32, 32)),
+):
+    for n in (20, 20, 60):  # first, what torch sets up once
+        data = gaussian_classes(n, 1, shape=shape, n_classes=10)
+        f = NetworkObjective(make(), data.x_train, data.y_train, batch_size=10)
+        open("/proc/self/clear_refs", "w").write("5")
+        before = status("VmRSS")
+        largest = max(c.nbytes for c in noise.per_sample_gradients(f, f.w, memory_limit=32 << 20))
+        print(status("VmHWM") - before, largest / 2**20)
+    for n in (20, 20, 120):
+        data = gaussian_classes(n, 1, shape=shape, n_classes=10)
+        f = NetworkObjective(make(), data.x_train, data.y_train, batch_size=10)
+        open("/proc/self/clear_refs", "w").write("5")
+        before = status("VmRSS")
+        f.product(f.w, of="covariance", memory_limit=0)(f.w)
+        noise.project_gradients(f, f.w, f.w[None])
+        noise.GradientCovariance(f, f.w).trace()
+        print(status("VmHWM") - before, 0)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="reads Linux's /proc")
+def test_peak_memory_keeps_to_the_limit_whatever_the_number_of_samples():
+    env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed is given back at once
+    run = subprocess.run(
+        [sys.executable, "-c", PEAK], capture_output=True, text=True, check=True, env=env
+    )
+    rows = np.array([line.split() for line in run.stdout.splitlines()], dtype=float)
+    for few, many in (rows[4:6, 0], rows[10:12, 0]):
+        assert many < few + 4  # without gradients of single samples
+    for few, many in (rows[1:3], rows[7:9]):
+        assert max(few[1], many[1]) <= 16  # MiB, two of them at once
+        assert max(few[0], many[0]) < 32 + 4
+        assert 8 < few[0] < many[0] + 4  # the limit is made use of
+        assert many[0] < few[0] + 4
+
+
+# The fluctuation: exact covariances
+
+
+def all_batches(n, b, sampling):
+    if sampling == "with_replacement":
+        return list(itertools.product(range(n), repeat=b))
+    return list(itertools.combinations(range(n), b))
+
+
+def psi_of_all(gradients, b, sampling):
+    index = torch.tensor(all_batches(len(gradients), b, sampling))
+    return gradients[index].mean(1) - gradients.mean(0)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("b", [1, 2, 3, 5, 6])
+@pytest.mark.parametrize("units", ["mean", "sum"])
+@pytest.mark.parametrize("unbiased", [False, True])
+def test_covariance_of_the_fluctuation_by_enumeration(sampling, b, units, unbiased):
+    psi = psi_of_all(SMALL, b, sampling) * (6 if units == "sum" else 1)
+    factor = noise.covariance_factor(6, b, sampling=sampling, units=units, unbiased=unbiased)
+    f = torch.cov(SMALL.T, correction=int(unbiased))
+    torch.testing.assert_close(psi.T @ psi / len(psi), factor * f, atol=1e-12, rtol=1e-12)
+    assert psi.mean(0).abs().max() < 1e-12
+    if units == "sum":  # equation (14), and what the lecture's text says
+        expected = 36 / b if sampling == "with_replacement" else 6 * (6 / b - 1)
+        scale = 1 if unbiased == (sampling != "with_replacement") else 5 / 6 if unbiased else 6 / 5
+        assert factor == pytest.approx(expected * scale, rel=1e-12)
+
+
+@pytest.mark.parametrize("b", [1, 2, 3, 4])  # 4: batches of 4 and 2 samples
+@pytest.mark.parametrize("unbiased", [False, True])
+@pytest.mark.parametrize("units", ["mean", "sum"])
+def test_batches_of_an_epoch_are_correlated(b, unbiased, units):
+    orders = torch.tensor(list(itertools.permutations(range(6))))
+    psi = [SMALL[part].mean(1) - SMALL.mean(0) for part in orders.split(b, dim=1)]
+    f = torch.cov(SMALL.T, correction=int(unbiased))
+    unit = 36 if units == "sum" else 1
+    across = noise.cross_covariance_factor(6, sampling="epoch", unbiased=unbiased, units=units)
+    alone = noise.covariance_factor(6, b, sampling="epoch", unbiased=unbiased, units=units)
+    last = psi[-1]
+    for found, factor in ((psi[0].T @ last, across), (psi[0].T @ psi[0], alone)):
+        expected = factor * f if b < 6 else 0 * f
+        torch.testing.assert_close(found / 720 * unit, expected, atol=1e-12, rtol=1e-11)
+
+
+def test_batches_drawn_anew_are_independent():
+    assert noise.cross_covariance_factor(6, sampling="epoch", same_epoch=False) == 0
+    assert noise.cross_covariance_factor(6, sampling="without_replacement") == 0
+    assert noise.cross_covariance_factor(6, sampling="with_replacement") == 0
+
+
+# The fluctuation: estimates
+
+
+def scores_of(estimate, exact):
+    return (np.asarray(estimate.value) - np.asarray(exact)) / np.asarray(estimate.stderr)
+
+
+def assert_calibrated(scores):
+    """Within 3 standard errors in at least 97 % of the repeats, and errors not far too large."""
+    scores = np.array(scores)
+    assert np.mean(np.abs(scores) <= 3) >= 0.97
+    assert np.mean(np.abs(scores) <= 0.3) <= 0.45  # 24 % of a normal variable
+    assert abs(scores.mean()) < 0.3
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("units", ["mean", "sum"])
+def test_moments_from_random_batches_are_calibrated(sampling, units):
+    gradients = random(20, 3, seed=2) + 1
+    exact = torch.cov(gradients.T, correction=0) * noise.covariance_factor(
+        20, 4, sampling=sampling, units=units
+    )
+    scores = {"trace": [], "entries": []}
+    for seed in range(200):
+        found = noise.fluctuation_moments(
+            gradients, 4, n_batches=150, sampling=sampling, units=units, seed=seed
+        )
+        assert found.trace.n_samples == (30 if sampling == "epoch" else 150)
+        scores["trace"].append(scores_of(found.trace, exact.trace()))
+        scores["entries"].append(scores_of(found.covariance, exact)[np.triu_indices(3)])
+    assert_calibrated(scores["trace"])
+    assert_calibrated(np.concatenate(scores["entries"]))
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_moments_of_a_network_by_its_own_batches(sampling):
+    u = noise.random_directions(NETWORK, 3, seed=4)
+    torch.testing.assert_close(u.norm(dim=1), torch.ones(3, dtype=F64))
+    found = noise.fluctuation_moments(
+        COVARIANCE, 22, directions=u, n_batches=200, sampling=sampling, seed=3
+    )
+    exact = EXACT * noise.covariance_factor(N, 22, sampling=sampling)
+    assert abs(scores_of(found.trace, exact.trace())) < 3
+    assert (np.abs(scores_of(found.covariance, u @ exact @ u.T)) < 3).all()
+    # the same batches, through the gradients of the samples
+    again = noise.fluctuation_moments(
+        GRADIENTS @ u.T, 22, n_batches=200, sampling=sampling, seed=3
+    ).covariance
+    np.testing.assert_allclose(found.covariance.value, again.value, rtol=1e-9)
+    np.testing.assert_allclose(found.covariance.stderr, again.stderr, rtol=1e-9)
+
+
+def test_moments_of_a_network_without_directions_are_its_trace():
+    found = noise.fluctuation_moments(COVARIANCE, 10, n_batches=100, sampling="with_replacement")
+    assert found.covariance is None
+    assert abs(scores_of(found.trace, EXACT.trace() / 10)) < 3
+    whole = noise.fluctuation_moments(GRADIENTS, 10, n_batches=100, sampling="with_replacement")
+    assert whole.trace.value == pytest.approx(found.trace.value, rel=1e-9)
+    assert whole.covariance.value.trace() == pytest.approx(found.trace.value, rel=1e-9)
+
+
+def test_the_fluctuations_of_an_epoch_sum_to_zero():
+    psi = torch.stack(list(noise.fluctuations(SMALL, 2, 9, sampling="epoch", seed=1)))
+    assert psi.view(3, 3, 3).sum(1).abs().max() < 1e-12
+    assert psi.abs().max() > 0.1
+
+
+# Its shape
+
+
+def shape(x):
+    return np.array([stats.skew(x), stats.kurtosis(x)])
+
+
+@pytest.mark.parametrize("b", [1, 2, 3, 4])
+def test_the_shape_with_replacement_is_that_of_a_sum(b):
+    x = SMALL[:, 0]
+    psi = psi_of_all(SMALL, b, "with_replacement")[:, 0]
+    np.testing.assert_allclose(shape(psi), shape(x) / [math.sqrt(b), b], rtol=1e-11)
+
+
+def test_the_shape_found_is_that_of_all_batches():
+    """Skewness and kurtosis of many draws, within their standard errors of the enumeration."""
+    for sampling in ("with_replacement", "without_replacement"):
+        exact = shape(psi_of_all(SMALL, 2, sampling).numpy())
+        scores = []
+        for seed in range(200):
+            psi = list(noise.fluctuations(SMALL, 2, 300, sampling=sampling, seed=seed))
+            found = noise.normality(torch.stack(psi))
+            scores.append((found.skewness - exact[0]) / found.skewness_stderr)
+            scores.append((found.excess_kurtosis - exact[1]) / found.excess_kurtosis_stderr)
+        assert_calibrated(scores)
+
+
+def test_the_shape_along_directions_of_a_network():
+    projections = noise.project_gradients(
+        NETWORK, NETWORK.w, noise.random_directions(NETWORK, 4, seed=1)
+    )
+    psi = noise.fluctuations(projections, 5, 2000, sampling="with_replacement", seed=2)
+    found = noise.normality(torch.stack(list(psi)))
+    skewness, kurtosis = np.array([shape(x) for x in projections.T.numpy()]).T
+    assert (abs(found.skewness - skewness / math.sqrt(5)) < 3.5 * found.skewness_stderr).all()
+    error = abs(found.excess_kurtosis - kurtosis / 5)
+    assert (error < 3.5 * found.excess_kurtosis_stderr).all()
+    assert found.observed.shape == (2000, 4)
+
+
+def test_p_values_are_uniform_for_normal_samples():
+    found = noise.normality(random(1000, 200, seed=5))
+    for p in (found.normal_p, found.skewness_p, found.excess_kurtosis_p):
+        assert stats.kstest(p, "uniform").pvalue > 0.01
+    assert found.observed.shape == (1000, 200)
+    assert np.abs(found.observed.mean(1) - found.theoretical).max() < 0.1
+    np.testing.assert_allclose(stats.norm.cdf(found.theoretical)[[0, -1]], [0.0005, 0.9995])
+
+
+def test_heavy_tails_are_found():
+    rng = np.random.default_rng(6)
+    samples = np.stack([rng.standard_t(3, 4000), rng.standard_cauchy(4000)], axis=1)
+    found = noise.normality(samples)
+    assert (found.normal_p < 1e-10).all()
+    assert found.n_tail == 63
+    assert found.tail_index[0] > found.tail_index[1]
+    assert abs(found.tail_index[1] - 1) < 3 * found.tail_index_stderr[1]
+
+
+@pytest.mark.parametrize("alpha", [1.0, 3.0])
+def test_the_tail_index_of_a_pareto_law(alpha):
+    scores = []
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        x = (rng.pareto(alpha, 500) + 1) * rng.choice([-1, 1], 500)
+        found = noise.normality(x, n_tail=200)
+        scores.append((found.tail_index[0] - alpha) / found.tail_index_stderr[0])
+    assert_calibrated(scores)
+
+
+# Noise scales
+
+
+def test_noise_scale_is_equation_24():
+    assert noise.noise_scale(0.1, 32, 1024) == pytest.approx(0.1 * 31)
+    assert noise.noise_scale(0.1, 32, 1024, replacement=True) == pytest.approx(0.1 * 32)
+    assert noise.noise_scale(0.1, 32, 1024, momentum=0.9) == pytest.approx(31)
+    assert noise.noise_scale(0.1, 1024, 1024) == 0
+    for options in ({}, {"momentum": 0.9}, {"replacement": True}):
+        g = noise.noise_scale(0.3, 17, 1000, **options)
+        assert noise.batch_size_for(g, 0.3, 1000, **options) == pytest.approx(17)
+
+
+def test_simple_noise_scale_is_exact_over_the_set():
+    g = GRADIENTS.mean(0)
+    exact = (EXACT.trace() / (g @ g)).item()
+    assert COVARIANCE.simple_noise_scale().value == pytest.approx(exact, rel=1e-12)
+
+
+def test_two_batch_estimates_are_unbiased_over_all_batches():
+    """The mean over every pair (a batch of 4 and its first 2) is exact."""
+    index = torch.tensor(all_batches(6, 4, "with_replacement"))
+    big = SMALL[index].mean(1).square().sum(1)
+    small = SMALL[index[:, :2]].mean(1).square().sum(1)
+    found = noise.two_batch_noise_scale(small, big, 2, 4)
+    trace, square = torch.cov(SMALL.T, correction=0).trace(), SMALL.mean(0).square().sum()
+    assert found.trace.value == pytest.approx(trace.item(), rel=1e-12)
+    assert found.squared_gradient.value == pytest.approx(square.item(), rel=1e-12)
+    assert found.noise_scale.value == pytest.approx((trace / square).item(), rel=1e-12)
+
+
+def test_two_batch_estimates_are_calibrated():
+    gradients = random(30, 3, seed=7) + 1
+    trace, square = torch.cov(gradients.T, correction=0).trace(), gradients.mean(0).square().sum()
+    scores = {"noise_scale": [], "trace": [], "squared_gradient": []}
+    for seed in range(200):
+        found = noise.estimate_simple_noise_scale(
+            gradients, b_small=4, b_big=16, n_pairs=150, seed=seed
+        )
+        exact = {"noise_scale": trace / square, "trace": trace, "squared_gradient": square}
+        for name, value in exact.items():
+            scores[name].append(scores_of(getattr(found, name), value))
+    for each in scores.values():
+        assert_calibrated(each)
+
+
+def test_two_batch_estimate_of_a_network():
+    found = noise.estimate_simple_noise_scale(COVARIANCE, b_small=5, b_big=60, n_pairs=60)
+    exact = COVARIANCE.simple_noise_scale().value
+    assert abs(scores_of(found.noise_scale, exact)) < 3
+    assert found.noise_scale.n_samples == 60
+
+
+def test_critical_batch_size_against_the_full_matrices():
+    whole = build()  # in one batch, for speed
+    covariance = GradientCovariance(whole, whole.w)
+    h, g = torch.from_numpy(curvature.matrix(whole, whole.w)), GRADIENTS.mean(0)
+    exact = (h @ EXACT).trace().item() / (g @ h @ g).item()
+    for each in (covariance, COVARIANCE):
+        found = noise.critical_batch_size(each, n_products=N)
+        assert found.value == pytest.approx(exact, rel=1e-10)
+        assert found.stderr == 0
+    scores = [
+        scores_of(noise.critical_batch_size(covariance, n_products=N - 1, seed=seed), exact)
+        for seed in range(200)
+    ]
+    assert_calibrated(scores)
+
+
+# One update
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_the_moments_of_one_update_are_those_of_the_sde(sampling):
+    gradients, lr, b = random(12, 5, seed=8) + 0.5, 0.3, 3
+    moments = noise.update_moments(gradients, lr, b, sampling=sampling)
+    updates = noise.simulate_updates(gradients, lr, b, 4000, sampling=sampling, seed=9)
+    scores = (updates.mean(0) - moments.mean) / (updates.std(0) / math.sqrt(4000))
+    assert scores.abs().max() < (3.5 if sampling != "epoch" else 1e-6)  # epochs cancel
+    centred = updates - moments.mean
+    products = centred[:, :, None] * centred[:, None, :]
+    if sampling == "epoch":  # independent are the epochs, of 4 batches
+        products = products.view(1000, 4, 5, 5).mean(1)
+    stderr = products.std(0) / math.sqrt(len(products))
+    scores = ((products.mean(0) - moments.covariance) / stderr)[tuple(np.triu_indices(5))]
+    assert (scores.abs() < 3).double().mean() > 0.93
+    assert scores.abs().max() < 4
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("b", [1, 2, 4])
+def test_the_moments_of_one_update_by_enumeration(sampling, b):
+    lr = 0.7
+    moments = noise.update_moments(SMALL, lr, b, sampling=sampling)
+    psi = psi_of_all(SMALL, b, sampling)
+    torch.testing.assert_close(lr**2 * psi.T @ psi / len(psi), moments.covariance)
+    torch.testing.assert_close(-lr * SMALL.mean(0), moments.mean)
+    # (η/N)² N (N/B − 1) F_u = (η/N) g F_u
+    factor = noise.covariance_factor(6, b, sampling="epoch", units="sum", unbiased=True)
+    g = noise.noise_scale(lr, b, 6)
+    assert (lr / 6) ** 2 * factor == pytest.approx(lr / 6 * g, rel=1e-12)
+
+
+# Epochs and stability
+
+
+def end_of_epoch(centres, lr_h, orders, b, w):
+    """SGD itself on ½ h (w − c_i)² through each row of sample numbers."""
+    for batch in orders.split(b, dim=1):
+        w = w - lr_h * (w - centres[batch].mean(1))
+    return w
+
+
+@pytest.mark.parametrize(("n", "b"), [(6, 1), (6, 2), (6, 3), (4, 2)])
+@pytest.mark.parametrize("lr_h", [0.02, 0.5, 1.0, 1.7])
+def test_variance_at_the_end_of_an_epoch_by_enumeration(n, b, lr_h):
+    """Var(w) is stationary: a^2K Var(w) + the variance over all orders, from w = 0."""
+    centres = random(n, seed=3)
+    variance = centres.var(correction=0).item()
+    for sampling in SAMPLINGS:
+        if sampling == "epoch":
+            orders = torch.tensor(list(itertools.permutations(range(n))))
+            steps = n // b
+        else:
+            orders, steps = torch.tensor(all_batches(n, b, sampling)), 1
+        end = end_of_epoch(centres, lr_h, orders, b, torch.zeros(len(orders), dtype=F64))
+        expected = end.var(correction=0).item() / (1 - (1 - lr_h) ** (2 * steps))
+        found = noise.epoch_end_variance(lr_h, n, b, sampling=sampling, variance=variance)
+        assert found == pytest.approx(expected, rel=1e-12, abs=1e-12)
+
+
+def test_variance_at_the_end_of_an_epoch_by_simulation():
+    generator = torch.Generator().manual_seed(0)
+    centres, runs, lr_h = random(12, seed=4), 20_000, 0.4
+    w = torch.zeros(runs, dtype=F64)
+    for _ in range(12):
+        orders = torch.rand(runs, 12, generator=generator).argsort(1)
+        w = end_of_epoch(centres, lr_h, orders, 3, w)
+    variance = centres.var(correction=0).item()
+    found = noise.epoch_end_variance(lr_h, 12, 3, sampling="epoch", variance=variance)
+    squares = (w - centres.mean()) ** 2
+    assert abs(squares.mean().item() - found) < 3 * squares.std().item() / math.sqrt(runs)
+
+
+def test_shuffled_epochs_end_far_nearer_together():
+    """The check numbers of the derivation, N = 64 and B = 4, to their printed digits."""
+    for lr_h, ratio, digits in ((0.5, 0.83, 2), (0.1, 0.19, 2), (0.02, 0.009, 3)):
+        shuffled, drawn = (
+            noise.epoch_end_variance(lr_h, 64, 4, sampling=s) for s in ("epoch", "with_replacement")
+        )
+        assert round(shuffled / drawn, digits) == ratio
+
+
+@pytest.mark.parametrize("replacement", [False, True])
+@pytest.mark.parametrize("lr", [0.1, 0.5, 0.9])
+def test_smallest_stable_batch_by_enumeration(replacement, lr):
+    h = torch.tensor([0.1, 0.3, 0.2, 6.0, 0.4, 0.3], dtype=F64)
+    a, s = h.mean().item(), h.std(correction=0).item()
+    least = noise.smallest_stable_batch(lr, a, s, 6, replacement=replacement)
+    sampling = "with_replacement" if replacement else "without_replacement"
+    growth = {}
+    for b in range(1, 7):
+        batches = torch.tensor(all_batches(6, b, sampling))
+        growth[b] = ((1 - lr * h[batches].mean(1)) ** 2).mean().item()
+    stable = [b for b, g in growth.items() if g <= 1]
+    assert stable == [b for b in range(1, 7) if b >= least]
+    assert lr < 0.2 or least > 1
+
+
+def test_smallest_stable_batch_by_simulation():
+    """E[w²] of many runs shrinks from that batch on and grows below it."""
+    generator = torch.Generator().manual_seed(1)
+    h = torch.tensor([0.5, 1.5] * 10, dtype=F64)
+    lr = 1.7
+    least = noise.smallest_stable_batch(lr, 1.0, 0.5, 20)
+    assert 1 < least < 20
+    ends = {}
+    for b in (least - 1, least):
+        factors = torch.ones(100_000, dtype=F64)
+        for _ in range(3):
+            index = torch.rand(len(factors), 20, generator=generator).argsort(1)[:, :b]
+            factors *= (1 - lr * h[index].mean(1)) ** 2
+        ends[b] = factors.mean().item(), 3 * factors.std().item() / math.sqrt(len(factors))
+    assert ends[least - 1][0] - ends[least - 1][1] > 1
+    assert ends[least][0] + ends[least][1] < 1
+
+
+def test_a_curvature_at_the_edge_needs_the_whole_set():
+    assert noise.smallest_stable_batch(2.0, 1.0, 0.5, 20) == 20
+    assert noise.smallest_stable_batch(0.5, 1.0, 0.0, 20) == 1
+
+
+# Bad input and seeds
+
+
+def normalised():
+    norm = nn.BatchNorm1d(4, track_running_stats=False)
+    return nn.Sequential(nn.Linear(5, 4), norm, nn.ReLU(), nn.Linear(4, 3))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda f: next(noise.per_sample_gradients(f, f.w)),
+        lambda f: noise.project_gradients(f, f.w, f.w[None]),
+        lambda f: f.product(f.w, of="gradients"),
+        lambda f: GradientCovariance(f, f.w) @ f.w,
+        lambda f: GradientCovariance(f, f.w).trace(),
+        lambda f: list(noise.fluctuations(GradientCovariance(f, f.w), 4, 2)),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_networks_that_mix_samples_are_refused(call, dtype):
+    objective = build(normalised, dtype=dtype)
+    with pytest.raises(ValueError, match=r'mixes .* build the model with batch_norm="running"'):
+        call(objective)
+
+
+def test_running_statistics_are_accepted():
+    objective = build(convolutional, IMAGES, dtype=torch.float32)
+    (chunk,) = noise.per_sample_gradients(objective, objective.w)
+    torch.testing.assert_close(chunk.mean(0), objective.grad(objective.w), atol=1e-6, rtol=1e-4)
+
+
+ONE = NetworkObjective(nn.Linear(5, 1), DATA.x_train[:1], DATA.y_train[:1] * 0)
+LR = {"lr": 0.1, "n_train": 100}
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: next(noise.per_sample_gradients(NETWORK, NETWORK.w, memory_limit=900)),
+            r"needs 9\d\d bytes for 39 parameters, more than memory_limit = 900: raise",
+        ),
+        (
+            lambda: GradientCovariance(NETWORK, NETWORK.w, memory_limit=9000).matrix(),
+            r"39² numbers takes 12,168 bytes, more than memory_limit = 9,000: use products",
+        ),
+        (lambda: noise.project_gradients(NETWORK, NETWORK.w, NETWORK.w), r"\(k, 39\), got \(39,\)"),
+        (lambda: noise.covariance_factor(6, 7, sampling="epoch"), "batch_size = 7, n_train = 6"),
+        (lambda: noise.covariance_factor(6, 0, sampling="with_replacement"), "batch_size = 0"),
+        (lambda: noise.covariance_factor(6, 2, sampling="shuffle"), "got 'shuffle'"),
+        (lambda: noise.covariance_factor(6, 2, sampling="epoch", units="total"), "got 'total'"),
+        (lambda: noise.cross_covariance_factor(1, sampling="epoch"), "n_train = 1"),
+        (
+            lambda: noise.fluctuation_moments(SMALL, 2, n_batches=3),
+            r"more than 3 batches, .* 'epoch'.*n_batches = 3",
+        ),
+        (lambda: noise.normality(np.ones(30)), "differ from each other"),
+        (lambda: noise.normality(np.arange(5.0)), "needs 20 samples or more"),
+        (lambda: noise.normality(np.arange(30.0), n_tail=30), "n_tail = 30"),
+        (lambda: noise.noise_scale(0.1, 101, 100), "batch_size .* got 101"),
+        (lambda: noise.noise_scale(-0.1, 10, 100), "lr = -0.1"),
+        (lambda: noise.noise_scale(0.1, 10, 100, momentum=1.0), "momentum = 1.0"),
+        (lambda: noise.batch_size_for(-1.0, **LR), "got -1"),
+        (lambda: noise.batch_size_for(50.0, **LR), r"needs 0.2 samples .* raise lr = 0.1"),
+        (lambda: noise.two_batch_noise_scale([1, 1], [1, 1], 4, 4), "got 2 and 2 norms, 4 and 4"),
+        (lambda: noise.two_batch_noise_scale([9, 9], [1, 1], 1, 4), "take more than 2 pairs"),
+        (lambda: noise.critical_batch_size(COVARIANCE, n_products=1), "2 products, got 1"),
+        (lambda: noise.epoch_end_variance(2.0, 6, 2, sampling="epoch"), "lr_h = 2"),
+        (lambda: noise.epoch_end_variance(0.1, 6, 4, sampling="epoch"), "batch_size = 4"),
+        (lambda: noise.smallest_stable_batch(2.1, 1.0, 0.5, 20), "no batch is stable.*lr = 2.1"),
+        (
+            lambda: noise.smallest_stable_batch(2.0, 1.0, 0.5, 20, replacement=True),
+            "at lr · curvature = 2 no batch is stable with replacement: lower lr",
+        ),
+        (lambda: GradientCovariance(ONE, ONE.w, unbiased=True), "at least 2 samples, got 1"),
+        (lambda: GradientCovariance(ONE, ONE.w).simple_noise_scale(), "the gradient is 0 at w"),
+    ],
+)
+def test_bad_input_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_a_gradient_along_which_the_loss_is_concave_has_no_critical_batch():
+    objective = build()
+    for seed in range(40):
+        w = 3 * random(objective.n_params, seed=seed)
+        g = objective.grad(w)
+        if g @ objective.hvp(w, g) < 0:
+            break
+    with pytest.raises(ValueError, match="is not positive: B_noise"):
+        noise.critical_batch_size(GradientCovariance(objective, w))
+
+
+def test_seeds_are_local():
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    for call in (
+        lambda seed: noise.simulate_updates(SMALL, 0.1, 2, 6, seed=seed),
+        lambda seed: noise.random_directions(NETWORK, 2, seed=seed),
+        lambda seed: torch.tensor(noise.critical_batch_size(COVARIANCE, seed=seed).value),
+    ):
+        first, again, other = call(4), call(4), call(5)
+        assert torch.equal(first, again)
+        assert not torch.equal(first, other)
+    assert torch.equal(torch.get_rng_state(), state)

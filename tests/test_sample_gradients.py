@@ -1,0 +1,128 @@
+"""Factored gradients against autograd on one sample at a time, in float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lecture6 import sample_gradients
+from lecture6.data import gaussian_classes
+from lecture6.models import flat_parameters, local_seed
+from lecture6.sample_gradients import SamplePass
+
+F64 = torch.float64
+DATA = gaussian_classes(50, 10, shape=(5,), n_classes=3)
+IMAGES = gaussian_classes(50, 10, shape=(2, 6, 6), n_classes=3)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def dense():
+    return nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3))
+
+
+def convolutional():
+    conv, pool = nn.Conv2d(2, 3, 3, padding=1), nn.MaxPool2d(3, 2, padding=1)
+    norm = nn.BatchNorm2d(3)  # by running statistics
+    return nn.Sequential(conv, norm, nn.ReLU(), pool, nn.Flatten(), nn.Linear(27, 3))
+
+
+def normalised():
+    norm = nn.BatchNorm1d(6, track_running_stats=False)
+    return nn.Sequential(nn.Linear(5, 6), norm, nn.ReLU(), nn.Linear(6, 3))
+
+
+class Odd(nn.Module):
+    """The third layer is called twice, the fourth sees three tokens a sample, one is not used."""
+
+    def __init__(self, tied=False, again=False):
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Linear(5, 5) for _ in range(4))
+        self.last, self.unused = nn.Linear(5, 3, bias=False), nn.Linear(2, 2)
+        self.again = again
+        if tied:
+            self.b.weight = self.a.weight
+
+    def forward(self, x):
+        x = self.b(self.a(x).tanh()).tanh()
+        if self.again:
+            x = F.linear(x, self.b.weight).tanh()
+        x = self.c(self.c(x).tanh())
+        return self.last(self.d(torch.stack([x, x**2, -x], dim=1)).sum(1))
+
+
+def build(make, data, dtype=F64):
+    with local_seed(0):
+        model = make().to(dtype).eval()
+    slices, start = {}, 0
+    for name, p in model.named_parameters():
+        slices[name] = slice(start, start + p.numel())
+        start += p.numel()
+    return SamplePass(model, slices, data.x_train, data.y_train), flat_parameters(model)
+
+
+def random(*shape, seed=1):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
+
+
+@pytest.mark.parametrize(
+    ("make", "data", "factored"),
+    [
+        (dense, DATA, ["0", "2"]),
+        (convolutional, IMAGES, ["5"]),
+        (Odd, DATA, ["a", "b", "last"]),
+        (lambda: Odd(tied=True), DATA, []),  # these two are found out by the sum of the gradients
+        (lambda: Odd(again=True), DATA, []),
+    ],
+    ids=["dense", "conv", "odd", "tied", "again"],
+)
+def test_sample_gradients_are_those_of_single_samples(make, data, factored):
+    gradients, w = build(make, data)
+    x, y = data.x_train[:9].double(), data.y_train[:9]
+    parameters, rows = list(gradients.model.parameters()), []
+    for i in range(9):
+        loss = F.cross_entropy(gradients.model(x[i : i + 1]), y[i : i + 1])
+        grads = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+        rows.append(torch.cat([g.flatten() for g in grads]))
+    g, found = torch.stack(rows), gradients(w, x, y)
+    torch.testing.assert_close(found.matrix(), g, rtol=1e-10, atol=1e-13)
+    v, c = random(len(w)), random(9)
+    torch.testing.assert_close(found.dot(v), g @ v, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(found.combine(c), c @ g, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(found.squared_norms(), g.square().sum(1), rtol=1e-10, atol=0)
+    assert list(gradients.layers) == factored
+    starts = [gradients.slices[f"{name}.weight"].start for name in factored]
+    assert [weight.start for weight, *_ in found.layers] == starts
+    inside = [f"{name}.{part}" for name in factored for part in ("weight", "bias")]
+    sizes = {name: p.numel() for name, p in gradients.model.named_parameters()}
+    assert gradients.loose == sum(n for name, n in sizes.items() if name not in inside)
+    assert found.nbytes < g.nbytes or not factored
+
+
+def test_gradients_hold_at_other_weights_and_keep_no_graph():
+    gradients, w = build(dense, DATA)
+    model, w = dense().double(), w + random(len(w))
+    nn.utils.vector_to_parameters(w, model.parameters())
+    F.cross_entropy(model(DATA.x_train.double()), DATA.y_train).backward()
+    exact = torch.cat([p.grad.flatten() for p in model.parameters()])
+    found = gradients(w, DATA.x_train, DATA.y_train)
+    torch.testing.assert_close(found.combine(random(50) * 0 + 1 / 50), exact)
+    assert not any(t.requires_grad for layer in found.layers for t in layer[2:])
+
+
+def test_pieces_are_the_samples_and_not_large(monkeypatch):
+    gradients, _ = build(convolutional, IMAGES)
+    assert [len(y) for _, y in gradients.pieces(IMAGES.x_train, IMAGES.y_train, 20)] == [20, 20, 10]
+    monkeypatch.setattr(sample_gradients, "PIECE", 6 * gradients.loose - 1)
+    pieces = list(gradients.pieces(IMAGES.x_train, IMAGES.y_train, 20))
+    assert max(len(y) for _, y in pieces) == 5
+    assert torch.equal(torch.cat([x for x, _ in pieces]), IMAGES.x_train)
+    assert torch.equal(torch.cat([y for _, y in pieces]), IMAGES.y_train)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_a_network_that_mixes_samples_is_refused(dtype):
+    with pytest.raises(ValueError, match=r'mixes the samples .* batch_norm="running"'):
+        build(normalised, DATA, dtype)
+    gradients, w = build(dense, DATA, dtype)
+    gradients.check_separate(w, DATA.x_train)
