@@ -11,7 +11,7 @@ N images in memory and vectors v. What is timed, in turns on the same threads:
 
   lecture6  noise.GradientCovariance, with its default limit of 256 MiB
   BackPACK  BatchGrad gives the gradients of a chunk, (n_chunk, n_params); two matrix products with
-            them add to F v. All chunks together, N × n_params numbers, do not fit in memory, so that
+            them add to F v. All chunks together, N × n_params numbers, do not fit in memory, so
             every product makes them anew. The chunk is the fastest of 16, 64 and 256 MiB in a trial
             before the clock. ḡ is what backward adds up anyway
   opacus    the same with GradSampleModule; it takes no layers with buffers, so not f1 and c1
@@ -65,17 +65,18 @@ def chunked(
     size = max(1, chunk // (4 * sum(sizes)))
 
     def product(v: Tensor) -> Tensor:
-        parts = v.T.split(sizes)  # (numel,) or (numel, k)
+        parts = (v if v.dim() == 1 else v.T).split(sizes)  # (numel,) or (numel, k)
         out = [torch.zeros_like(part) for part in parts]
         for p in parameters:
             p.grad = None
         for piece in zip(x.split(size), y.split(size), strict=True):
             g = [each.flatten(1) for each in gradients(*piece)]  # (n_chunk, numel)
             c = sum(each @ part for each, part in zip(g, parts, strict=True))
-            for total, each in zip(out, g, strict=True):
-                total += each.T @ c
+            for part, each in zip(out, g, strict=True):
+                part += each.T @ c
         mean = torch.cat([p.grad.flatten() for p in parameters]) / len(y)
-        return torch.cat(out).T / len(y) - (v @ mean)[..., None] * mean
+        total = torch.cat(out)
+        return (total if v.dim() == 1 else total.T) / len(y) - (v @ mean)[..., None] * mean
 
     return product
 
@@ -199,7 +200,7 @@ def main() -> None:
     if args.net == "c1" and images.input_shape != (3, 32, 32):
         parser.error(f"c1 takes images of shape (3, 32, 32), {images.name} has others")
 
-    warnings.filterwarnings("ignore", module="(opacus|backpack|torch).*")
+    warnings.filterwarnings("ignore", message="Full backward hook is firing")  # both libraries'
     torch.set_num_threads(args.threads)
     x, y, net = images.x_train, images.y_train, build(args.net, images)
     n_params = len(flat_parameters(net))
@@ -219,7 +220,7 @@ def main() -> None:
         except (ImportError, PackageNotFoundError):
             print(f"{name}: not installed")
         except NotImplementedError as error:
-            print(f"{name}: not for {args.net}: {error}")
+            print(f"{name}: not for {args.net}: {str(error)[:120]} …")
         else:
             label = f"{name} {version(name)}, {chunk >> 20} MiB"
             sides[label] = lambda side=side, chunk=chunk: side(net, x, y, chunk)

@@ -3,13 +3,28 @@
 Both sides train the same replicas of the net 784-800-10 of Smith & Le with the same batches, each
 with its own initial weights and learning rate, from tensors in memory (no loader on either side),
 and evaluate each on both sets before and after. The weights that result are compared.
+
+--figure-10 times the whole of Figure 10 of Smith & Le (1710.06451) on a CPU instead: the same net
+on 1,000 images of MNIST less their mean, 3 rates × 7 batch sizes × 4 seeds, --time/rate updates
+each, rounded to whole passes over the images as the study does, with batches drawn anew without
+replacement. The plain loop trains one net after another in float32 with 2 threads and evaluates it
+at the end; train_many evaluates at the start too, and its clock includes that. Ours are
+
+  float32    train_many, the 4 seeds of a rate and a batch size at once, 2 threads
+  bfloat16   the same with bf16=True for batches of 32 and more: what the study does
+  2 workers  bfloat16, one net at a time in each of two processes with one thread: what
+             `lecture6 run smith --jobs 2` does; they are started, and warm, before the clock
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import math
 import statistics
+from collections.abc import Callable
+from concurrent.futures import Executor, ProcessPoolExecutor
+from multiprocessing import get_context
 from time import perf_counter
 
 import torch
@@ -18,8 +33,19 @@ from torch import Tensor
 
 from lecture6 import data, models
 from lecture6.models import flat_parameters
-from lecture6.train import EVALUATION_BATCH, evaluate, evaluation_batches, sample_batches
+from lecture6.studies.smith import centred
+from lecture6.train import (
+    EVALUATION_BATCH,
+    evaluate,
+    evaluation_batches,
+    has_bf16,
+    sample_batches,
+)
 from lecture6.train_many import train_many
+
+RATES, RATIOS, SEEDS = (0.5, 1.0, 2.0), (16, 22.6, 32, 64, 128, 256, 500), range(4)
+N_TRAIN = 1000
+Curve = tuple[float, int, int]  # learning rate, batch size, epochs
 
 
 def plain(
@@ -48,15 +74,158 @@ def plain(
     return weights
 
 
+def figure_10(time: float) -> list[Curve]:
+    """The 21 settings, each for all seeds, the dearest first."""
+    sizes = [(lr, round(lr * ratio)) for lr in RATES for ratio in RATIOS]
+    found = [(lr, b, max(1, round(time / lr / math.ceil(N_TRAIN / b)))) for lr, b in sizes]
+    return sorted(found, key=lambda curve: -curve[2])
+
+
+def plain_figure(images: data.Dataset, curves: list[Curve]) -> list[float]:
+    """Test accuracies (fractions) of all curves and seeds, one net after another."""
+    x, y = images.x_train, images.y_train
+    sets = [(x, y), (images.x_test, images.y_test)]
+    batches = [evaluation_batches(*part, EVALUATION_BATCH) for part in sets]
+    accuracies = []
+    for lr, batch_size, epochs in curves:
+        for seed in SEEDS:
+            net = models.mlp(seed=seed)
+            optimizer = torch.optim.SGD(net.parameters(), lr=lr)
+            options = {"sampling": "without_replacement"}
+            generator = torch.Generator().manual_seed(seed)
+            for _ in range(epochs):
+                for batch in sample_batches(len(x), batch_size, generator=generator, **options):
+                    loss = F.cross_entropy(net(x[batch]), y[batch])
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+            (loss, _), (_, accuracy) = (evaluate(net, part) for part in batches)
+            accuracies.append(accuracy if math.isfinite(loss) else 1 / images.n_classes)
+    return accuracies
+
+
+def together(images: data.Dataset, curve: Curve, seeds: list[int], half: bool) -> list[float]:
+    """Test accuracies of the nets of these seeds by train_many; a lost one has that of a guess."""
+    lr, batch_size, epochs = curve
+    runs = train_many(
+        [models.mlp(seed=seed) for seed in seeds],
+        images,
+        batch_size=batch_size,
+        lr=lr,
+        epochs=epochs,
+        seeds=seeds,
+        sampling="without_replacement",
+        evaluate_every=epochs,
+        bf16=half and batch_size >= 32,
+        device="cpu",
+    )
+    lost = [run.stopped.startswith("diverged") for run in runs]
+    return [
+        1 / images.n_classes if bad else run.final("test")
+        for bad, run in zip(lost, runs, strict=True)
+    ]
+
+
+_worker: dict = {}  # of a worker process: its images
+
+
+def _start(images: data.Dataset, all_here) -> None:
+    torch.set_num_threads(1)
+    _worker["images"] = images
+    for size in (16, 64):  # warm, in both precisions
+        together(images, (0.1, size, 1), [0], True)
+    all_here.wait(timeout=600)
+
+
+def _in_worker(curve: Curve, seed: int) -> float:
+    return together(_worker["images"], curve, [seed], True)[0]
+
+
+def workers(executor: Executor, curves: list[Curve]) -> list[float]:
+    jobs = [executor.submit(_in_worker, curve, seed) for curve in curves for seed in SEEDS]
+    return [job.result() for job in jobs]
+
+
+def compare_figure_10(time: float, repeats: int, threads: int) -> None:
+    torch.set_num_threads(threads)
+    images = centred(data.load("mnist").subset(N_TRAIN))
+    curves, seeds = figure_10(time), list(SEEDS)
+    updates = sum(epochs * math.ceil(N_TRAIN / size) for _, size, epochs in curves) * len(seeds)
+    print(
+        f"Figure 10: {len(curves) * len(seeds)} nets 784-800-10, {updates:,} updates, "
+        f"{images.n_train:,} images of mnist, {images.n_test:,} to test; {threads} threads, "
+        f"torch {torch.__version__}"
+    )
+    if not has_bf16(torch.device("cpu")):
+        print("this processor has no bfloat16: the rows of that name are float32 too")
+    context = get_context("spawn")
+    settings = {"mp_context": context, "initializer": _start}
+
+    def all_seeds(half: bool) -> list[float]:
+        return [each for curve in curves for each in together(images, curve, seeds, half)]
+
+    with ProcessPoolExecutor(2, initargs=(images, context.Barrier(2)), **settings) as executor:
+        for job in [executor.submit(int) for _ in range(2)]:  # each starts a worker
+            job.result()
+        sides: dict[str, Callable[[], list[float]]] = {
+            "plain": lambda: plain_figure(images, curves),
+            "float32": lambda: all_seeds(False),
+            "bfloat16": lambda: all_seeds(True),
+            "2 workers": lambda: workers(executor, curves),
+        }
+        for size in (16, 64):  # to warm up
+            plain_figure(images, [(0.1, size, 1)])
+            together(images, (0.1, size, 1), seeds, True)
+        seconds: dict[str, list[float]] = {name: [] for name in sides}
+        accuracies = {}
+        for _ in range(repeats):
+            for name, side in sides.items():
+                start = perf_counter()
+                accuracies[name] = side()
+                seconds[name].append(perf_counter() - start)
+            print(", ".join(f"{name} {s[-1]:.2f} s" for name, s in seconds.items()), flush=True)
+    for name, own in seconds.items():
+        shares = [b / a for a, b in zip(seconds["plain"], own, strict=True)]
+        mean = 100 * statistics.mean(accuracies[name])
+        line = f"{name:10} {statistics.median(own):8.2f} s, mean test accuracy {mean:.2f} %"
+        if name != "plain":
+            pairs = zip(accuracies["plain"], accuracies[name], strict=True)
+            apart = [100 * (b - a) for a, b in pairs]
+            stderr = statistics.stdev(apart) / math.sqrt(len(apart))
+            line += (
+                f" ({statistics.mean(apart):+.3f} ± {stderr:.3f} points), of plain's time "
+                f"{statistics.median(shares):.2f} ({min(shares):.2f} to {max(shares):.2f})"
+            )
+        print(line)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--replicas", type=int, default=32, help="(default: 32)")
     parser.add_argument("--batch-size", type=int, default=32, help="(default: 32)")
     parser.add_argument("--epochs", type=int, default=8, help="of 4,000 images (default: 8)")
     parser.add_argument("--repeats", type=int, default=5, help="of each side (default: 5)")
+    parser.add_argument("--figure-10", action="store_true", help="the whole of Figure 10 instead")
+    parser.add_argument(
+        "--time", type=float, help="with --figure-10: updates × rate (default: 150)"
+    )
+    parser.add_argument("--threads", type=int, help="with --figure-10: of a process (default: 2)")
     args = parser.parse_args()
     if min(args.replicas, args.batch_size, args.epochs, args.repeats) < 1:
         parser.error("--replicas, --batch-size, --epochs and --repeats must be at least 1")
+    if args.time is not None and not (args.figure_10 and 0 < args.time < math.inf):
+        parser.error("--time must be positive, and belongs to --figure-10")
+    if args.threads is not None and not (args.figure_10 and args.threads > 0):
+        parser.error("--threads must be positive, and belongs to --figure-10")
+    if args.figure_10:
+        own = ("replicas", "batch_size", "epochs")
+        if any(getattr(args, name) != parser.get_default(name) for name in own):
+            parser.error("--figure-10 sets replicas, batch sizes and epochs itself")
+        try:
+            compare_figure_10(args.time or 150.0, args.repeats, args.threads or 2)
+        except data.DataError as error:
+            parser.error(str(error))
+        return
 
     images = data.load("mnist5k")
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,8 +1,9 @@
 """Towards Understanding SGD: the code behind the course.
 
 Read the modules in the order in which they import each other: ``data`` and ``models``, then
-``train``, ``train_many``, ``parallel``, ``objective``, ``toys``, ``sharpness``, ``curvature``,
-``landscape``, then ``report``, ``studies``, ``figures``, ``widgets``.
+``train``, ``train_many``, ``parallel``, ``sample_gradients``, ``objective``, ``toys``,
+``sharpness``, ``curvature``, ``landscape``, ``noise``, then ``report``, ``studies``, ``figures``,
+``widgets``.
 """
 
 __version__ = "0.1.0"

@@ -8,7 +8,13 @@ from torch import nn
 
 from lecture6 import models
 from lecture6.data import gaussian_classes
-from lecture6.models import count_parameters, flat_parameters, layer_table, local_seed
+from lecture6.models import (
+    count_parameters,
+    flat_parameters,
+    layer_table,
+    local_seed,
+    unflatten,
+)
 from lecture6.objective import NetworkObjective
 from lecture6.train import train
 
@@ -166,6 +172,17 @@ def test_flat_parameters_is_a_detached_copy_in_the_order_of_the_module():
     torch.testing.assert_close(w[-1:], model[1].bias)
     w.zero_()
     assert model[0].weight.abs().sum() > 0
+
+
+def test_unflatten_gives_the_parameters_back_as_views():
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    w = flat_parameters(model)
+    parts = unflatten(w, {name: p.shape for name, p in model.named_parameters()})
+    for (name, part), (expected, p) in zip(parts.items(), model.named_parameters(), strict=True):
+        assert name == expected
+        assert torch.equal(part, p)
+    w.zero_()
+    assert not any(part.any() for part in parts.values())
 
 
 @pytest.mark.parametrize("make", [models.f1, models.f2, models.c1, models.c2])
