@@ -261,9 +261,8 @@ def _full() -> list[dict]:
         *figure_10(heavy, range(4)),
         *(p | {"bf16": False} for p in exact),
         *_curve(base, "epoch", 0.5, few, range(4), sampling="epoch"),
-        *figure_10(base, range(4), HIGH_RATES),
         *figure_11(range(2, 5)),
-        *figure_10(base, range(4, 6)),
+        *figure_10(base, range(4), HIGH_RATES),
     ]
 
 
