@@ -93,6 +93,8 @@ def plain_figure(images: data.Dataset, curves: list[Curve]) -> list[float]:
             optimizer = torch.optim.SGD(net.parameters(), lr=lr)
             options = {"sampling": "without_replacement"}
             generator = torch.Generator().manual_seed(seed)
+            for part in batches:
+                evaluate(net, part)
             for _ in range(epochs):
                 for batch in sample_batches(len(x), batch_size, generator=generator, **options):
                     loss = F.cross_entropy(net(x[batch]), y[batch])
