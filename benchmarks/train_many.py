@@ -7,8 +7,8 @@ and evaluate each on both sets before and after. The weights that result are com
 --figure-10 times the whole of Figure 10 of Smith & Le (1710.06451) on a CPU instead: the same net
 on 1,000 images of MNIST less their mean, 3 rates × 7 batch sizes × 4 seeds, --time/rate updates
 each, rounded to whole passes over the images as the study does, with batches drawn anew without
-replacement. The plain loop trains one net after another in float32 with 2 threads and evaluates it
-at the end; train_many evaluates at the start too, and its clock includes that. Ours are
+replacement. The plain loop trains one net after another in float32 with 2 threads; every side
+evaluates before and after. Ours are
 
   float32    train_many, the 4 seeds of a rate and a batch size at once, 2 threads
   bfloat16   the same with bf16=True for batches of 32 and more: what the study does
