@@ -201,7 +201,7 @@ def by_batch_size(rows: pd.DataFrame, by: str, of: str = "test") -> pd.DataFrame
 
 
 def caption(stored: Stored, rows: pd.DataFrame) -> str:
-    """One line for a figure of ``rows``: net, data, updates, seeds, device, date, commit."""
+    """One line for a figure: profile, net, data, momentum, seeds, device, date, commit."""
     sizes = sorted(rows["n_train"].unique())
     n = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
     seeds = sorted(map(int, rows["seed"].unique()))
