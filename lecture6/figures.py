@@ -74,6 +74,12 @@ def _band(
     )
 
 
+def _right_axis(title: str, **more) -> dict:
+    """A second y-axis, for curves with ``yaxis="y2"``."""
+    axis = {"title": title, "overlaying": "y", "side": "right", "showgrid": False}
+    return axis | {"automargin": True} | more
+
+
 def _coloured(curves: Iterable, colours: Sequence) -> Iterator[tuple]:
     """Pairs (curve, colour); raises ValueError rather than leave a curve out."""
     curves = list(curves)
@@ -229,16 +235,7 @@ def interpolation(table: pd.DataFrame, *, title: str, provenance: str) -> go.Fig
     figure.update_xaxes(title_text="Position α on the path")
     figure.update_yaxes(title_text="Cross-entropy", rangemode="tozero")
     return figure.update_layout(
-        yaxis2={
-            "title": "Accuracy, %",
-            "overlaying": "y",
-            "side": "right",
-            "showgrid": False,
-            "range": [0, 102],
-            "tickmode": "linear",
-            "dtick": 20,
-            "automargin": True,
-        }
+        yaxis2=_right_axis("Accuracy, %", range=[0, 102], tickmode="linear", dtick=20)
     )
 
 
@@ -294,16 +291,7 @@ def batch_size(table: pd.DataFrame, *, title: str, provenance: str) -> go.Figure
     )
     figure.update_yaxes(title_text="Test accuracy, %")
     return figure.update_layout(
-        yaxis2={
-            "title": "Sharpness φ, %",
-            "type": "log",
-            "overlaying": "y",
-            "side": "right",
-            "showgrid": False,
-            "automargin": True,
-            "tickmode": "linear",
-            "dtick": "D2",
-        }
+        yaxis2=_right_axis("Sharpness φ, %", type="log", tickmode="linear", dtick="D2")
     )
 
 
@@ -451,15 +439,7 @@ def noise_scale(
     )
     figure.update_xaxes(title_text="Batch size B", type="log", dtick=1)
     figure.update_yaxes(title_text="Noise scale g", type="log", dtick=1, exponentformat="power")
-    return figure.update_layout(
-        yaxis2={
-            "title": "Test accuracy, %",
-            "overlaying": "y",
-            "side": "right",
-            "showgrid": False,
-            "automargin": True,
-        }
-    )
+    return figure.update_layout(yaxis2=_right_axis("Test accuracy, %"))
 
 
 def contour(

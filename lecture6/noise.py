@@ -8,7 +8,8 @@ gradients, the lecture's F(w), is one of
 
 and the fluctuation of a batch is ψ = ∇ℓ̂ − ∇ℓ (equation 11). ``units`` are "mean" (losses are means
 over samples, as in training) or "sum" (equations 6–7: ψ is N times as large). ``sampling`` is
-that of :func:`lecture6.train.sample_batches`.
+that of :func:`lecture6.train.sample_batches`. McCandlish et al. (1812.06162) call F and ḡ Σ and G,
+and so do their noise scales below; H is the Hessian.
 """
 
 from __future__ import annotations
@@ -613,8 +614,8 @@ def smallest_stable_batch(
     """The smallest batch at which E[w²] does not grow for losses ½ h_i w² (Wu, Ma & E 2018).
 
     ``curvature`` a and ``spread`` s are the mean and the standard deviation (dividing by N) of the
-    h_i: (1 − η a)² + η² s² (N − B)/(B (N − 1)) ≤ 1, or s²/B with replacement. Raises ValueError
-    where no batch is stable.
+    h_i: (1 − η a)² + η² s² (N − B)/(B (N − 1)) ≤ 1; with replacement the second term is
+    η² s²/B. Raises ValueError where no batch is stable.
     """
     room = lr * curvature * (2 - lr * curvature)  # 1 − (1 − ηa)²
     noise = (lr * spread) ** 2

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lecture6 import data, figures, models
+from lecture6.results import Stored
 from lecture6.studies import STUDIES, smith
 from lecture6.train import train
 
@@ -105,6 +106,15 @@ def test_the_views_of_a_table(table):
         smith.select(table, group="lr", lr=7)
     with pytest.raises(ValueError, match="several runs"):
         smith.final(pd.concat([table, table.assign(group="other")]))
+
+
+def test_the_caption_says_what_was_run(table):
+    record = {"profile": "smoke", "device": ["CPU"], "date": ["2026-11-24"], "code": ["commit a"]}
+    both = pd.concat([table, table.assign(momentum=0.9, n_train=4000)])
+    assert smith.caption(Stored(both, record), both) == (
+        "stored, profile smoke · 784-32-10 on 200 to 4,000 images of digits · momentum 0.0, 0.9 · "
+        "seeds 0, 1 · CPU · 2026-11-24 · commit a"
+    )
 
 
 SIZES = np.array([2, 4, 8, 16, 32, 64, 128, 256])

@@ -42,28 +42,25 @@ class Stored:
             ]
         )
 
-    def line(self, rows: pd.DataFrame, more: str = "") -> str:
-        """One line for a figure of ``rows``: net, data, epochs, seeds, device, date, commit.
-
-        ``more`` stands right behind the data.
-        """
+    def line(self, rows: pd.DataFrame, *what: str) -> str:
+        """One line for a figure of ``rows``: profile, ``what``, seeds, device, date, commit."""
         r = self.record
-
-        def all_of(name: str) -> str:
-            return ", ".join(map(str, rows[name].drop_duplicates()))
-
         seeds = [str(seed) for seed in sorted(rows["seed"].unique())]
         return " · ".join(
             [
                 f"stored, profile {r['profile']}",
-                f"{all_of('net')} on {all_of('data')}{more}",
-                f"{all_of('epochs')} epochs",
+                *what,
                 f"seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}",
                 ", ".join(r["device"]),
                 r["date"][-1],
                 ", ".join(r["code"]),
             ]
         )
+
+
+def listed(rows: pd.DataFrame, name: str) -> str:
+    """The different values of a column, for :meth:`Stored.line`: "0.0, 0.9"."""
+    return ", ".join(map(str, rows[name].drop_duplicates()))
 
 
 def save(name: str, table: pd.DataFrame, record: dict, *, folder: Path | None = None) -> Path:

@@ -26,7 +26,7 @@ from lecture6 import models
 from lecture6.curvature import eigenvalues
 from lecture6.data import Dataset
 from lecture6.objective import NetworkObjective
-from lecture6.results import Stored
+from lecture6.results import Stored, listed
 from lecture6.studies import imagenet
 from lecture6.studies.engine import Study
 from lecture6.train import DivergenceError, goyal_schedule, scale_lr, train
@@ -194,8 +194,8 @@ def history(rows: pd.DataFrame, of: str = "train") -> pd.DataFrame:
 
 def caption(stored: Stored, rows: pd.DataFrame) -> str:
     """One line for a figure of ``rows``: network, data, epochs, seeds, device, date, commit."""
-    n, lr = (", ".join(map(str, rows[name].drop_duplicates())) for name in ("n", "lr"))
-    return stored.line(rows, f" · n = {n}, η = {lr}")
+    net, data, n, lr, epochs = (listed(rows, c) for c in ("net", "data", "n", "lr", "epochs"))
+    return stored.line(rows, f"{net} on {data}", f"n = {n}, η = {lr}", f"{epochs} epochs")
 
 
 def _recipe(base: dict, ks: list[int], seeds: range, curvature_at: list[int]) -> list[dict]:

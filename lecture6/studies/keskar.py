@@ -25,7 +25,7 @@ from lecture6 import models
 from lecture6.data import Dataset
 from lecture6.landscape import interpolate
 from lecture6.objective import NetworkObjective
-from lecture6.results import Stored
+from lecture6.results import Stored, listed
 from lecture6.sharpness import KESKAR_ITERATIONS, RandomSubspace, keskar
 from lecture6.studies.engine import Study
 from lecture6.train import train
@@ -230,7 +230,8 @@ def caption(stored: Stored, rows: pd.DataFrame) -> str:
     samples = f", {size:,} training samples" if size else ""
     if "n_sharpness" in rows and rows["n_sharpness"].notna().any():
         samples += f" ({rows['n_sharpness'].max():,.0f} of them for sharpness and paths)"
-    return stored.line(rows, samples)
+    net, data, epochs = (listed(rows, c) for c in ("net", "data", "epochs"))
+    return stored.line(rows, f"{net} on {data}{samples}", f"{epochs} epochs")
 
 
 def _grid_full() -> list[dict]:

@@ -5,9 +5,9 @@ mean taken off, at a constant rate, with batches drawn anew without replacement,
 has it. Trials at different η are compared at one time, not at one number of updates: the paper
 takes 10,000/η updates, and these take ``time``·(1 − m)/η.
 
-Groups of trials: "lr", Figure 10, every rate η/(1 − m) with batches around 32 of its own unit;
-"n_train", Figure 11; "float32", some of the former without bfloat16; "epoch", some with reshuffled
-epochs in the place of batches drawn anew.
+Groups of trials: "lr", Figure 10, every rate η/(1 − m), with batches of 8 to 512 times that rate,
+densest from 16 to 64; "n_train", Figure 11; "float32", some of the former without bfloat16;
+"epoch", some with reshuffled epochs in the place of batches drawn anew.
 
 Rows: quantity, of, at, value. Of "train" and "test" after an update: accuracy (a fraction), loss;
 updates; bfloat16 (1 if it was used); diverged (1 when the loss stopped being finite: then there
@@ -24,7 +24,7 @@ import pandas as pd
 
 from lecture6 import models
 from lecture6.data import Dataset
-from lecture6.results import Stored
+from lecture6.results import Stored, listed
 from lecture6.studies.engine import Study
 from lecture6.train_many import train_many
 
@@ -201,22 +201,11 @@ def by_batch_size(rows: pd.DataFrame, by: str, of: str = "test") -> pd.DataFrame
 
 
 def caption(stored: Stored, rows: pd.DataFrame) -> str:
-    """One line for a figure: profile, net, data, momentum, seeds, device, date, commit."""
+    """One line for a figure of ``rows``: net, data, momentum, seeds, device, date, commit."""
     sizes = sorted(rows["n_train"].unique())
     n = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
-    seeds = sorted(map(int, rows["seed"].unique()))
-    r = stored.record
-    return " · ".join(
-        [
-            f"stored, profile {r['profile']}",
-            f"784-{rows['hidden'].iloc[0]}-10 on {n} images of {rows['data'].iloc[0]}",
-            f"momentum {rows['momentum'].iloc[0]:g}",
-            f"seeds {', '.join(map(str, seeds))}",
-            ", ".join(r["device"]),
-            r["date"][-1],
-            ", ".join(r["code"]),
-        ]
-    )
+    net = f"784-{listed(rows, 'hidden')}-10 on {n} images of {listed(rows, 'data')}"
+    return stored.line(rows, net, f"momentum {listed(rows, 'momentum')}")
 
 
 def _curve(base: dict, group: str, rate: float, sizes, seeds, **more) -> list[dict]:
