@@ -390,21 +390,22 @@ def curves(
 def noise_scale(
     table: pd.DataFrame, *, batch_size: int, predicted: float, title: str, provenance: str
 ) -> go.Figure:
-    """Equation (24): the noise scale g (left axis) and test accuracy (right axis) against B.
+    """Equation (24): the noise scale g (left axis) and what was measured (right axis) against B.
 
-    ``table``: columns batch_size, g, and accuracy (a fraction, NaN where it was not measured).
+    ``table``: columns batch_size, g, and gain, points of test accuracy over the largest batch (NaN
+    where it was not measured).
     ``batch_size`` is marked on the curve of g, ``predicted``, a batch size, by a line.
     """
     table = table.sort_values("batch_size")
-    known = table.dropna(subset=["accuracy"])
+    known = table.dropna(subset=["gain"])
     chosen = table.loc[(table["batch_size"] - batch_size).abs().idxmin()]
     if known.empty:
         found = "The test accuracy was not measured here."
     else:
-        best = known.loc[known["accuracy"].idxmax()]
+        best = known.loc[known["gain"].idxmax()]
         found = (
-            f"The test accuracy measured is highest, {best['accuracy']:.2%}, at "
-            f"B = {best['batch_size']:g}."
+            f"The test accuracy measured is highest at B = {best['batch_size']:g}, "
+            f"{best['gain']:.2f} points above that of the largest batch."
         )
     figure = _figure(
         title,
@@ -431,15 +432,17 @@ def noise_scale(
     )
     figure.add_scatter(
         x=known["batch_size"],
-        y=100 * known["accuracy"],
+        y=known["gain"],
         mode="lines+markers",
-        name="test accuracy",
+        name="gain in test accuracy",
         line={"color": ORANGE},
         yaxis="y2",
     )
     figure.update_xaxes(title_text="Batch size B", type="log", dtick=1)
     figure.update_yaxes(title_text="Noise scale g", type="log", dtick=1, exponentformat="power")
-    return figure.update_layout(yaxis2=_right_axis("Test accuracy, %"))
+    return figure.update_layout(
+        yaxis2=_right_axis("Test accuracy less the largest batch's, points", range=[-1.5, 1])
+    )
 
 
 def contour(

@@ -86,8 +86,8 @@ def density():
 
 def scales(measured=True):
     b = np.array([1, 10, 100, 1000])
-    accuracy = np.where(b > 1, [0, 0.5, 0.9, 0.8], np.nan) if measured else np.nan
-    return pd.DataFrame({"batch_size": b, "g": 1000 / b - 1, "accuracy": accuracy})
+    gain = np.where(b > 1, [0, -0.5, 0.4, 0.0], np.nan) if measured else np.nan
+    return pd.DataFrame({"batch_size": b, "g": 1000 / b - 1, "gain": gain})
 
 
 AXES = {"xlabel": "The x", "ylabel": "The y"}
@@ -357,9 +357,9 @@ def test_noise_scale_shows_g_the_choice_the_prediction_and_what_was_measured(dra
     assert list(named["g"].x) == [1, 10, 100]  # g = 0 has no place on a logarithmic axis
     assert (list(named["g at B"].x), list(named["g at B"].y)) == ([10], [99])
     assert list(named["predicted optimum"].x) == [80.0, 80.0]
-    assert list(named["test accuracy"].y) == [50.0, 90.0, 80.0]
+    assert list(named["gain in test accuracy"].y) == [-0.5, 0.4, 0.0]
     assert "99 at B = 10" in description(figure)
-    assert "90.00%, at B = 100" in description(figure)
+    assert "highest at B = 100, 0.40 points above" in description(figure)
     unknown = figures.noise_scale(scales(False), batch_size=1000, predicted=80.0, **COMMON)
     assert len(unknown.data) == len(figure.data)  # frames of one explorer
     assert "not measured" in description(unknown)
