@@ -441,7 +441,9 @@ def noise_scale(
     figure.update_xaxes(title_text="Batch size B", type="log", dtick=1)
     figure.update_yaxes(title_text="Noise scale g", type="log", dtick=1, exponentformat="power")
     return figure.update_layout(
-        yaxis2=_right_axis("Test accuracy less the largest batch's, points", range=[-1.5, 1])
+        yaxis2=_right_axis(
+            "Gain in test accuracy, points", range=[-1.5, 1], tickmode="linear", dtick=0.5
+        )
     )
 
 
