@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 
 import pandas as pd
 import torch
@@ -155,25 +156,43 @@ def c2(n_classes: int = 10, *, batch_norm: str = "batch", seed: int = 0) -> nn.S
         return nn.Sequential(*layers, nn.Linear(512, n_classes))
 
 
+def vgg11(n_classes: int = 10, *, batch_norm: str = "batch", seed: int = 0) -> nn.Sequential:
+    """VGG-11 for small images, with batch norm: eight 3×3 convolutions; 9,228,362 parameters.
+
+    Input (batch, 3, 32, 32), output logits (batch, n_classes). Layers: Simonyan & Zisserman
+    (1409.1556), Table 1, column A, with one dense layer in the place of three, since 1×1 pixel is
+    left of 32×32.
+    """
+    with local_seed(seed):
+        layers: list[nn.Module] = []
+        n_in = 3
+        for width, depth in ((64, 1), (128, 1), (256, 2), (512, 2), (512, 2)):
+            for _ in range(depth):
+                layers += _conv(n_in, width, 3, batch_norm)
+                n_in = width
+            layers.append(nn.MaxPool2d(2))
+        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(512, n_classes))
+
+
 def mlp(
     n_inputs: int = 784,
-    n_hidden: int = 800,
+    n_hidden: int | Sequence[int] = 800,
     n_classes: int = 10,
     *,
     bias: bool = True,
     seed: int = 0,
 ) -> nn.Sequential:
-    """One hidden layer of 800 ReLU units, no batch norm: the net of Smith & Le (1710.06451).
+    """Hidden layers of ReLU units, no batch norm; one of 800 is the net of Smith & Le (1710.06451).
 
-    Without biases its function is unchanged by :func:`lecture6.curvature.rescale`.
+    ``n_hidden``: the width of the hidden layer, or of each of several. With one and without biases
+    its function is unchanged by :func:`lecture6.curvature.rescale`.
     """
+    widths = [n_inputs, *([n_hidden] if isinstance(n_hidden, int) else n_hidden)]
     with local_seed(seed):
-        return nn.Sequential(
-            nn.Flatten(),
-            nn.Linear(n_inputs, n_hidden, bias=bias),
-            nn.ReLU(),
-            nn.Linear(n_hidden, n_classes, bias=bias),
-        )
+        layers: list[nn.Module] = [nn.Flatten()]
+        for n_in, n_out in pairwise(widths):
+            layers += [nn.Linear(n_in, n_out, bias=bias), nn.ReLU()]
+        return nn.Sequential(*layers, nn.Linear(widths[-1], n_classes, bias=bias))
 
 
 class _GhostBatchNorm(nn.modules.batchnorm._BatchNorm):

@@ -13,6 +13,8 @@ from itertools import product
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from scipy.optimize import brentq
+from scipy.special import expit
 from torch import Tensor
 
 from lecture6.objective import FunctionObjective
@@ -242,3 +244,96 @@ class DoubleWell(Toy):
         along = max(self.profile(w) for w in (low[0], high[0], *inside))
         farthest = np.maximum(np.abs(low[1:]), np.abs(high[1:]))
         return float(along + 0.5 * self.across @ farthest**2)
+
+
+class TwoWells(Toy):
+    """The soft minimum of two quadratic wells, each with a place, a width and a depth of its own.
+
+    ℓ(w) = −s log Σ_j exp(−q_j(w)/s) with q_j(w) = level_j + ½ (w − c_j)ᵀ H_j (w − c_j). As s → 0 it
+    is min_j q_j, which has a kink where the wells meet.
+
+    Arguments:
+      curvatures  (2,) for one parameter; (2, d) along the axes; or H_j, (2, d, d)
+      centres     (2,) or (2, d)
+      levels      ℓ at the minima, (2,)
+      softness    s
+
+    Raises ValueError for curvatures that are not positive, and for wells so near to each other that
+    the minima are not at the centres: where at one centre the other well has a weight above 1e-9.
+    """
+
+    convex = False
+
+    def __init__(
+        self,
+        curvatures: ArrayLike = (1.0, 16.0),
+        centres: ArrayLike = (-1.0, 1.0),
+        levels: ArrayLike = (0.5, 0.0),
+        *,
+        softness: float = 0.05,
+    ) -> None:
+        self.minimisers = np.asarray(centres, dtype=float).reshape(2, -1)
+        d = self.minimisers.shape[1]
+        h = np.asarray(curvatures, dtype=float)
+        if h.ndim < 3:
+            h = h.reshape(2, d)[:, :, None] * np.eye(d)
+        self.hessians, self.levels, self.softness = h, np.asarray(levels, dtype=float), softness
+        if not (softness > 0 and (np.linalg.eigvalsh(h) > 0).all()):
+            raise ValueError(
+                f"needs positive curvatures and softness, got {curvatures} and {softness}"
+            )
+        weight = self._weights(self.minimisers)[0]
+        if max(1 - weight[0], weight[1]) > 1e-9:
+            raise ValueError(
+                f"the wells run into each other: lower softness = {softness}, or set the centres "
+                f"{centres} farther apart"
+            )
+        c, h_torch = torch.from_numpy(self.minimisers), torch.from_numpy(h)
+        levels_torch = torch.from_numpy(self.levels)
+
+        def loss(w: Tensor) -> Tensor:
+            q = levels_torch + 0.5 * torch.einsum("ji,jik,jk->j", w - c, h_torch, w - c)
+            return -softness * torch.logsumexp(-q / softness, 0)
+
+        super().__init__(loss, d)
+
+    def _weights(self, w: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The weight of well 0, (n,), each q_j, (2, n), and each ∇q_j, (2, n, d)."""
+        away = w - self.minimisers[:, None]
+        slopes = away @ self.hessians
+        q = self.levels[:, None] + 0.5 * (away * slopes).sum(-1)
+        return expit((q[1] - q[0]) / self.softness), q, slopes
+
+    def losses(self, w: ArrayLike) -> np.ndarray:
+        """ℓ at many points, (n, d) to (n,)."""
+        _, q, _ = self._weights(np.asarray(w, dtype=float))
+        return -self.softness * np.logaddexp(*(-q / self.softness))
+
+    def gradients(self, w: ArrayLike) -> np.ndarray:
+        """∇ℓ at many points, (n, d) to (n, d)."""
+        p, _, slopes = self._weights(np.asarray(w))
+        return slopes[1] + p[:, None] * (slopes[0] - slopes[1])
+
+    def hessian(self, w: ArrayLike) -> np.ndarray:
+        p, _, slopes = self._weights(np.asarray(w, dtype=float)[None])
+        apart = slopes[0, 0] - slopes[1, 0]
+        mean = p[0] * self.hessians[0] + (1 - p[0]) * self.hessians[1]
+        return mean - p[0] * (1 - p[0]) / self.softness * np.outer(apart, apart)
+
+    def highest(self, low: np.ndarray, high: np.ndarray) -> float:
+        raise ValueError("the highest loss in a box is not known for TwoWells: take TwoParabolas")
+
+    @property
+    def saddle(self) -> float:
+        """Of one parameter: the top between the two minima. Raises ValueError for more."""
+        if self.n_params > 1:
+            raise ValueError(f"the top between two wells of {self.n_params} parameters is no point")
+        low, high = sorted(self.minimisers[:, 0])
+        # Between them ℓ' goes from + to − once; it is 0 at the ends.
+        room = 1e-6 * (high - low)
+        return brentq(lambda x: float(self.gradients([[x]])[0, 0]), low + room, high - room)
+
+    @property
+    def barriers(self) -> np.ndarray:
+        """Of one parameter: height of the saddle above each minimum, (2,)."""
+        return float(self.losses([[self.saddle]])[0]) - self.levels

@@ -25,6 +25,7 @@ NETS = {
     "c1": (models.c1, (3, 32, 32), 10, 1_757_834),
     "c1, paper's text": (lambda **k: models.c1(stride=2, **k), (3, 32, 32), 10, 283_274),
     "c2": (models.c2, (3, 32, 32), 10, 14_991_946),
+    "vgg11": (models.vgg11, (3, 32, 32), 10, 9_228_362),
     "mlp": (models.mlp, (1, 28, 28), 10, 636_010),
     # He et al., Table 6: 0.27M and 0.46M
     "resnet-20": (models.resnet, (3, 32, 32), 10, 269_722),
@@ -195,6 +196,15 @@ def test_unknown_batch_norm_is_refused(make):
 def test_unknown_stride_is_refused(stride):
     with pytest.raises(ValueError, match=rf"stride must be 1 .* or 2 .*, got {stride}"):
         models.c1(stride=stride)
+
+
+def test_an_mlp_has_as_many_hidden_layers_as_widths():
+    deep = models.mlp(20, (8, 6, 4), 3, seed=1)
+    shapes = [tuple(m.weight.shape) for m in deep if hasattr(m, "weight")]
+    assert shapes == [(8, 20), (6, 8), (4, 6), (3, 4)]
+    assert [type(m).__name__ for m in deep[1:]] == ["Linear", "ReLU"] * 3 + ["Linear"]
+    one, same = models.mlp(20, 8, seed=1), models.mlp(20, [8], seed=1)
+    assert torch.equal(models.flat_parameters(one), models.flat_parameters(same))
 
 
 def test_mlp_without_biases_is_positively_homogeneous():

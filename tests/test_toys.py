@@ -14,6 +14,10 @@ TOYS = {
     "two parabolas": toys.TwoParabolas(),
     "double well": toys.DoubleWell(-1.5, 0.2, 1.0),
     "double well, 2-D": toys.DoubleWell(across=(3.0,)),
+    "two wells": toys.TwoWells(softness=0.3),
+    "two wells, 2-D": toys.TwoWells(
+        [np.diag([2.0, 2.0]), [[11.0, -9.0], [-9.0, 11.0]]], [[-1, -1], [1, 1]], softness=0.2
+    ),
 }
 each_toy = pytest.mark.parametrize("name", TOYS)
 
@@ -44,7 +48,7 @@ def test_hessian_is_that_of_the_loss(name):
             np.testing.assert_allclose(f.hvp(w, column), exact[:, i], rtol=1e-10, atol=1e-10)
 
 
-@each_toy
+@pytest.mark.parametrize("name", [name for name in TOYS if "two wells" not in name])
 @pytest.mark.parametrize("epsilon", [1e-3, 0.3])
 def test_sharpness_is_the_largest_rise_in_the_box(name, epsilon):
     f = TOYS[name]
@@ -133,9 +137,38 @@ def test_double_well_has_its_barriers_and_curvatures():
     assert equal.barriers[0] == pytest.approx(equal.barriers[1])
 
 
+def test_two_wells_have_the_places_widths_and_depths_asked_for():
+    f = toys.TwoWells((1.0, 16.0), (-1.0, 1.0), (0.5, 0.0))
+    for w, level, h in zip(f.minimisers, (0.5, 0.0), (1.0, 16.0), strict=True):
+        assert f.value(w) == pytest.approx(level, abs=1e-9)
+        assert f.hessian(w)[0, 0] == pytest.approx(h)
+    assert f.grad([f.saddle]).abs().max() < 1e-9
+    assert f.hessian([f.saddle])[0, 0] < 0
+    for w, barrier in zip(f.minimisers, f.barriers, strict=True):
+        assert barrier == pytest.approx(f.value([f.saddle]) - f.value(w))
+    hard = toys.TwoParabolas((1.0, 16.0), (-1.0, 1.0))
+    sharp = toys.TwoWells((1.0, 16.0), (-1.0, 1.0), (0.0, 0.0), softness=1e-3)
+    for w in (-2.0, -0.3, 0.4, 0.9):  # away from the kink of the hard minimum
+        assert sharp.value([w]) == pytest.approx(hard.value([w]), abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["two wells", "two wells, 2-D"])
+def test_two_wells_take_many_points_at_once(name):
+    f = TOYS[name]
+    points = np.random.default_rng(0).normal(size=(30, f.n_params))
+    np.testing.assert_allclose(f.losses(points), [f.value(w) for w in points], rtol=1e-12)
+    exact = np.array([f.grad(w).numpy() for w in points])
+    np.testing.assert_allclose(f.gradients(points), exact, rtol=1e-9, atol=1e-12)
+    assert np.isfinite(f.gradients(1e3 * points)).all()
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: toys.TwoWells((1.0, -1.0)), "positive curvatures"),
+        (lambda: toys.TwoWells(softness=2.0), "run into each other"),
+        (lambda: TOYS["two wells, 2-D"].saddle, "no point"),
+        (lambda: toys.TwoWells().sharpness([1.0], 0.1), "not known for TwoWells"),
         (lambda: toys.Powers([1], [3]), "even exponents"),
         (lambda: toys.Powers([-1], [2]), "positive coefficients"),
         (lambda: toys.Powers([1, 1], [2]), "as many"),

@@ -1,8 +1,10 @@
 """Studies of the papers' size: grids of trials that resume, spread and stay. See ``engine``."""
 
-from lecture6.studies import goyal, keskar, smith
+from lecture6.studies import goyal, jastrzebski, keskar, smith
 from lecture6.studies.engine import Study, StudyError, collect, plan, run
 
-STUDIES: dict[str, Study] = {s.name: s for s in (keskar.STUDY, goyal.STUDY, smith.STUDY)}
+STUDIES: dict[str, Study] = {
+    s.name: s for s in (keskar.STUDY, goyal.STUDY, smith.STUDY, jastrzebski.STUDY)
+}
 
 __all__ = ["STUDIES", "Study", "StudyError", "collect", "plan", "run"]

@@ -1,0 +1,321 @@
+"""Jastrzębski et al. (1711.04623): do η and B shape the minimum through their ratio alone?
+
+One trial trains one net by plain SGD with shuffled epochs, without momentum or weight decay, on
+images less their mean, and measures the curvature of the training loss on the way. Groups of
+trials: "ratio", a grid of ratios η/B, each at several scales (η and B multiplied by the same
+number), all for as many epochs, so that runs of equal ratio have equal time η · updates; "break",
+more scales at the largest ratio, until the rate is too large; "noise", one η and one number of
+updates, B alone changes; "cycle", square waves of the batch size and of the rate between the same
+two ratios, and either ratio held, for comparison; "memory", a smaller net and fewer images, a
+quarter of whose labels are drawn at random.
+
+Rows: quantity, of, at, value. Of "train" and "test", each at an epoch: loss, accuracy (a fraction).
+Of "train", each at an epoch but 0: lambda_max and trace of the Hessian on ``n_curvature`` samples,
+with lambda_max_error and trace_stderr. Where labels are wrong, also accuracy of "right" and
+"wrong": the fraction of the training samples with such a label to which the net gives it. Of the
+end: updates; bfloat16 (1 if it was used); diverged (1 when the loss stopped being finite: then
+there are no others).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from lecture6 import models
+from lecture6.curvature import eigenvalues, trace
+from lecture6.data import Dataset
+from lecture6.objective import NetworkObjective
+from lecture6.results import Stored, listed
+from lecture6.studies.engine import Study
+from lecture6.studies.smith import centred
+from lecture6.train import DivergenceError, Run, train
+from lecture6.train_many import train_many
+
+CYCLE = 5  # the paper's square waves: a factor of 5 (B = 128 and 640), 5 epochs each
+TRACE_PRODUCTS = 8
+
+
+def trial(
+    *,
+    data: Dataset,
+    net: str,
+    group: str,
+    lr: float,
+    batch_size: int,
+    epochs: int,
+    seed: int,
+    n_train: int | None = None,
+    n_test: int | None = None,
+    cycle: str = "",
+    period: int = CYCLE,
+    random_labels: float = 0.0,
+    evaluate_every: int = 10,
+    n_curvature: int = 0,
+    bf16: bool = False,
+) -> list[dict]:
+    """Train once; see the module for the rows.
+
+    ``n_train``: a random part of the training set, the same for every seed, which decides the
+    initial weights and the batches. ``cycle``: "batch" alternates, every ``period`` epochs, between
+    B and 5 B, and "rate" between η and η/5, beginning with the larger ratio. ``n_curvature`` 0
+    leaves the curvature out. ``group`` only labels the trial.
+    """
+    data = centred(data.subset(n_train or data.n_train, n_test))
+    true, data = data.y_train, data.with_random_labels(random_labels)
+    wrong, part = data.y_train != true, data.subset(n_curvature) if n_curvature else None
+    model, epoch, n_updates, rows = build(net, data, seed), 0, 0, []
+
+    def row(quantity: str, of: str, at: int, value: float) -> None:
+        rows.append({"quantity": quantity, "of": of, "at": at, "value": value})
+
+    for number, (rate, size, length) in enumerate(
+        pieces(lr, batch_size, epochs, evaluate_every, cycle, period)
+    ):
+        settings = {"lr": rate, "batch_size": size, "epochs": length, "evaluate_every": length}
+        run = _train(model, data, seed=1000 * seed + number, bf16=bf16, **settings)
+        if run is None:
+            return [{"quantity": "diverged", "of": "", "at": epochs, "value": 1.0}]
+        model, epoch, n_updates = run.model, epoch + length, n_updates + run.n_updates
+        at = [0, epoch] if number == 0 else [epoch]
+        if epoch % evaluate_every and epoch < epochs:
+            at.remove(epoch)
+        for h in run.history.itertuples():
+            if (then := epoch - length + h.epoch) in at and (then > 0 or number == 0):
+                row("loss", h.split, then, h.loss)
+                row("accuracy", h.split, then, h.accuracy)
+        if epoch not in at:
+            continue
+        if wrong.any():
+            with torch.no_grad():
+                learnt = model(data.x_train.to(run.w.device)).argmax(1).cpu() == data.y_train
+            row("accuracy", "right", epoch, learnt[~wrong].double().mean().item())
+            row("accuracy", "wrong", epoch, learnt[wrong].double().mean().item())
+        if part is not None:
+            for name, value in _curvature(model, part, seed).items():
+                row(name, "train", epoch, value)
+    row("updates", "", epochs, n_updates)
+    row("bfloat16", "", epochs, float(run.precision == "bfloat16"))
+    row("diverged", "", epochs, 0.0)
+    return rows
+
+
+def _curvature(model: nn.Module, part: Dataset, seed: int) -> dict[str, float]:
+    f = NetworkObjective(model, part.x_train, part.y_train)
+    top = eigenvalues(f, f.w, k=1, tolerance=1e-2, seed=seed)
+    total = trace(f, f.w, n_products=TRACE_PRODUCTS, seed=seed)
+    return {
+        "lambda_max": float(top.values[0]),
+        "lambda_max_error": float(top.errors[0]),
+        "trace": total.value,
+        "trace_stderr": total.stderr,
+    }
+
+
+def build(net: str, data: Dataset, seed: int) -> nn.Module:
+    """ "VGG-11", or a net of dense ReLU layers by its hidden widths, "256-256", for ``data``."""
+    if net == "VGG-11":
+        return models.vgg11(data.n_classes, seed=seed)
+    widths = [int(width) for width in net.split("-")]
+    return models.mlp(math.prod(data.input_shape), widths, data.n_classes, seed=seed)
+
+
+def pieces(
+    lr: float,
+    batch_size: int,
+    epochs: int,
+    evaluate_every: int,
+    cycle: str = "",
+    period: int = CYCLE,
+) -> Iterator[tuple[float, int, int]]:
+    """(η, B, epochs) of what is trained in one go; see :func:`trial`.
+
+    Raises ValueError for another cycle.
+    """
+    loud = (lr, batch_size)
+    quiet = {"": loud, "batch": (lr, CYCLE * batch_size), "rate": (lr / CYCLE, batch_size)}
+    if cycle not in quiet:
+        raise ValueError(f"cycle must be '', 'batch' or 'rate', got {cycle!r}")
+    ends = {*range(0, epochs, evaluate_every), epochs}
+    ends |= set(range(0, epochs, period)) if cycle else set()
+    for start, end in pairwise(sorted(ends)):
+        yield *(quiet[cycle] if start // period % 2 else loud), end - start
+
+
+def _train(model: nn.Module, data: Dataset, *, seed: int, **settings) -> Run | None:
+    """A run, or None when it diverged: small dense nets the fast way."""
+    if not any(isinstance(m, nn.Conv2d) for m in model.modules()):
+        [run] = train_many([model], data, seeds=[seed], **settings)
+        return None if run.stopped.startswith("diverged") else run
+    try:
+        return train(model, data, seed=seed, **settings)
+    except DivergenceError:
+        return None
+
+
+def select(table: pd.DataFrame, **wanted) -> pd.DataFrame:
+    """The rows whose parameters have the values ``wanted``, e.g. ``group="ratio", seed=0``.
+
+    Raises ValueError where there is none.
+    """
+    for name, value in wanted.items():
+        table = table[table[name] == value]
+    if table.empty:
+        raise ValueError(f"no trial has {', '.join(f'{k} = {v!r}' for k, v in wanted.items())}")
+    return table
+
+
+def ends(rows: pd.DataFrame) -> pd.DataFrame:
+    """One line a run: lr, batch_size, ratio η/B, cycle, seed, diverged, and what it ended with.
+
+    Columns loss, accuracy, test_loss, test_accuracy (fractions), lambda_max, trace, memorised, as
+    far as they were measured; NaN for a run that diverged. Raises ValueError when two runs agree in
+    rate, batch size, cycle and seed: select a group first.
+    """
+    by = ["lr", "batch_size", "cycle", "seed"]
+    rows = rows.assign(cycle=rows["cycle"].fillna("") if "cycle" in rows else "")
+    last = rows[rows["at"] == rows["epochs"]]
+    last = last.assign(
+        column=np.where(last["of"] == "test", "test_" + last["quantity"], last["quantity"])
+    )
+    if last.duplicated([*by, "column"]).any():
+        raise ValueError("several runs have the same rate, batch size and seed: select a group")
+    table = last.pivot_table("value", by, "column").reset_index()
+    table.columns.name = None
+    table.insert(2, "ratio", (table["lr"] / table["batch_size"]).round(12))
+    return table
+
+
+def slopes(table: pd.DataFrame, quantity: str) -> pd.DataFrame:
+    """Of each seed, a and b of ``quantity`` ∝ ηᵃ B⁻ᵇ, by least squares of the logarithms.
+
+    If η and B act through η/B alone, a = b. ``table``: of :func:`ends`; runs without a positive
+    value are left out. Columns a, b, index seed.
+    """
+    known = table[table[quantity] > 0]
+    found = {}
+    for seed, runs in known.groupby("seed"):
+        design = np.log(runs[["lr", "batch_size"]].to_numpy())
+        design = np.column_stack([np.ones(len(runs)), design])
+        _, a, minus_b = np.linalg.lstsq(design, np.log(runs[quantity].to_numpy()), rcond=None)[0]
+        found[seed] = {"a": a, "b": -minus_b}
+    return pd.DataFrame(found).T.rename_axis("seed")
+
+
+def spreads(table: pd.DataFrame, quantity: str) -> pd.DataFrame:
+    """Of each seed, how far log ``quantity`` spreads at equal ratio, and across the ratios.
+
+    ``within``: the root mean square distance from the mean of the runs of the same ratio;
+    ``across``: the standard deviation of these means. ``table``: of :func:`ends`.
+    """
+    known = table[table[quantity] > 0]
+    known = known.assign(log=np.log(known[quantity]))
+    found = {}
+    for seed, runs in known.groupby("seed"):
+        means = runs.groupby("ratio")["log"].mean()
+        apart = runs["log"] - runs["ratio"].map(means)
+        free = len(runs) - len(means)
+        found[seed] = {"within": math.sqrt((apart**2).sum() / free), "across": means.std()}
+    return pd.DataFrame(found).T.rename_axis("seed")
+
+
+def caption(stored: Stored, rows: pd.DataFrame) -> str:
+    """One line for a figure of ``rows``: net, data, epochs, seeds, device, date, commit."""
+    net, data, epochs = (listed(rows, c) for c in ("net", "data", "epochs"))
+    size = f"{rows['n_train'].iloc[0]:,.0f} images of {data}"
+    if (measured := rows["n_curvature"].max()) > 0:
+        size += f" ({measured:,.0f} of them for curvature)"
+    return stored.line(rows, f"{net} on {size}", f"{epochs} epochs")
+
+
+def _trial(base: dict, ratio: float, batch_size: int, seed: int, **more) -> dict:
+    p = base | {"batch_size": batch_size, "lr": round(ratio * batch_size, 10), "seed": seed} | more
+    return p | {"bf16": batch_size >= 32}
+
+
+def _grid(base: dict, ratios, sizes, seeds, **more) -> list[dict]:
+    return [_trial(base, r, b, s, **more) for s in seeds for r in ratios for b in sizes]
+
+
+def _full(base: dict, memory: dict) -> list[dict]:
+    """Most wanted first: seed by seed the grid, with equal updates beside it; then the rest."""
+    ratios, sizes, seeds = [0.1 / 16 / 2**i for i in range(4)], [4, 16, 64], range(4)
+    top, longer = ratios[0], [2, 4, 8]
+    grid = []
+    for s in seeds:
+        grid += _grid(base, ratios, sizes, [s], group="ratio")
+        grid += [
+            _trial(base, 0.1 / (16 * k), 16 * k, s, group="noise")
+            | {"epochs": k * base["epochs"], "evaluate_every": k * base["evaluate_every"]}
+            for k in longer
+        ]
+    for s in seeds:
+        grid += _grid(base, [top], [128, 256, 512], [s], group="break")
+        grid += _grid(base, [top / CYCLE], [16, 16 * CYCLE], [s], group="cycle")
+        grid += [_trial(base, top, 16, s, group="cycle", cycle=c) for c in ("batch", "rate")]
+    return grid + [
+        _trial(memory, 2 * top / 2**i, size, s, group="memory")
+        | {"epochs": 2**i * memory["epochs"], "evaluate_every": 2**i * memory["evaluate_every"]}
+        for s in seeds
+        for i in range(5)
+        for size in (8, 32)
+    ]
+
+
+_FASHION = {"data": "fashion_mnist", "net": "256-256-256", "n_train": 10_000, "epochs": 60}
+_FASHION |= {"evaluate_every": 10, "n_curvature": 2500}
+_MEMORY = {"data": "fashion_mnist", "net": "256-256", "n_train": 2000, "epochs": 64}
+_MEMORY |= {"evaluate_every": 2, "random_labels": 0.25}
+
+
+def _small(base: dict, ratios: list[float], sizes: list[int], seeds: range) -> list[dict]:
+    return _grid(base | {"group": "ratio"}, ratios, sizes, seeds)
+
+
+def _cost(p: dict) -> float:
+    """Seconds on one core of a 2026 server with bfloat16, fitted to the first trials."""
+    if p["net"] == "VGG-11":
+        return p["epochs"] * 20.0  # of a GPU: a guess
+    n = p["n_train"]
+    updates = p["epochs"] * n / p["batch_size"]
+    measured = p["epochs"] / p["evaluate_every"] * (0.2 + 1.2e-3 * p.get("n_curvature", 0))
+    return updates * 2.5e-4 + p["epochs"] * n * (7e-6 if p["bf16"] else 1.2e-5) + measured
+
+
+STUDY = Study(
+    name="jastrzebski",
+    about="Learning rate over batch size, and where SGD ends (Jastrzębski et al., 1711.04623)",
+    notes="Less than the paper's: profile full is three hidden layers of 256 on 10,000 images of "
+    "Fashion-MNIST, without batch norm, not VGG-11 on CIFAR-10 (profile cifar10, for a GPU); "
+    "batches of at least 32 are trained in bfloat16.",
+    trial=trial,
+    grids={
+        "smoke": _small(
+            {"data": "digits", "net": "16-16", "n_train": 100, "n_test": 100, "epochs": 4}
+            | {"evaluate_every": 2, "n_curvature": 50},
+            [0.01, 0.04],
+            [5, 20],
+            range(2),
+        ),
+        "book": _small(
+            {"data": "mnist5k", "net": "64-64", "n_train": 1000, "epochs": 20}
+            | {"evaluate_every": 10, "n_curvature": 1000},
+            [0.1 / 64, 0.1 / 16, 0.1 / 4],
+            [4, 16],
+            range(3),
+        ),
+        "full": _full(_FASHION, _MEMORY),
+        "cifar10": _full(
+            {"data": "cifar10", "net": "VGG-11", "n_train": 45_000, "epochs": 300}
+            | {"evaluate_every": 50, "n_curvature": 5000},
+            _MEMORY | {"data": "cifar10", "n_train": 10_000},
+        ),
+    },
+    cost=_cost,
+)

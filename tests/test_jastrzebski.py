@@ -1,0 +1,186 @@
+"""The study of η/B: its trial, its square waves, and what is read from its table."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from lecture6 import data, models
+from lecture6.objective import NetworkObjective
+from lecture6.results import Stored
+from lecture6.studies import STUDIES, jastrzebski
+from lecture6.train import train
+
+STUDY = STUDIES["jastrzebski"]
+POINT = {"net": "12-8", "group": "ratio", "n_train": 60, "n_test": 40, "lr": 0.2, "batch_size": 10}
+POINT |= {"epochs": 4, "seed": 1, "evaluate_every": 2}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _alone(one_thread):
+    """Tiny nets."""
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits")
+
+
+def value(rows, quantity, of="", at=4):
+    [found] = [r["value"] for r in rows if (r["quantity"], r["of"], r["at"]) == (quantity, of, at)]
+    return found
+
+
+def test_a_trial_reports_what_plain_training_gives(digits):
+    rows = jastrzebski.trial(data=digits, **POINT)
+    settings = {"batch_size": 10, "lr": 0.2, "epochs": 4, "seed": 1000}
+    alone = train(models.mlp(64, (12, 8), seed=1), digits.subset(60, 40), **settings)
+    for split in ("train", "test"):
+        assert value(rows, "accuracy", split) == pytest.approx(alone.final(split))
+        assert value(rows, "loss", split) == pytest.approx(alone.final(split, "loss"), rel=1e-4)
+    assert value(rows, "updates") == 24
+    assert value(rows, "diverged") == value(rows, "bfloat16") == 0
+    assert {r["at"] for r in rows if r["of"]} == {0, 2, 4}
+    assert not [r for r in rows if r["quantity"] in ("lambda_max", "memorised")]
+
+
+def test_its_curvature_is_that_of_the_dense_hessian(digits):
+    rows = jastrzebski.trial(data=digits, **POINT | {"net": "4", "n_curvature": 30})
+    small = digits.subset(60, 40)
+    settings = {"batch_size": 10, "lr": 0.2, "epochs": 4, "seed": 1000}
+    run = train(models.mlp(64, 4, seed=1), small, **settings)
+    part = small.subset(30)
+    f = NetworkObjective(run.model, part.x_train, part.y_train, dtype=torch.float64)
+    hessian = f.product(f.w)(torch.eye(f.n_params)).numpy()
+    top = np.linalg.eigvalsh(hessian)[-1]
+    assert value(rows, "lambda_max", "train") == pytest.approx(top, rel=0.02)
+    assert value(rows, "lambda_max_error", "train") <= 0.01 * top
+    off = value(rows, "trace", "train") - hessian.trace()
+    assert abs(off) < 4 * value(rows, "trace_stderr", "train")
+
+
+def test_the_square_waves():
+    assert list(jastrzebski.phases(0.1, 16, 30)) == [(0.1, 16, 30)]
+    batch = list(jastrzebski.phases(0.1, 16, 12, "batch"))
+    assert batch == [(0.1, 16, 5), (0.1, 80, 5), (0.1, 16, 2)]
+    rate = list(jastrzebski.phases(0.1, 16, 10, "rate"))
+    assert rate == [(0.1, 16, 5), (0.1 / 5, 16, 5)]
+    for a, b in zip(batch, rate, strict=False):
+        assert a[0] / a[1] == pytest.approx(b[0] / b[1])
+    with pytest.raises(ValueError, match="cycle must be '', 'batch' or 'rate', got 'momentum'"):
+        list(jastrzebski.phases(0.1, 16, 10, "momentum"))
+
+
+def test_a_cycle_goes_on_from_where_the_phase_before_ended(digits):
+    rows = jastrzebski.trial(data=digits, **POINT | {"cycle": "batch", "period": 2})
+    small, model = digits.subset(60, 40), models.mlp(64, (12, 8), seed=1)
+    for phase, size in enumerate((10, 50)):
+        settings = {"batch_size": size, "lr": 0.2, "epochs": 2, "seed": 1000 + phase}
+        model = train(model, small, **settings).model
+    with torch.no_grad():
+        loss = torch.nn.functional.cross_entropy(model(small.x_train), small.y_train).item()
+    assert value(rows, "loss", "train") == pytest.approx(loss, rel=1e-4)
+    assert value(rows, "updates") == 2 * 6 + 2 * 2
+    assert [r["at"] for r in rows if r["quantity"] == "loss" and r["of"] == "test"] == [0, 2, 4]
+
+
+def test_memorised_counts_the_wrong_labels_that_were_learnt(digits):
+    point = POINT | {"random_labels": 0.5, "net": "64", "lr": 0.5, "n_train": 30}
+    little = jastrzebski.trial(data=digits, **point | {"epochs": 1, "evaluate_every": 1})
+    much = jastrzebski.trial(data=digits, **point | {"epochs": 400, "evaluate_every": 400})
+    assert value(little, "memorised", "train", 1) < 0.5
+    assert value(much, "memorised", "train", 400) == 1.0
+    assert value(much, "accuracy", "train", 400) == 1.0  # of the labels as they were given
+
+
+def test_a_trial_that_diverges_says_so(digits):
+    rows = jastrzebski.trial(data=digits, **POINT | {"lr": 1e30})
+    assert [(r["quantity"], r["value"]) for r in rows] == [("diverged", 1.0)]
+    table = jastrzebski.ends(pd.DataFrame(rows).assign(**POINT | {"lr": 1e30}))
+    assert table["diverged"].tolist() == [1.0]
+    assert "loss" not in table
+
+
+def test_a_vgg_is_trained_and_measured_with_its_batch_norm():
+    images = data.gaussian_classes(24, 12, shape=(3, 32, 32), n_classes=2)
+    point = {"net": "VGG-11", "group": "ratio", "lr": 0.05, "batch_size": 8, "seed": 0}
+    rows = jastrzebski.trial(data=images, **point, epochs=1, evaluate_every=1, n_curvature=8)
+    model = models.vgg11(2, seed=0)
+    alone = train(model, images, lr=0.05, batch_size=8, epochs=1, seed=0)
+    assert value(rows, "loss", "test", 1) == alone.final("test", "loss")
+    assert value(rows, "lambda_max", "train", 1) > 0
+    lost = jastrzebski.trial(data=images, **point | {"lr": math.inf}, epochs=1)
+    assert [r["quantity"] for r in lost] == ["diverged"]
+
+
+def law(a=0.4, b=0.4, noise=0.0):
+    rng = np.random.default_rng(0)
+    lines = [
+        {"lr": r * size, "batch_size": size, "ratio": r, "seed": seed}
+        for seed in range(5)
+        for r in (0.001, 0.002, 0.004, 0.008)
+        for size in (4, 16, 64)
+    ]
+    table = pd.DataFrame(lines)
+    logs = math.log(3) - a * np.log(table["lr"]) + b * np.log(table["batch_size"])
+    return table.assign(lambda_max=np.exp(logs + noise * rng.normal(size=len(table))))
+
+
+def test_the_slopes_of_a_power_law():
+    found = jastrzebski.slopes(law(0.4, 0.3, noise=0.05), "lambda_max")
+    assert len(found) == 5
+    assert found["a"].mean() == pytest.approx(-0.4, abs=0.02)
+    assert found["b"].mean() == pytest.approx(-0.3, abs=0.02)
+    lost = law().assign(lambda_max=lambda t: t["lambda_max"].where(t["lr"] < 0.4))
+    exact = jastrzebski.slopes(lost, "lambda_max")  # without those that diverged
+    assert np.allclose(exact, -0.4)
+
+
+def test_the_spreads_of_a_power_law():
+    only_ratio = jastrzebski.spreads(law(), "lambda_max")
+    assert np.allclose(only_ratio["within"], 0, atol=1e-12)
+    assert np.allclose(only_ratio["across"], 0.4 * np.std(np.log([1, 2, 4, 8]), ddof=1))
+    only_rate = jastrzebski.spreads(law(0.4, 0.0), "lambda_max")
+    steps = 0.4 * np.log([1, 4, 16])
+    assert np.allclose(only_rate["within"], steps.std() * math.sqrt(3 / 2))
+
+
+def test_the_views_of_a_table(digits):
+    trials = []
+    for p in STUDY.grids["smoke"]:
+        rows = jastrzebski.trial(data=digits, **{k: v for k, v in p.items() if k != "data"})
+        trials.append(pd.DataFrame(rows).assign(**p))
+    table = pd.concat(trials, ignore_index=True)
+    found = jastrzebski.ends(table)
+    assert len(found) == len(STUDY.grids["smoke"]) == 8
+    assert found["ratio"].nunique() == 2
+    assert found[["lambda_max", "trace", "loss", "test_accuracy"]].notna().all().all()
+    assert jastrzebski.select(table, group="ratio", seed=1)["seed"].unique().tolist() == [1]
+    with pytest.raises(ValueError, match="no trial has group = 'break'"):
+        jastrzebski.select(table, group="break")
+    with pytest.raises(ValueError, match="several runs"):
+        jastrzebski.ends(pd.concat([table, table.assign(group="other")]))
+    record = {"profile": "smoke", "device": ["CPU"], "date": ["2026-11-25"], "code": ["commit a"]}
+    assert jastrzebski.caption(Stored(table, record), table) == (
+        "stored, profile smoke · 16-16 on 100 images of digits (50 of them for curvature) · "
+        "4 epochs · seeds 0, 1 · CPU · 2026-11-25 · commit a"
+    )
+
+
+def test_the_grid_of_the_full_study():
+    grid = pd.DataFrame(STUDY.grids["full"])
+    assert (grid.groupby("group")["seed"].nunique() >= 4).all()
+    ratio = grid["lr"] / grid["batch_size"]
+    main = grid[grid["group"] == "ratio"]
+    assert main.groupby(ratio.round(9))["batch_size"].nunique().tolist() == [3] * 4
+    assert set(main["epochs"]) == {100}
+    noise = grid[grid["group"] == "noise"]
+    assert set(noise["lr"]) == {0.1}
+    updates = noise["epochs"] * np.ceil(noise["n_train"] / noise["batch_size"])
+    assert updates.max() / updates.min() < 1.02
+    cycles = grid[grid["group"] == "cycle"]
+    assert set(cycles["cycle"].fillna("")) == {"", "batch", "rate"}
+    assert grid.loc[grid["group"] == "memory", "random_labels"].eq(0.25).all()
+    assert all(STUDY.cost(p) > 0 for grids in STUDY.grids.values() for p in grids)
