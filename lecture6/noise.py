@@ -184,7 +184,8 @@ class GradientCovariance:
 Source = GradientCovariance | Tensor  # a network's, or gradients or projections of them (N, k)
 
 
-def _check(n_train: int, batch_size: int, sampling: str) -> None:
+def check_batch(n_train: int, batch_size: int, sampling: str) -> None:
+    """Raises ValueError for a batch size or a sampling that cannot be."""
     if sampling not in SAMPLINGS:
         raise ValueError(f"sampling must be one of {', '.join(SAMPLINGS)}, got {sampling!r}")
     most = math.inf if sampling == "with_replacement" else n_train
@@ -212,7 +213,7 @@ def covariance_factor(
     lecture's text has it with replacement). A batch of an "epoch" taken alone is one drawn without
     replacement. Raises ValueError for impossible settings.
     """
-    _check(n_train, batch_size, sampling)
+    check_batch(n_train, batch_size, sampling)
     c = _unit(n_train, units, unbiased) / batch_size
     return c if sampling == "with_replacement" else c * (n_train - batch_size) / (n_train - 1)
 
@@ -230,14 +231,14 @@ def cross_covariance_factor(
     −1/(N − 1) for F_pop (units "mean") in one "epoch", whose batches exclude each other; 0 in
     different epochs, and where every batch is drawn anew. Raises ValueError as the others do.
     """
-    _check(n_train, 1, sampling)
+    check_batch(n_train, 1, sampling)
     together = sampling == "epoch" and same_epoch
     return -_unit(n_train, units, unbiased) / (n_train - 1) if together else 0.0
 
 
 def _indices(n_train: int, batch_size: int, sampling: str, seed: int) -> Iterator[Tensor]:
     """Indices of batches without end; the smaller last one of an epoch is left out."""
-    _check(n_train, batch_size, sampling)
+    check_batch(n_train, batch_size, sampling)
     generator = torch.Generator().manual_seed(seed)
     while True:
         for index in sample_batches(n_train, batch_size, sampling=sampling, generator=generator):
@@ -305,7 +306,7 @@ def fluctuation_moments(
     Raises ValueError for fewer than 2 batches, or 2 epochs with "epoch" sampling.
     """
     n_train = _batch_gradients(source)[0]
-    _check(n_train, batch_size, sampling)
+    check_batch(n_train, batch_size, sampling)
     per_group = n_train // batch_size if sampling == "epoch" else 1
     groups = np.arange(n_batches) // per_group
     if n_batches <= per_group:
@@ -553,7 +554,7 @@ def update_moments(
     that belongs to it, they are exactly those of the update.
     """
     n_train = len(gradients)
-    _check(n_train, batch_size, sampling)
+    check_batch(n_train, batch_size, sampling)
     replacement = sampling == "with_replacement"
     centred = gradients - gradients.mean(0)
     f = centred.T @ centred / (n_train - (not replacement))
@@ -576,59 +577,3 @@ def simulate_updates(
     """
     noise = fluctuations(gradients, batch_size, n_updates, sampling=sampling, seed=seed)
     return -lr * (gradients.mean(0) + torch.stack(list(noise)))
-
-
-def epoch_end_variance(
-    lr_h: float, n_train: int, batch_size: int, *, sampling: str, variance: float = 1.0
-) -> float:
-    """Stationary variance of w at the end of an epoch of SGD on the losses ½ h (w − c_i)².
-
-    Arguments:
-      lr_h      η h, between 0 and 2
-      variance  of the c_i, (1/N) Σ (c_i − c̄)²
-
-    K = N/B steps give w ← a^K w + η h Σ_k p_k c̄_k with a = 1 − η h and p_k = a^(K−1−k), where c̄_k
-    is the mean of batch k. Independent batches leave Var(c̄) η h/(2 − η h). Those of an epoch have
-    Cov(c̄_j, c̄_k) = variance (K δ_jk − 1)/(N − 1), whose sum sees only how the p_k differ:
-    variance · K/(N − 1) · Σ (p_k − p̄)²/Σ p_k² · η h/(2 − η h).
-
-    Raises ValueError for an unstable rate and for B that does not divide N.
-    """
-    _check(n_train, batch_size, sampling)
-    if not 0 < lr_h < 2 or n_train % batch_size:
-        raise ValueError(
-            "needs 0 < lr_h < 2 and a batch_size that divides n_train: got "
-            f"lr_h = {lr_h}, batch_size = {batch_size}, n_train = {n_train}"
-        )
-    each = covariance_factor(n_train, batch_size, sampling=sampling)
-    if sampling == "epoch":
-        k = n_train // batch_size
-        p = (1 - lr_h) ** np.arange(k)
-        each = k / (n_train - 1) * float(((p - p.mean()) ** 2).sum() / (p**2).sum())
-    return variance * each * lr_h / (2 - lr_h)
-
-
-def smallest_stable_batch(
-    lr: float, curvature: float, spread: float, n_train: int, *, replacement: bool = False
-) -> int:
-    """The smallest batch at which E[w²] does not grow for losses ½ h_i w² (Wu, Ma & E 2018).
-
-    ``curvature`` a and ``spread`` s are the mean and the standard deviation (dividing by N) of the
-    h_i: (1 − η a)² + η² s² (N − B)/(B (N − 1)) ≤ 1; with replacement the second term is
-    η² s²/B. Raises ValueError where no batch is stable.
-    """
-    room = lr * curvature * (2 - lr * curvature)  # 1 − (1 − ηa)²
-    noise = (lr * spread) ** 2
-    if not (lr > 0 and n_train >= 2 and spread >= 0 and room >= 0 and curvature >= 0):
-        raise ValueError(
-            "needs lr > 0, n_train ≥ 2, spread ≥ 0 and 0 ≤ lr · curvature ≤ 2 (beyond it no batch "
-            f"is stable): got {lr = }, {n_train = }, {spread = }, {curvature = }"
-        )
-    if noise == 0:
-        return 1
-    if replacement and room == 0:
-        raise ValueError(
-            f"at lr · curvature = {lr * curvature:g} no batch is stable with replacement: lower lr"
-        )
-    least = noise / room if replacement else n_train * noise / (noise + room * (n_train - 1))
-    return max(1, math.ceil(least * (1 - 1e-12)))  # a batch on the edge counts as stable

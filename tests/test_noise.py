@@ -479,95 +479,6 @@ def test_the_moments_of_one_update_by_enumeration(sampling, b):
     assert (lr / 6) ** 2 * factor == pytest.approx(lr / 6 * g, rel=1e-12)
 
 
-# Epochs and stability
-
-
-def end_of_epoch(centres, lr_h, orders, b, w):
-    """SGD itself on ½ h (w − c_i)² through each row of sample numbers."""
-    for batch in orders.split(b, dim=1):
-        w = w - lr_h * (w - centres[batch].mean(1))
-    return w
-
-
-@pytest.mark.parametrize(("n", "b"), [(6, 1), (6, 2), (6, 3), (4, 2)])
-@pytest.mark.parametrize("lr_h", [0.02, 0.5, 1.0, 1.7])
-def test_variance_at_the_end_of_an_epoch_by_enumeration(n, b, lr_h):
-    """Var(w) is stationary: a^2K Var(w) + the variance over all orders, from w = 0."""
-    centres = random(n, seed=3)
-    variance = centres.var(correction=0).item()
-    for sampling in SAMPLINGS:
-        if sampling == "epoch":
-            orders = torch.tensor(list(itertools.permutations(range(n))))
-            steps = n // b
-        else:
-            orders, steps = torch.tensor(all_batches(n, b, sampling)), 1
-        end = end_of_epoch(centres, lr_h, orders, b, torch.zeros(len(orders), dtype=F64))
-        expected = end.var(correction=0).item() / (1 - (1 - lr_h) ** (2 * steps))
-        found = noise.epoch_end_variance(lr_h, n, b, sampling=sampling, variance=variance)
-        assert found == pytest.approx(expected, rel=1e-12, abs=1e-12)
-
-
-def test_variance_at_the_end_of_an_epoch_by_simulation():
-    generator = torch.Generator().manual_seed(0)
-    centres, runs, lr_h = random(12, seed=4), 20_000, 0.4
-    w = torch.zeros(runs, dtype=F64)
-    for _ in range(12):
-        orders = torch.rand(runs, 12, generator=generator).argsort(1)
-        w = end_of_epoch(centres, lr_h, orders, 3, w)
-    variance = centres.var(correction=0).item()
-    found = noise.epoch_end_variance(lr_h, 12, 3, sampling="epoch", variance=variance)
-    squares = (w - centres.mean()) ** 2
-    assert abs(squares.mean().item() - found) < 3 * squares.std().item() / math.sqrt(runs)
-
-
-def test_shuffled_epochs_end_far_nearer_together():
-    """The check numbers of the derivation, N = 64 and B = 4, to their printed digits."""
-    for lr_h, ratio, digits in ((0.5, 0.83, 2), (0.1, 0.19, 2), (0.02, 0.009, 3)):
-        shuffled, drawn = (
-            noise.epoch_end_variance(lr_h, 64, 4, sampling=s) for s in ("epoch", "with_replacement")
-        )
-        assert round(shuffled / drawn, digits) == ratio
-
-
-@pytest.mark.parametrize("replacement", [False, True])
-@pytest.mark.parametrize("lr", [0.1, 0.5, 0.9])
-def test_smallest_stable_batch_by_enumeration(replacement, lr):
-    h = torch.tensor([0.1, 0.3, 0.2, 6.0, 0.4, 0.3], dtype=F64)
-    a, s = h.mean().item(), h.std(correction=0).item()
-    least = noise.smallest_stable_batch(lr, a, s, 6, replacement=replacement)
-    sampling = "with_replacement" if replacement else "without_replacement"
-    growth = {}
-    for b in range(1, 7):
-        batches = torch.tensor(all_batches(6, b, sampling))
-        growth[b] = ((1 - lr * h[batches].mean(1)) ** 2).mean().item()
-    stable = [b for b, g in growth.items() if g <= 1]
-    assert stable == [b for b in range(1, 7) if b >= least]
-    assert lr < 0.2 or least > 1
-
-
-def test_smallest_stable_batch_by_simulation():
-    """E[w²] of many runs shrinks from that batch on and grows below it."""
-    generator = torch.Generator().manual_seed(1)
-    h = torch.tensor([0.5, 1.5] * 10, dtype=F64)
-    lr = 1.7
-    least = noise.smallest_stable_batch(lr, 1.0, 0.5, 20)
-    assert 1 < least < 20
-    ends = {}
-    for b in (least - 1, least):
-        factors = torch.ones(100_000, dtype=F64)
-        for _ in range(3):
-            index = torch.rand(len(factors), 20, generator=generator).argsort(1)[:, :b]
-            factors *= (1 - lr * h[index].mean(1)) ** 2
-        ends[b] = factors.mean().item(), 3 * factors.std().item() / math.sqrt(len(factors))
-    assert ends[least - 1][0] - ends[least - 1][1] > 1
-    assert ends[least][0] + ends[least][1] < 1
-
-
-def test_a_curvature_at_the_edge_needs_the_whole_set():
-    assert noise.smallest_stable_batch(2.0, 1.0, 0.5, 20) == 20
-    assert noise.smallest_stable_batch(0.5, 1.0, 0.0, 20) == 1
-
-
 # Bad input and seeds
 
 
@@ -636,13 +547,6 @@ LR = {"lr": 0.1, "n_train": 100}
         (lambda: noise.two_batch_noise_scale([1, 1], [1, 1], 4, 4), "got 2 and 2 norms, 4 and 4"),
         (lambda: noise.two_batch_noise_scale([9, 9], [1, 1], 1, 4), "take more than 2 pairs"),
         (lambda: noise.critical_batch_size(COVARIANCE, n_products=1), "2 products, got 1"),
-        (lambda: noise.epoch_end_variance(2.0, 6, 2, sampling="epoch"), "lr_h = 2"),
-        (lambda: noise.epoch_end_variance(0.1, 6, 4, sampling="epoch"), "batch_size = 4"),
-        (lambda: noise.smallest_stable_batch(2.1, 1.0, 0.5, 20), "no batch is stable.*lr = 2.1"),
-        (
-            lambda: noise.smallest_stable_batch(2.0, 1.0, 0.5, 20, replacement=True),
-            "at lr · curvature = 2 no batch is stable with replacement: lower lr",
-        ),
         (lambda: GradientCovariance(ONE, ONE.w, unbiased=True), "at least 2 samples, got 1"),
         (lambda: GradientCovariance(ONE, ONE.w).simple_noise_scale(), "the gradient is 0 at w"),
     ],

@@ -14,7 +14,7 @@ TOYS = {
     "two parabolas": toys.TwoParabolas(),
     "double well": toys.DoubleWell(-1.5, 0.2, 1.0),
     "double well, 2-D": toys.DoubleWell(across=(3.0,)),
-    "two wells": toys.TwoWells(softness=0.3),
+    "two wells": toys.TwoWells(),
     "two wells, 2-D": toys.TwoWells(
         [np.diag([2.0, 2.0]), [[11.0, -9.0], [-9.0, 11.0]]], [[-1, -1], [1, 1]], softness=0.2
     ),

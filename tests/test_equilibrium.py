@@ -1,0 +1,686 @@
+"""Equilibria against Lyapunov equations, SciPy, enumeration of batches and transition matrices."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import integrate, linalg, stats
+
+from lecture6 import equilibrium, toys
+from lecture6.equilibrium import Gibbs
+from lecture6.noise import SAMPLINGS
+
+LR, B = 0.1, 4
+
+
+def random(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def positive(d, seed):
+    a = random(d, d + 2, seed=seed)
+    return a @ a.T / d
+
+
+H, C = positive(4, seed=1), positive(4, seed=2)
+CLOSE = {"rtol": 1e-10, "atol": 1e-12}
+
+
+# Quadratics: the covariance at rest
+
+
+@pytest.mark.parametrize("lr", [1e-4, 0.1, 0.4])
+def test_covariance_solves_its_lyapunov_equation(lr):
+    s = equilibrium.ou_covariance(H, C, lr, B)
+    shrink = np.eye(4) - lr * H
+    np.testing.assert_allclose(shrink @ s @ shrink + lr**2 * C / B, s, **CLOSE)
+    np.testing.assert_allclose(s, linalg.solve_discrete_lyapunov(shrink, lr**2 * C / B), rtol=1e-8)
+    for m in (0.0, 0.9):
+        s = equilibrium.ou_covariance(H, C, lr, B, momentum=m, discrete=False)
+        np.testing.assert_allclose(H @ s + s @ H, lr / B * C / (1 - m), **CLOSE)
+        scipy = linalg.solve_continuous_lyapunov(H, lr / B * C / (1 - m))
+        np.testing.assert_allclose(s, scipy, **CLOSE)
+
+
+def test_covariance_in_the_eigenbasis():
+    values, q = np.linalg.eigh(H)
+    s = q.T @ equilibrium.ou_covariance(H, C, LR, B) @ q
+    c = q.T @ C @ q
+    for i, j in itertools.product(range(4), repeat=2):
+        total = values[i] + values[j] - LR * values[i] * values[j]
+        assert s[i, j] == pytest.approx(LR / B * c[i, j] / total, rel=1e-10)
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("lr", [0.01, 0.1, 0.6])
+def test_heavy_ball_solves_the_lyapunov_equation_of_two_steps(momentum, lr):
+    """The state is (w, v) here, not the (w_t, w_(t−1)) of the derivation."""
+    i = np.eye(4)
+    step = np.block([[i - lr * H, -lr * momentum * i], [H, momentum * i]])
+    noise = np.block([[lr**2 * C, -lr * C], [-lr * C, C]]) / B
+    both = linalg.solve_discrete_lyapunov(step, noise)
+    s = equilibrium.ou_covariance(H, C, lr, B, momentum=momentum)
+    np.testing.assert_allclose(s, both[:4, :4], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.99])
+@pytest.mark.parametrize("lr_h", [0.02, 1.0, 1.9])
+def test_heavy_ball_in_one_dimension(momentum, lr_h):
+    h, s2, m = 3.0, 0.7, momentum
+    lr = lr_h / h
+    found = equilibrium.ou_covariance(h, s2, lr, B, momentum=m)
+    closed = lr * s2 / (B * h) * (1 + m) / ((1 - m) * (2 * (1 + m) - lr * h))
+    assert found.item() == pytest.approx(closed, rel=1e-12)
+
+
+def test_the_sde_is_the_limit_of_small_rates():
+    for momentum in (0.0, 0.9):
+        errors = []
+        for lr in (1e-3, 1e-4):
+            discrete, continuous = (
+                equilibrium.ou_covariance(H, C, lr, B, momentum=momentum, discrete=exact)
+                for exact in (True, False)
+            )
+            errors.append(abs(discrete / continuous - 1).max())
+        assert errors[1] == pytest.approx(errors[0] / 10, rel=0.3)
+    # and far from it at ηh = 1.2
+    one, sde = (equilibrium.ou_covariance(1.0, 1.0, 1.2, 1, discrete=x).item() for x in (1, 0))
+    assert one / sde == pytest.approx(2.5, rel=1e-12)
+
+
+@pytest.mark.parametrize("k", [2, 8, 15])
+def test_linear_scaling_breaks_as_the_rate_nears_its_limit(k):
+    lr, h = 0.05, 2.0
+    small = equilibrium.ou_covariance(h, 1.0, lr, B).item()
+    large = equilibrium.ou_covariance(h, 1.0, k * lr, k * B).item()
+    assert large / small == pytest.approx((2 - lr * h) / (2 - k * lr * h), rel=1e-12)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.8])
+@pytest.mark.parametrize("discrete", [True, False])
+def test_excess_loss_is_half_the_trace_of_hs(momentum, discrete):
+    h, q = np.linalg.eigh(H)
+    options = {"momentum": momentum, "discrete": discrete}
+    for c, variances in ((C, np.diag(q.T @ C @ q)), (0.3 * np.eye(4), 0.3), (H, None)):
+        expected = 0.5 * np.trace(H @ equilibrium.ou_covariance(H, c, LR, B, **options))
+        found = equilibrium.excess_loss(h, LR, B, variances=variances, **options)
+        assert found == pytest.approx(expected, rel=1e-12)
+
+
+def test_excess_loss_as_the_papers_have_it():
+    h, sigma = np.linalg.eigvalsh(H), 0.7
+    found = equilibrium.excess_loss(h, LR, B, discrete=False)
+    assert found == pytest.approx(LR * np.trace(H) / (4 * B), rel=1e-12)
+    found = equilibrium.excess_loss(h, LR, B)
+    assert found == pytest.approx((0.5 * LR * h / (B * (2 - LR * h))).sum(), rel=1e-12)
+    t = equilibrium.temperature(LR, B, sigma)
+    assert t == pytest.approx(LR * sigma**2 / (2 * B))
+    found = equilibrium.excess_loss(h, LR, B, variances=sigma**2, discrete=False)
+    assert found == pytest.approx(4 * t / 2, rel=1e-12)
+    found = equilibrium.excess_loss(h, LR, B, variances=sigma**2)
+    assert found == pytest.approx((t / (2 - LR * h)).sum(), rel=1e-12)
+
+
+# Linear regression
+
+
+X, Y = 0.6 * random(6, 2, seed=3) + 0.2, random(6, seed=4)
+
+
+def all_batches(n, b, replacement):
+    if replacement:
+        return np.array(list(itertools.product(range(n), repeat=b)))
+    return np.array(list(itertools.combinations(range(n), b)))
+
+
+def enumerated_step(x, y, lr, b, replacement):
+    """Every batch's shrinking matrix I − ηH_b and its step from the minimiser."""
+    best = np.linalg.lstsq(x, y, rcond=None)[0]
+    index = all_batches(len(x), b, replacement)
+    shrink = np.eye(x.shape[1]) - lr * np.einsum("kbi,kbj->kij", x[index], x[index]) / b
+    jump = lr * np.einsum("kbi,kb->ki", x[index], y[index] - x[index] @ best) / b
+    return shrink, jump
+
+
+@pytest.mark.parametrize("replacement", [True, False])
+@pytest.mark.parametrize("b", [1, 2, 3, 6])
+@pytest.mark.parametrize("lr", [0.05, 0.3])
+def test_regression_covariance_by_enumeration(replacement, b, lr):
+    found = equilibrium.linear_regression_covariance(X, Y, lr, b, replacement=replacement)
+    s = found.covariance
+    shrink, jump = enumerated_step(X, Y, lr, b, replacement)
+    after = np.einsum("kij,jl,kml->kim", shrink, s, shrink) + jump[:, :, None] * jump[:, None, :]
+    np.testing.assert_allclose(after.mean(0), s, rtol=1e-10, atol=1e-15)
+    step = np.mean([np.kron(a, a) for a in shrink], axis=0)
+    assert found.spectral_radius == pytest.approx(abs(np.linalg.eigvals(step)).max(), rel=1e-10)
+    assert np.linalg.eigvalsh(s)[0] >= -1e-15
+    if b == 6 and not replacement:
+        assert abs(s).max() < 1e-15  # the whole set: no noise
+    elif b < 6:
+        factor = 1 if replacement else (6 - b) / 5
+        additive = equilibrium.ou_covariance(found.hessian, factor * found.noise, lr, b)
+        assert np.trace(s) > np.trace(additive) * (1 + 0.1 * lr)
+
+
+@pytest.mark.parametrize("replacement", [True, False])
+def test_regression_covariance_by_simulation(replacement):
+    """SGD itself; the additive-noise formula is off by far more than the error."""
+    rng, walkers, lr, b = np.random.default_rng(5), 40_000, 0.3, 2
+    w = np.zeros((walkers, 2))
+    for _ in range(150):
+        if replacement:
+            index = rng.integers(0, 6, (walkers, b))
+        else:
+            index = rng.random((walkers, 6)).argsort(1)[:, :b]
+        x, residual = X[index], np.einsum("kbi,ki->kb", X[index], w) - Y[index]
+        w -= lr * np.einsum("kbi,kb->ki", x, residual) / b
+    found = equilibrium.linear_regression_covariance(X, Y, lr, b, replacement=replacement)
+    away = w - found.minimiser
+    products = away[:, :, None] * away[:, None, :]
+    stderr = products.std(0) / math.sqrt(walkers)
+    assert (abs(products.mean(0) - found.covariance) < 4 * stderr).all()
+    factor = 1 if replacement else 4 / 5
+    additive = equilibrium.ou_covariance(found.hessian, factor * found.noise, lr, b)
+    assert (abs(np.diag(found.covariance - additive)) > 8 * np.diag(stderr)).all()
+
+
+def test_the_edge_of_stability_is_that_of_one_dimension():
+    """The radius is (1 − ηa)² + η²κs², whose edge smallest_stable_batch knows."""
+    h = np.array([0.1, 0.3, 0.2, 6.0, 0.4, 0.3])
+    x, y, lr = np.sqrt(h)[:, None], random(6, seed=6), 0.5
+    least = equilibrium.smallest_stable_batch(lr, h.mean(), h.std(), 6)
+    assert 1 < least < 6
+    found = equilibrium.linear_regression_covariance(x, y, lr, least, replacement=False)
+    kappa = (6 - least) / (least * 5)
+    expected = (1 - lr * h.mean()) ** 2 + lr**2 * kappa * h.var()
+    assert found.spectral_radius == pytest.approx(expected, rel=1e-12)
+    with pytest.raises(ValueError, match=rf"fold a step at lr = 0.5 and batch_size = {least - 1}"):
+        equilibrium.linear_regression_covariance(x, y, lr, least - 1, replacement=False)
+
+
+def test_without_residuals_there_is_nothing_left_to_fluctuate():
+    found = equilibrium.linear_regression_covariance(X, X @ [1.0, -2.0], 0.1, 1, replacement=True)
+    np.testing.assert_allclose(found.minimiser, [1, -2], rtol=1e-12)
+    assert abs(found.covariance).max() < 1e-28
+
+
+# Epochs and stability
+
+
+def batches(n, b, sampling):
+    return torch.from_numpy(all_batches(n, b, sampling == "with_replacement"))
+
+
+def end_of_epoch(centres, lr_h, orders, b, w):
+    """SGD itself on ½ h (w − c_i)² through each row of sample numbers."""
+    for batch in orders.split(b, dim=1):
+        w = w - lr_h * (w - centres[batch].mean(1))
+    return w
+
+
+@pytest.mark.parametrize(("n", "b"), [(6, 1), (6, 2), (6, 3), (4, 2)])
+@pytest.mark.parametrize("lr_h", [0.02, 0.5, 1.0, 1.7])
+def test_variance_at_the_end_of_an_epoch_by_enumeration(n, b, lr_h):
+    """Var(w) is stationary: a^2K Var(w) + the variance over all orders, from w = 0."""
+    centres = torch.from_numpy(random(n, seed=3))
+    variance = centres.var(correction=0).item()
+    for sampling in SAMPLINGS:
+        if sampling == "epoch":
+            orders = torch.tensor(list(itertools.permutations(range(n))))
+            steps = n // b
+        else:
+            orders, steps = batches(n, b, sampling), 1
+        end = end_of_epoch(centres, lr_h, orders, b, torch.zeros(len(orders), dtype=torch.float64))
+        expected = end.var(correction=0).item() / (1 - (1 - lr_h) ** (2 * steps))
+        found = equilibrium.epoch_end_variance(lr_h, n, b, sampling=sampling, variance=variance)
+        assert found == pytest.approx(expected, rel=1e-12, abs=1e-12)
+
+
+def test_variance_at_the_end_of_an_epoch_by_simulation():
+    generator = torch.Generator().manual_seed(0)
+    centres, runs, lr_h = torch.from_numpy(random(12, seed=4)), 20_000, 0.4
+    w = torch.zeros(runs, dtype=torch.float64)
+    for _ in range(12):
+        orders = torch.rand(runs, 12, generator=generator).argsort(1)
+        w = end_of_epoch(centres, lr_h, orders, 3, w)
+    variance = centres.var(correction=0).item()
+    found = equilibrium.epoch_end_variance(lr_h, 12, 3, sampling="epoch", variance=variance)
+    squares = (w - centres.mean()) ** 2
+    assert abs(squares.mean().item() - found) < 3 * squares.std().item() / math.sqrt(runs)
+
+
+def test_shuffled_epochs_end_far_nearer_together():
+    """The check numbers of the derivation, N = 64 and B = 4, to their printed digits."""
+    for lr_h, ratio, digits in ((0.5, 0.83, 2), (0.1, 0.19, 2), (0.02, 0.009, 3)):
+        shuffled, drawn = (
+            equilibrium.epoch_end_variance(lr_h, 64, 4, sampling=s)
+            for s in ("epoch", "with_replacement")
+        )
+        assert round(shuffled / drawn, digits) == ratio
+
+
+@pytest.mark.parametrize("replacement", [False, True])
+@pytest.mark.parametrize("lr", [0.1, 0.5, 0.9])
+def test_smallest_stable_batch_by_enumeration(replacement, lr):
+    h = torch.tensor([0.1, 0.3, 0.2, 6.0, 0.4, 0.3], dtype=torch.float64)
+    a, s = h.mean().item(), h.std(correction=0).item()
+    least = equilibrium.smallest_stable_batch(lr, a, s, 6, replacement=replacement)
+    sampling = "with_replacement" if replacement else "without_replacement"
+    growth = {}
+    for b in range(1, 7):
+        growth[b] = ((1 - lr * h[batches(6, b, sampling)].mean(1)) ** 2).mean().item()
+    stable = [b for b, g in growth.items() if g <= 1]
+    assert stable == [b for b in range(1, 7) if b >= least]
+    assert lr < 0.2 or least > 1
+
+
+def test_smallest_stable_batch_by_simulation():
+    """E[w²] of many runs shrinks from that batch on and grows below it."""
+    generator = torch.Generator().manual_seed(1)
+    h = torch.tensor([0.5, 1.5] * 10, dtype=torch.float64)
+    lr = 1.7
+    least = equilibrium.smallest_stable_batch(lr, 1.0, 0.5, 20)
+    assert 1 < least < 20
+    ends = {}
+    for b in (least - 1, least):
+        factors = torch.ones(100_000, dtype=torch.float64)
+        for _ in range(3):
+            index = torch.rand(len(factors), 20, generator=generator).argsort(1)[:, :b]
+            factors *= (1 - lr * h[index].mean(1)) ** 2
+        ends[b] = factors.mean().item(), 3 * factors.std().item() / math.sqrt(len(factors))
+    assert ends[least - 1][0] - ends[least - 1][1] > 1
+    assert ends[least][0] + ends[least][1] < 1
+
+
+def test_a_curvature_at_the_edge_needs_the_whole_set():
+    assert equilibrium.smallest_stable_batch(2.0, 1.0, 0.5, 20) == 20
+    assert equilibrium.smallest_stable_batch(0.5, 1.0, 0.0, 20) == 1
+
+
+# The Gibbs density
+
+
+def test_density_of_a_parabola_is_gaussian():
+    h, t, centre = 3.0, 0.2, 0.4
+    gibbs = Gibbs(lambda w: h / 2 * (w[:, 0] - centre) ** 2, t, -4, 5)
+    exact = stats.norm(centre, math.sqrt(t / h))
+    w = np.linspace(-5, 6, 301)
+    inside = (w > -4) & (w < 5)
+    np.testing.assert_allclose(gibbs.pdf(w)[inside], exact.pdf(w)[inside], **CLOSE)
+    assert (gibbs.pdf(w)[~inside] == 0).all()
+    np.testing.assert_allclose(gibbs.cdf(w), exact.cdf(w), **CLOSE)
+    assert gibbs.log_partition == pytest.approx(math.log(2 * math.pi * t / h) / 2, rel=1e-10)
+    assert gibbs.mean.item() == pytest.approx(centre, rel=1e-10)
+    assert gibbs.covariance.item() == pytest.approx(t / h, rel=1e-10)
+    assert gibbs.expected_loss == pytest.approx(t / 2, rel=1e-10)
+
+
+def test_density_of_a_paraboloid_is_gaussian():
+    f, t = toys.Quadratic([3.0, 0.5], minimiser=[0.3, -0.2], seed=3), 0.05
+    gibbs = Gibbs(f, t, (-3, -3), (3, 3))
+    np.testing.assert_allclose(gibbs.mean, f.centre, **CLOSE)
+    np.testing.assert_allclose(gibbs.covariance, t * np.linalg.inv(f.h), rtol=1e-8)
+    assert gibbs.expected_loss == pytest.approx(t, rel=1e-8)  # dT/2
+    exact = stats.multivariate_normal(f.centre, t * np.linalg.inv(f.h))
+    w = random(50, 2, seed=7) / 3
+    np.testing.assert_allclose(gibbs.pdf(w), exact.pdf(w), rtol=1e-8)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_its_covariance_is_that_of_the_sde(momentum):
+    f, sigma = toys.Quadratic([3.0, 0.5], seed=3), 0.6
+    t = equilibrium.temperature(LR, B, sigma, momentum=momentum)
+    gibbs = Gibbs(f, t, (-3, -3), (3, 3))
+    s = equilibrium.ou_covariance(
+        f.h, sigma**2 * np.eye(2), LR, B, momentum=momentum, discrete=False
+    )
+    np.testing.assert_allclose(gibbs.covariance, s, rtol=1e-8)
+
+
+WELL = toys.DoubleWell(-1.5, 0.2, 1.0)
+
+
+@pytest.mark.parametrize("t", [0.05, 0.5, 5.0])
+def test_density_of_a_double_well_by_quad(t):
+    def integral(f, high=4.0):
+        points = [p for p in (-1.5, 0.2, 1.0) if p < high]
+        options = {"points": points, "epsabs": 0, "epsrel": 1e-12, "limit": 200}
+        return integrate.quad(lambda w: f(w) * math.exp(-WELL.profile(w) / t), -4, high, **options)
+
+    gibbs, (z, _) = Gibbs(WELL, t, -4, 4), integral(lambda w: 1)
+    assert gibbs.log_partition == pytest.approx(math.log(z), rel=1e-10, abs=1e-10)
+    assert gibbs.mean.item() == pytest.approx(integral(lambda w: w)[0] / z, rel=1e-10)
+    second = integral(lambda w: (w - gibbs.mean.item()) ** 2)[0] / z
+    assert gibbs.covariance.item() == pytest.approx(second, rel=1e-10)
+    assert gibbs.expected_loss == pytest.approx(integral(WELL.profile)[0] / z, rel=1e-10)
+    for w in (-1.7, -1.0, 0.2, 0.9001):
+        below = integral(lambda w: 1, high=w)[0] / z
+        assert gibbs.cdf([w]).item() == pytest.approx(below, rel=1e-9)
+    left = gibbs.probability(lambda w: w[:, 0] < WELL.saddle)
+    assert left == pytest.approx(gibbs.cdf([WELL.saddle]).item(), abs=0.002)
+
+
+def test_a_separable_density_is_a_product():
+    f, t = toys.DoubleWell(-1.5, 0.2, 1.0, across=(3.0,)), 0.3
+    both, along = Gibbs(f, t, (-3, -3), (3, 3)), Gibbs(WELL, t, -3, 3)
+    across = Gibbs(toys.Quadratic([3.0]), t, -3, 3)
+    assert both.log_partition == pytest.approx(along.log_partition + across.log_partition, rel=1e-9)
+    w = random(30, 2, seed=8)
+    np.testing.assert_allclose(both.pdf(w), along.pdf(w[:, 0]) * across.pdf(w[:, 1]), rtol=1e-9)
+    np.testing.assert_allclose(both.mean, [along.mean.item(), 0], rtol=1e-9, atol=1e-12)
+    assert both.expected_loss == pytest.approx(along.expected_loss + across.expected_loss, rel=1e-9)
+    quadrant = both.probability(lambda w: (w[:, 0] < 0.2) & (w[:, 1] > 0))
+    assert quadrant == pytest.approx(along.cdf([0.2]).item() / 2, abs=0.01)
+
+
+def test_a_box_that_cuts_the_density_keeps_it_normalised():
+    flat = Gibbs(lambda w: 0 * w, 1.0, -2, 3)
+    w = np.linspace(-2, 3, 11)
+    np.testing.assert_allclose(flat.cdf(w), (w + 2) / 5, **CLOSE)
+    np.testing.assert_allclose(flat.pdf(w), 0.2, **CLOSE)
+    slope = Gibbs(lambda w: 3 * w, 1.0, 0, 2)
+    np.testing.assert_allclose(slope.cdf(w), stats.truncexpon(6, scale=1 / 3).cdf(w), **CLOSE)
+    corner = Gibbs(lambda w: w.sum(1), 1.0, (0, 0), (1, 2))
+    z = math.log((1 - math.exp(-1)) * (1 - math.exp(-2)))
+    assert corner.log_partition == pytest.approx(z, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        *toys.FIGURE_6.values(),
+        toys.Quadratic([3.0, 0.5], seed=3),
+        toys.TwoParabolas(),
+        WELL,
+        toys.DoubleWell(across=(3.0,)),
+    ],
+)
+def test_the_losses_of_toys_are_those_of_single_points(f):
+    gibbs = Gibbs(f, 10.0, [-2] * f.n_params, [2] * f.n_params)
+    for k in np.random.default_rng(9).integers(0, len(gibbs.points), 20):
+        assert gibbs.losses[k] == pytest.approx(f.value(gibbs.points[k]), rel=1e-12)
+
+
+def test_cold_and_high_densities_do_not_overflow():
+    t = 1e-4
+    gibbs = Gibbs(lambda w: 1e3 + WELL.profile(w), t, -3, 3)
+    level, h = 1e3 + WELL.profile(-1.5), WELL.hessian([-1.5]).item()
+    log_z = -level / t + math.log(2 * math.pi * t / h) / 2
+    assert gibbs.log_partition == pytest.approx(log_z, rel=1e-12)
+    assert gibbs.expected_loss - level == pytest.approx(t / 2, rel=0.01)
+
+
+# State-dependent noise
+
+
+def test_constant_diffusion_gives_the_gibbs_density():
+    slope = WELL.profile.deriv()
+    found = equilibrium.multiplicative_density(slope, lambda w: 0.3, -3, 3)
+    exact, w = Gibbs(WELL, 0.3, -3, 3), np.linspace(-3, 3, 101)
+    np.testing.assert_allclose(found.pdf(w), exact.pdf(w), **CLOSE)
+    np.testing.assert_allclose(found.cdf(w), exact.cdf(w), **CLOSE)
+
+
+def test_noise_that_grows_with_w_gives_students_t():
+    """ℓ = ½hw² and D = a(1 + w²): p ∝ (1 + w²)^−(1 + h/2a), with ν = 1 + h/a Student's for √ν w."""
+    h, a = 2.0, 0.5
+    nu = 1 + h / a
+    found = equilibrium.multiplicative_density(
+        lambda w: h * w, lambda w: a * (1 + w**2), -30, 30, n_cells=4000
+    )
+    w = np.linspace(-6, 6, 101)
+    exact = stats.t(nu, scale=1 / math.sqrt(nu))
+    inside = exact.cdf(30) - exact.cdf(-30)
+    np.testing.assert_allclose(found.pdf(w), exact.pdf(w) / inside, rtol=1e-9)
+    np.testing.assert_allclose(found.cdf(w), (exact.cdf(w) - exact.cdf(-30)) / inside, rtol=1e-9)
+
+
+def slope(w):
+    return w**3 - w + 0.2
+
+
+def diffusion(w):
+    return 0.3 + 0.2 * np.tanh(2 * w)
+
+
+def test_no_probability_flows():
+    """Itô's Fokker–Planck equation at rest: ℓ'p + (Dp)' = 0."""
+    found = equilibrium.multiplicative_density(slope, diffusion, -4, 4)
+    w, step = np.linspace(-2, 2, 41), 1e-4
+    flow = [diffusion(v) * found.pdf(v) for v in (w + step, w - step)]
+    derivative = (flow[0] - flow[1]) / (2 * step)
+    np.testing.assert_allclose(derivative, -slope(w) * found.pdf(w), atol=1e-6)
+
+
+def test_the_steps_of_sgd_approach_itos_density():
+    """The stationary vector of w ← w − dt ℓ' + √(2D dt) ξ; its error is of order dt."""
+    w, width = np.linspace(-3, 3, 601, retstep=True)
+    ito = equilibrium.multiplicative_density(slope, diffusion, -3, 3)
+    stratonovich = ito.pdf(w) * np.sqrt(diffusion(w))
+    stratonovich /= stratonovich.sum() * width
+    found = []
+    for dt in (0.02, 0.01):
+        step = stats.norm.pdf(w[:, None], w - dt * slope(w), np.sqrt(2 * dt * diffusion(w)))
+        step /= step.sum(0)
+        for _ in range(16):  # 2^16 steps
+            step = step @ step
+        found.append(step[:, 300] / width)
+    errors = [np.abs(density - ito.pdf(w)).sum() for density in found]
+    assert errors[1] == pytest.approx(errors[0] / 2, rel=0.1)
+    limit = 2 * found[1] - found[0]  # what is left of order dt²
+    assert np.abs(limit - ito.pdf(w)).sum() < 0.02 * np.abs(limit - stratonovich).sum()
+
+
+# Wells
+
+
+def test_laplace_is_the_gibbs_density_as_t_goes_to_0():
+    f = toys.DoubleWell(-1.0, 0.1, 1.0, across=(3.0,))
+    levels, hessians = [f.value(w) for w in f.minimisers], [f.hessian(w) for w in f.minimisers]
+    errors = []
+    for part in (20, 40, 80):
+        t = f.barriers.min() / part
+        sides = [Gibbs(f, t, (low, -2), (low + 2.1, 2)) for low in (-2, f.saddle)]
+        exact = math.exp(sides[0].log_partition - sides[1].log_partition)
+        found = equilibrium.laplace(levels, hessians, t)
+        assert found.sum() == pytest.approx(1, rel=1e-12)
+        errors.append(found[0] / found[1] / exact - 1)
+    assert abs(errors[-1]) < 0.002
+    assert errors[1:] == pytest.approx([errors[0] / 2, errors[1] / 2], rel=0.2)
+
+
+def test_laplace_by_hand_and_as_printed():
+    hessians, t = [np.diag([4.0, 9.0]), np.eye(2), positive(2, seed=10)], 0.2
+    levels = np.array([0.3, 0.5, 0.4])
+    det = np.array([36, 1, np.linalg.det(hessians[2])])
+    for as_printed, power in ((False, 1 / t), (True, 1 / (2 * t))):
+        p = np.exp(-levels * power) / np.sqrt(det)
+        found = equilibrium.laplace(levels, hessians, t, as_printed=as_printed)
+        np.testing.assert_allclose(found, p / p.sum(), rtol=1e-12)
+    shifted = equilibrium.laplace(levels + 1e4, hessians, t)
+    np.testing.assert_allclose(shifted, equilibrium.laplace(levels, hessians, t), rtol=1e-8)
+    equal = [
+        equilibrium.laplace([1.0, 1.0], [4.0, 1.0], 0.1, as_printed=printed)
+        for printed in (False, True)
+    ]
+    np.testing.assert_allclose(equal, [[1 / 3, 2 / 3]] * 2, rtol=1e-12)
+
+
+# Escape
+
+
+def test_escape_from_flat_and_sloping_ground():
+    """T τ'' − ℓ' τ' = −1, τ' = 0 at the wall and τ = 0 at the end, solved by hand."""
+    t, wall, start, end, v = 0.3, -1.0, 0.5, 2.0, 0.4
+    flat = equilibrium.escape_time(lambda w: 0 * w, t, start, end, wall=wall)
+    assert flat == pytest.approx(((end - wall) ** 2 - (start - wall) ** 2) / (2 * t), rel=1e-12)
+    for v in (0.4, -0.4):
+        found = equilibrium.escape_time(lambda w, v=v: -v * w, t, start, end, wall=wall)
+        tails = math.exp(-v * (end - wall) / t) - math.exp(-v * (start - wall) / t)
+        assert found == pytest.approx((end - start) / v + t / v**2 * tails, rel=1e-10)
+    at_wall = equilibrium.escape_time(lambda w: 0 * w, t, wall, end, wall=wall)
+    assert at_wall == pytest.approx((end - wall) ** 2 / (2 * t), rel=1e-12)
+
+
+@pytest.mark.parametrize("t", [0.2, 0.5, 2.0])
+def test_escape_time_by_quad(t):
+    options = {"epsabs": 0, "epsrel": 1e-9, "limit": 200}
+
+    def inner(y):
+        density = lambda z: math.exp((WELL.profile(y) - WELL.profile(z)) / t)  # noqa: E731
+        return integrate.quad(density, -4, y, points=[-1.5], **options)[0]
+
+    exact = integrate.quad(inner, -1.4, 1.0, points=[0.2], **options)[0] / t
+    found = equilibrium.escape_time(WELL, t, -1.4, 1.0, wall=-4)
+    assert found == pytest.approx(exact, rel=1e-7)
+    mirrored = toys.DoubleWell(-1.0, -0.2, 1.5)
+    assert equilibrium.escape_time(mirrored, t, 1.4, -1.0, wall=4) == pytest.approx(found, rel=1e-9)
+
+
+def kramers(f, well, t):
+    h, saddle = f.hessian(f.minimisers[well]).item(), f.hessian([f.saddle]).item()
+    return equilibrium.kramers_time(h, saddle, f.barriers[well], t)
+
+
+@pytest.mark.parametrize("well", [0, 1])
+def test_kramers_time_is_the_limit_of_the_exact_one(well):
+    """Their ratio by its first order in T; that of half the way, the saddle, in √T."""
+    ends, errors, halves = WELL.minimisers[:, 0], [], []
+    wall = 4.0 if well else -4.0
+    for part in (40, 80, 160):
+        t = WELL.barriers[well] / part
+        exact = equilibrium.escape_time(WELL, t, ends[well], ends[1 - well], wall=wall)
+        errors.append(exact / kramers(WELL, well, t) - 1)
+        half = equilibrium.escape_time(WELL, t, ends[well], WELL.saddle, wall=wall)
+        halves.append(half / exact - 0.5)
+    assert abs(errors[-1]) < 0.01
+    assert errors[-1] == pytest.approx(errors[-2] / 2, rel=0.1)
+    assert abs(halves[-1]) < 0.02
+    assert halves[1:] == pytest.approx(np.array(halves[:-1]) / math.sqrt(2), rel=0.1)
+
+
+def test_rates_and_laplace_agree_on_the_shares():
+    t = 0.3
+    rates = [1 / kramers(WELL, well, t) for well in (0, 1)]
+    levels, hessians = ([f(w) for w in WELL.minimisers] for f in (WELL.value, WELL.hessian))
+    share = equilibrium.occupation(np.inf, *rates)
+    assert share == pytest.approx(equilibrium.laplace(levels, hessians, t)[0], rel=1e-12)
+
+
+def test_occupation_starts_at_1_and_relaxes_to_its_share():
+    ab, ba = 0.3, 0.1
+    t = np.array([0.0, 1e-6, 2.0, 1e6])
+    found = equilibrium.occupation(t, ab, ba)
+    np.testing.assert_allclose(found[[0, 3]], [1, 0.25], rtol=1e-12)
+    assert (found[0] - found[1]) / 1e-6 == pytest.approx(ab, rel=1e-5)
+    rates = np.array([[-ab, ba], [ab, -ba]])
+    assert found[2] == pytest.approx(linalg.expm(2 * rates)[0, 0], rel=1e-12)
+    np.testing.assert_allclose(equilibrium.occupation(t, ab, 0), np.exp(-ab * t), rtol=1e-12)
+
+
+def test_occupation_of_a_diffusion_between_wells():
+    """The whole master equation on a fine grid, started at rest in well A."""
+    f = toys.DoubleWell(-1.0, 0.1, 1.0)
+    t = f.barriers.min() / 6
+    w, width = np.linspace(-1.9, 1.9, 400, retstep=True)
+    level = f.profile(w)
+    up = t / width**2 * np.exp(-(level[1:] - level[:-1]) / (2 * t))  # k → k + 1
+    down = t / width**2 * np.exp((level[1:] - level[:-1]) / (2 * t))
+    generator = np.diag(down, 1) + np.diag(up, -1)
+    generator -= np.diag(generator.sum(0))
+    in_a = w < f.saddle
+    start = np.where(in_a, np.exp(-level / t), 0)
+    start /= start.sum()
+    ab = 1 / equilibrium.escape_time(f, t, -1.0, 1.0, wall=-4)
+    ba = 1 / equilibrium.escape_time(f, t, 1.0, -1.0, wall=4)
+    for time in np.array([0.1, 1.0, 10.0]) / (ab + ba):
+        exact = (linalg.expm(time * generator) @ start)[in_a].sum()
+        assert equilibrium.occupation(time, ab, ba) == pytest.approx(exact, abs=0.01)
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: equilibrium.ou_covariance(np.diag([1.0, 5.0]), np.eye(2), 0.4, B),
+            r"lr · h_max = 2 reaches 2\(1 \+ momentum\) = 2; lower lr = 0.4 below 0.4$",
+        ),
+        (
+            lambda: equilibrium.ou_covariance(5.0, 1.0, 0.8, B, momentum=0.9),
+            "= 3.8; lower lr = 0.8 below 0.76$",
+        ),
+        (lambda: equilibrium.ou_covariance(np.diag([1.0, 0.0]), np.eye(2), LR, B), "eigenvalue is"),
+        (lambda: equilibrium.ou_covariance([[1, 2], [0, 1]], np.eye(2), LR, B), "symmetric"),
+        (lambda: equilibrium.ou_covariance(H, np.eye(3), LR, B), r"of the shape of h, \(4, 4\)"),
+        (lambda: equilibrium.ou_covariance(H, C, LR, B, momentum=1.0), "momentum = 1.0"),
+        (lambda: equilibrium.ou_covariance(H, C, -LR, B), "lr = -0.1"),
+        (lambda: equilibrium.excess_loss([1.0, 0.0], LR, B), r"positive eigenvalues .* \[1.0, 0"),
+        (lambda: equilibrium.excess_loss([1.0, 21.0], LR, B), "lr · h_max = 2.1"),
+        (lambda: equilibrium.temperature(LR, 0, 1.0), "batch_size = 0"),
+        (
+            lambda: equilibrium.linear_regression_covariance(X, Y[:5], LR, 2, replacement=True),
+            r"got \(6, 2\) and \(5,\)",
+        ),
+        (
+            lambda: equilibrium.linear_regression_covariance(X, Y, LR, 7, replacement=False),
+            "batch_size = 7",
+        ),
+        (
+            lambda: equilibrium.linear_regression_covariance(
+                np.ones((6, 2)), Y, LR, 2, replacement=True
+            ),
+            "the Hessian xᵀx/N must be positive definite",
+        ),
+        (lambda: equilibrium.epoch_end_variance(2.0, 6, 2, sampling="epoch"), "lr_h = 2"),
+        (lambda: equilibrium.epoch_end_variance(0.1, 6, 4, sampling="epoch"), "batch_size = 4"),
+        (
+            lambda: equilibrium.smallest_stable_batch(2.1, 1.0, 0.5, 20),
+            "no batch is stable.*lr = 2.1",
+        ),
+        (
+            lambda: equilibrium.smallest_stable_batch(2.0, 1.0, 0.5, 20, replacement=True),
+            "at lr · curvature = 2 no batch is stable with replacement: lower lr",
+        ),
+        (lambda: Gibbs(WELL, 0.0, -3, 3), "temperature, got 0"),
+        (lambda: Gibbs(WELL, 1.0, (-3, -3), (3, 3)), "a loss of 2 parameters, got one of 1"),
+        (lambda: Gibbs(WELL, 1.0, (-3,) * 3, (3,) * 3), "1 or 2 dimensions"),
+        (lambda: Gibbs(WELL, 1.0, 3, -3), "low < high"),
+        (lambda: Gibbs(WELL, 1.0, -3, 3, n_cells=1), "n_cells ≥ 2, got 1"),
+        (lambda: Gibbs(WELL, 1e-6, -3, 3, n_cells=20), "of Z has not converged.*raise n_cells"),
+        (lambda: Gibbs(lambda w: w.sum(), 1.0, (0, 0), (1, 1)), r"got shape \(\)"),
+        (lambda: Gibbs(lambda w: w / (w > 0.5), 1.0, 0, 1), "that are not finite"),
+        (
+            lambda: Gibbs(toys.Quadratic([1, 1]), 1.0, (-3, -3), (3, 3)).cdf([0.0]),
+            "cdf is for one dimension; use probability",
+        ),
+        (lambda: equilibrium.multiplicative_density(slope, slope, -1, 1), "needs D > 0"),
+        (lambda: equilibrium.multiplicative_density(slope, diffusion, 1, -1), "got 1 and -1"),
+        (lambda: equilibrium.laplace([0, 1], [1.0], 0.1), r"losses \(2,\) and 1 Hessians"),
+        (
+            lambda: equilibrium.laplace([0, 1], [1.0, 0.0], 0.1),
+            "Hessian of well 1 must be positive",
+        ),
+        (lambda: equilibrium.laplace([0, 1], [1.0, -2.0], 0.1), "smallest eigenvalue is -2"),
+        (
+            lambda: equilibrium.escape_time(WELL, 0.1, -1.5, 1, wall=4),
+            "wall = 4, start = -1.5, end = 1",
+        ),
+        (lambda: equilibrium.escape_time(WELL, 0.1, 1, 1, wall=0), "between wall and end"),
+        (
+            lambda: equilibrium.escape_time(WELL, 0.01, -1.5, 1, wall=-4, n_cells=4),
+            "the escape time has not converged",
+        ),
+        (lambda: equilibrium.escape_time(WELL, 0.005, -1.5, 1, wall=-4), "the time is e.* raise"),
+        (lambda: equilibrium.kramers_time(1.0, -1.0, 1.0, 1e-4), "the time is e"),
+        (lambda: equilibrium.kramers_time(1.0, 1.0, 1.0, 0.1), "curvature_saddle < 0"),
+        (lambda: equilibrium.occupation(1.0, 0, 0), "not both 0"),
+    ],
+)
+def test_bad_input_is_named(call, message):
+    with np.errstate(all="ignore"), pytest.raises(ValueError, match=message):
+        call()
