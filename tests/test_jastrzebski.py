@@ -131,6 +131,27 @@ def test_a_vgg_is_trained_with_its_batch_norm():
     assert [r["quantity"] for r in lost] == ["diverged"]
 
 
+def test_where_a_run_crosses_a_level():
+    run = {"lr": 0.1, "batch_size": 4, "cycle": "", "seed": 0, "ratio": 0.025}
+    lines = [
+        run | {"epoch": epoch, "loss": loss, "right": right, "lambda_max": h}
+        for epoch, loss, right, h in (
+            (0, 2.0, 0.1, math.nan),
+            (1, 1.0, 0.5, 8.0),
+            (2, 0.5, 0.9, 4.0),
+            (3, 0.7, 0.8, 2.0),
+            (4, 0.2, 1.0, 1.0),
+        )
+    ]
+    table = pd.DataFrame(lines).sample(frac=1, random_state=0)
+    for column, level, expected in (("loss", 0.75, 6.0), ("loss", 0.6, 4.8), ("right", 0.95, 1.25)):
+        [found] = jastrzebski.crossing(table, column, level, "lambda_max")["lambda_max"]
+        assert found == pytest.approx(expected)
+    for column, level in (("loss", 1.5), ("loss", 0.1), ("loss", 3.0)):
+        [found] = jastrzebski.crossing(table, column, level, "lambda_max")["lambda_max"]
+        assert math.isnan(found)
+
+
 def law(a=0.4, b=0.4, noise=0.0):
     rng = np.random.default_rng(0)
     lines = [
@@ -173,6 +194,10 @@ def test_the_views_of_a_table(digits):
     assert len(found) == len(STUDY.grids["smoke"]) == 8
     assert found["ratio"].nunique() == 2
     assert found[["lambda_max", "trace", "loss", "test_accuracy"]].notna().all().all()
+    every = jastrzebski.runs(table)
+    assert sorted(set(every["epoch"])) == [0, 2, 4]
+    last = every[every["epoch"] == 4].reset_index(drop=True)
+    pd.testing.assert_frame_equal(last, found)
     assert jastrzebski.select(table, group="ratio", seed=1)["seed"].unique().tolist() == [1]
     with pytest.raises(ValueError, match="no trial has group = 'break'"):
         jastrzebski.select(table, group="break")

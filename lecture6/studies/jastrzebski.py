@@ -171,25 +171,49 @@ def select(table: pd.DataFrame, **wanted) -> pd.DataFrame:
     return table
 
 
-def ends(rows: pd.DataFrame) -> pd.DataFrame:
-    """One line a run: lr, batch_size, ratio η/B, cycle, seed, diverged, and what it ended with.
+RUN = ["lr", "batch_size", "cycle", "seed"]
 
-    Columns loss, accuracy, test_loss, test_accuracy (fractions), lambda_max, trace, memorised, as
-    far as they were measured; NaN for a run that diverged. Raises ValueError when two runs agree in
-    rate, batch size, cycle and seed: select a group first.
+
+def runs(rows: pd.DataFrame) -> pd.DataFrame:
+    """One line a run and evaluation: lr, batch_size, cycle, seed, epoch, ratio η/B, and the rest.
+
+    Columns loss and accuracy (a fraction) of the training set, test_loss and test_accuracy, and
+    lambda_max, trace, right, wrong, diverged, …, as far as there are any; NaN where there is none.
+    Raises ValueError when two runs agree in rate, batch size, cycle and seed: select a group first.
     """
-    by = ["lr", "batch_size", "cycle", "seed"]
-    rows = rows.assign(cycle=rows["cycle"].fillna("") if "cycle" in rows else "")
-    last = rows[rows["at"] == rows["epochs"]]
-    last = last.assign(
-        column=np.where(last["of"] == "test", "test_" + last["quantity"], last["quantity"])
-    )
-    if last.duplicated([*by, "column"]).any():
+    of = rows["of"].map({"test": "test_"}).fillna("")
+    column = rows["quantity"].where(~rows["of"].isin(["right", "wrong"]), rows["of"])
+    cycle = rows["cycle"].fillna("") if "cycle" in rows else ""
+    rows = rows.assign(cycle=cycle, column=of + column, epoch=rows["at"])
+    if rows.duplicated([*RUN, "epoch", "column"]).any():
         raise ValueError("several runs have the same rate, batch size and seed: select a group")
-    table = last.pivot_table("value", by, "column").reset_index()
+    table = rows.pivot_table("value", [*RUN, "epochs", "epoch"], "column").reset_index()
     table.columns.name = None
     table.insert(2, "ratio", (table["lr"] / table["batch_size"]).round(12))
     return table
+
+
+def ends(rows: pd.DataFrame) -> pd.DataFrame:
+    """The last line of :func:`runs` of each run."""
+    table = runs(rows)
+    return table[table["epoch"] == table["epochs"]].reset_index(drop=True)
+
+
+def crossing(table: pd.DataFrame, column: str, level: float, quantity: str) -> pd.DataFrame:
+    """``quantity`` when ``column`` first gets to ``level``, on a straight line between evaluations.
+
+    ``table``: of :func:`runs`. One line a run: lr, batch_size, cycle, seed, ratio, quantity; NaN
+    for a run that does not get there, or only where ``quantity`` was not measured before.
+    """
+    lines = []
+    for key, run in table.sort_values("epoch").groupby([*RUN, "ratio"]):
+        x, y = run[column].to_numpy(), run[quantity].to_numpy()
+        beyond = x <= level if x[0] > level else x >= level
+        i, found = int(beyond.argmax()), math.nan
+        if beyond.any() and i > 0:
+            found = y[i - 1] + (y[i] - y[i - 1]) * (level - x[i - 1]) / (x[i] - x[i - 1])
+        lines.append(dict(zip([*RUN, "ratio"], key, strict=True)) | {quantity: found})
+    return pd.DataFrame(lines)
 
 
 def slopes(table: pd.DataFrame, quantity: str) -> pd.DataFrame:
