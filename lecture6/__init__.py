@@ -2,8 +2,8 @@
 
 Read the modules in the order in which they import each other: ``data`` and ``models``, then
 ``train``, ``train_many``, ``parallel``, ``sample_gradients``, ``objective``, ``toys``,
-``sharpness``, ``curvature``, ``landscape``, ``noise``, ``equilibrium``, ``sde``, then ``report``,
-``studies``, ``figures``, ``widgets``.
+``sharpness``, ``curvature``, ``landscape``, ``noise``, ``equilibrium``, ``sde``,
+``diagnostics``, then ``report``, ``studies``, ``figures``, ``widgets``.
 """
 
 __version__ = "0.1.0"

@@ -1,21 +1,23 @@
 """Simulated paths against closed forms, brute force, SciPy and torch's SGD."""
 
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from scipy import integrate, stats
-from scipy.spatial.distance import cdist
 
 from lecture6 import sde
 from lecture6.equilibrium import ou_covariance
-from lecture6.sde import convergence_order, distance, ornstein_uhlenbeck, sgd, simulate, svag
+from lecture6.sde import ornstein_uhlenbeck, sgd, simulate, svag
 
 BLOCK = sde.BLOCK
 H = np.array([[2.0, 0.6], [0.6, 0.5]])
@@ -35,6 +37,10 @@ def still(w):
     return np.zeros_like(w)
 
 
+def square(w):
+    return (w * w).sum(axis=1)
+
+
 def covariance_deviation(w, exact):
     """The largest deviation of second moments about 0, in standard errors of a normal law."""
     found = w.T @ w / len(w)
@@ -44,62 +50,6 @@ def covariance_deviation(w, exact):
 
 def assert_uniform(p_values):
     assert stats.kstest(p_values, "uniform").pvalue > 1e-3
-
-
-# The orders of the methods
-
-GBM = {"drift": lambda w: 0.5 * w, "diffusion": lambda w: 0.5 * w, "w0": 1.0}
-WELL = {"drift": double_well, "diffusion": 0.3, "w0": 0.3}
-OU = {"drift": pull, "diffusion": 0.1, "w0": 1.0}
-PLANE = {"drift": lambda w: -w @ H, "diffusion": ROOT, "w0": [1.0, -1.0]}
-
-
-def first(w):
-    return w[:, 0]
-
-
-def square(w):
-    return (w * w).sum(axis=1)
-
-
-@pytest.mark.parametrize(
-    ("equation", "method", "test", "order"),
-    [
-        (GBM, "euler", None, 0.5),
-        (GBM, "milstein", None, 1.0),
-        (GBM, "euler", first, 1.0),
-        (GBM, "milstein", square, 1.0),
-        (WELL, "euler", None, 1.0),
-        (WELL, "heun", None, 1.0),
-        (OU, "euler", first, 1.0),
-        (OU, "heun", first, 2.0),
-        (PLANE, "heun", square, 2.0),
-        (WELL, "heun", square, 2.0),
-    ],
-)
-def test_orders_of_convergence(equation, method, test, order):
-    found = convergence_order(
-        **equation, time=0.25 if equation is WELL else 1.0, n_steps=(8, 16, 32), method=method,
-        seed=0, test=test, n_walkers=200_000 if order == 2 else 20_000,
-    )  # fmt: skip
-    assert found.stderr < 0.05
-    assert abs(found.slope - order) < 0.1
-    assert (np.diff(found.errors) < 0).all()
-
-
-def test_the_standard_error_of_an_order_is_its_spread_over_seeds():
-    options = {**GBM, "time": 1.0, "n_steps": (4, 8), "method": "euler", "n_walkers": 500}
-    found = [convergence_order(**options, seed=seed) for seed in range(REPEATS)]
-    ratio = np.std([each.slope for each in found]) / np.mean([each.stderr for each in found])
-    assert 0.85 < ratio < 1.15  # three standard errors of a standard deviation of 200
-
-
-def test_an_order_that_noise_hides_is_refused():
-    with pytest.raises(ValueError, match="lost in Monte-Carlo noise"):
-        convergence_order(
-            pull, 1.0, 0.0, time=1.0, n_steps=(16, 32), method="heun", seed=0, test=first,
-            n_walkers=100,
-        )  # fmt: skip
 
 
 # Laws
@@ -353,6 +303,17 @@ def test_the_noise_is_normal(dtype):
         assert abs((np.abs(z) > level).sum() - expected) < 4 * expected**0.5
 
 
+def test_the_rarest_bits_give_finite_noise():
+    rule = sde._Rule(still, 1.0, 1.0)
+    for bits, largest in ((0, math.sqrt(64 * math.log(2))), (2**64 - 1, 0)):
+        increments = sde._Increments(rule, np.zeros((5, 1)), 0, 0)
+        numbers = np.full((2, 3), bits, np.uint64)
+        increments.random = SimpleNamespace(integers=lambda *_, numbers=numbers, **__: numbers)
+        noise = increments.draw(2)
+        assert noise.shape == (2, 5, 1)
+        assert np.abs(noise).max() == pytest.approx(largest, rel=1e-6, abs=1e-6)
+
+
 # Recording
 
 
@@ -417,15 +378,14 @@ def test_ctrl_c_stops_the_threads():
 
     def drift(w):
         calls.append(1)
-        if len(calls) == 50:
+        if len(calls) == 500:
             os.kill(os.getpid(), signal.SIGINT)
         return -w
 
-    start = time.perf_counter()
     with pytest.raises(KeyboardInterrupt):
-        simulate(drift, 1.0, 0.0, dt=0.1, n_steps=10**7, seed=0, n_walkers=4 * BLOCK)
-    assert time.perf_counter() - start < 10
+        simulate(drift, 1.0, 0.0, dt=0.1, n_steps=10**6, seed=0, n_walkers=4 * BLOCK)
     made = len(calls)
+    assert made < 10_000
     time.sleep(0.1)
     assert len(calls) == made
 
@@ -536,10 +496,6 @@ def test_other_simulators_refuse_too():
         svag(pull, 1.0, 0.0, lr=0.1, l=1.5, **options)
     with pytest.raises(ValueError, match="constant H and diffusion"):
         ornstein_uhlenbeck(1.0, pull, 0.0, dt=0.1, n_steps=5, seed=0, n_walkers=3)
-    with pytest.raises(ValueError, match="divide 16 times the largest"):
-        convergence_order(
-            pull, 1.0, 0.0, time=1.0, n_steps=(3, 8), method="euler", seed=0, n_walkers=3
-        )
 
 
 def test_a_drift_that_is_not_finite_names_its_step_and_position():
@@ -573,6 +529,19 @@ def test_an_unstable_step_says_so(momentum, dtype):
         simulate(lambda w: w, 0.0, 1.0, dt=0.15, n_steps=9, seed=0, n_walkers=2, bound=1.5)
 
 
+def test_the_step_of_an_error_is_found_with_its_velocity():
+    w, v, step = 1.0, 0.0, 0
+    while abs(w) <= 1e8:
+        v = 0.9 * v + w
+        w, step = w - 5 * v, step + 1
+    assert step > sde.DRAW / BLOCK  # not among the steps whose noise is drawn first
+    with pytest.raises(FloatingPointError, match=re.escape(f"w = [{w:.8e}] at step {step}, ")):
+        sgd(
+            lambda w: w, 0.0, 1.0, lr=5.0, batch_size=1, n_steps=1000, seed=0, n_walkers=BLOCK,
+            momentum=0.9,
+        )  # fmt: skip
+
+
 def test_errors_of_fields_are_raised_and_w_is_safe():
     def fails(w):
         raise KeyError("mine")
@@ -589,49 +558,3 @@ def test_errors_of_fields_are_raised_and_w_is_safe():
 
     with pytest.raises(ValueError, match="read-only"):
         simulate(changes, 1.0, 0.0, dt=0.1, n_steps=10, seed=0, n_walkers=3)
-
-
-# Distances between samples
-
-
-def test_distance_in_one_dimension_is_kolmogorovs():
-    a, b = np.random.default_rng(0).standard_normal((2, 300))
-    found, expected = distance(a, b[:200] + 0.1), stats.ks_2samp(a, b[:200] + 0.1)
-    assert (found.value, found.p_value) == (expected.statistic, expected.pvalue)
-    assert distance(a[:, None], b[:200, None] + 0.1) == found
-
-
-def test_energy_distance():
-    rng = np.random.default_rng(0)
-    a, b = rng.standard_normal((40, 3)), rng.standard_normal((60, 3)) + 0.2
-    brute = 2 * cdist(a, b).mean() - cdist(a, a).mean() - cdist(b, b).mean()
-    assert distance(a, b).value == pytest.approx(brute, rel=1e-12)
-    flat = [np.stack([x[:, 0], np.zeros(len(x))], axis=1) for x in (a, b)]
-    assert distance(*flat).value == pytest.approx(
-        stats.energy_distance(a[:, 0], b[:, 0]) ** 2, rel=1e-10
-    )
-    assert distance(a, b + 1).p_value == 1 / 1000
-    assert distance(a, a).p_value == 1
-
-
-def test_p_values_of_equal_laws_are_uniform():
-    rng = np.random.default_rng(1)
-    p_values = [
-        distance(*rng.standard_normal((2, 30, 2)), n_permutations=199, seed=seed).p_value
-        for seed in range(REPEATS)
-    ]
-    assert_uniform(np.array(p_values) - rng.uniform(0, 1 / 200, REPEATS))  # they are k/200
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "message"),
-    [
-        (np.zeros((5, 2)), np.zeros((5, 3)), r"\(5, 2\) and \(5, 3\)"),
-        (np.zeros(1), np.zeros(5), "n, m ≥ 2"),
-        (np.array([0, np.inf]), np.zeros(5), "must be finite"),
-        (np.zeros((3000, 2)), np.zeros((3000, 2)), "take 4000 points at most"),
-    ],
-)
-def test_distances_that_are_refused(a, b, message):
-    with pytest.raises(ValueError, match=message):
-        distance(a, b)
