@@ -25,9 +25,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.linalg import expm
 
-BLOCK = 16384  # numbers, walkers × d, at most that a thread moves at once: they stay in its cache
+BLOCK = 65536  # numbers, walkers × d, at most that a thread moves at once: they stay in its cache
 GROUPS = 8  # of the walkers of a block, whose visits are counted apart for a standard error
-DRAW = 1 << 17  # normals drawn at once, by calls that cost little more than 1 µs each
+DRAW = 1 << 19  # normals drawn at once; with less, threads wait for Python's lock, call by call
 
 Field = Callable[[np.ndarray], np.ndarray]
 Noise = float | ArrayLike | Field
