@@ -389,9 +389,10 @@ def simulate(
       snapshots  increasing step numbers, 0 the start
       histogram  edges of bins; visits are counted at every ``every``-th step after ``burn_in``
       along      what they count: a coordinate (a number), a direction (d,), or w → (n,)
-      until      w → (n,) of bool, looked at after each step: when it first held. The walker goes
-                 on; a block of walkers ends when all have passed and nothing else is recorded
-      bound      an error is raised where |w_i| exceeds it
+      until      w → (n,) of bool, looked at before the first and after each step: when it first
+                 held. The walker goes on; a block of walkers ends when all have passed and nothing
+                 else is recorded
+      bound      an error is raised where |w_i| exceeds it, looked at every few steps
       n_threads  default: all cores. Every block has a random stream of its own, so that results
                  are the same to the last bit on any number
 
