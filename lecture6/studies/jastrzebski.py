@@ -5,9 +5,9 @@ images less their mean, and measures the curvature of the training loss on the w
 trials: "ratio", a grid of ratios η/B, each at several scales (η and B multiplied by the same
 number), all for as many epochs, so that runs of equal ratio have equal time η · updates; "break",
 more scales at the largest ratio, until the rate is too large; "noise", one η and one number of
-updates for several B, and so more epochs for a larger one; "cycle", square waves of the batch size and of the rate between the same
-two ratios, and either ratio held, for comparison; "memory", a smaller net and fewer images, a
-quarter of whose labels are drawn at random.
+updates for several B, and so more epochs for a larger one; "cycle", square waves of the batch size
+and of the rate between the same two ratios, and either ratio held, for comparison; "memory", a
+smaller net and fewer images, a quarter of whose labels are drawn at random.
 
 Rows: quantity, of, at, value. Of "train" and "test", each at an epoch: loss, accuracy (a fraction).
 Of "train", each at an epoch but 0: lambda_max and trace of the Hessian on ``n_curvature`` samples,
