@@ -75,18 +75,18 @@ def torchsde_side(n: int, n_steps: int, threads: int, seed: int, bare: bool) -> 
         levy_area_approximation = "none"
 
         def __call__(self, ta, tb=None, return_U=False, return_A=False):
-            return torch.randn(n, 1).mul_(float(tb - ta) ** 0.5)
+            return torch.randn(n, 1, generator=generator).mul_(float(tb - ta) ** 0.5)
 
         def __repr__(self) -> str:
             return "Bare()"
 
-    torch.manual_seed(seed)  # of this process, where nothing else draws
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         ends = torch.tensor([0.0, n_steps * DT])
-        motion = {"bm": Bare()} if bare else {}
-        return torchsde.sdeint(Well(), torch.ones(n, 1), ends, dt=DT, method="euler", **motion)[
-            -1
-        ].numpy()
+        # what sdeint makes of its own accord, with a seed
+        own = torchsde.BrownianInterval(ends[0], ends[1], size=(n, 1), entropy=seed)
+        options = {"bm": Bare() if bare else own, "dt": DT, "method": "euler"}
+        return torchsde.sdeint(Well(), torch.ones(n, 1), ends, **options)[-1].numpy()
 
 
 def numpy_normals(kind: type, count: int, threads: int) -> None:

@@ -33,7 +33,6 @@ from torch import Tensor
 
 from lecture6 import data, models
 from lecture6.models import flat_parameters
-from lecture6.studies.smith import centred
 from lecture6.train import (
     EVALUATION_BATCH,
     evaluate,
@@ -150,7 +149,7 @@ def workers(executor: Executor, curves: list[Curve]) -> list[float]:
 
 def compare_figure_10(time: float, repeats: int, threads: int) -> None:
     torch.set_num_threads(threads)
-    images = centred(data.load("mnist").subset(N_TRAIN))
+    images = data.load("mnist").subset(N_TRAIN).centred()
     curves, seeds = figure_10(time), list(SEEDS)
     updates = sum(epochs * math.ceil(N_TRAIN / size) for _, size, epochs in curves) * len(seeds)
     print(

@@ -112,6 +112,12 @@ class Dataset:
             parts |= {f"x_{part}": x[keep], f"y_{part}": y[keep]}
         return replace(self, **parts)
 
+    def centred(self) -> Dataset:
+        """A copy less the mean input of the training set."""
+        mean = self.x_train.mean(0)
+        source = f"{self.source}; less the mean input of the training set"
+        return replace(self, x_train=self.x_train - mean, x_test=self.x_test - mean, source=source)
+
     def with_random_labels(self, fraction: float = 1.0, *, seed: int = 0) -> Dataset:
         """A copy in which ``fraction`` of the training labels are drawn anew, uniformly.
 

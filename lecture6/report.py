@@ -96,6 +96,16 @@ def interval(values: Iterable[float], level: float = 0.95) -> Interval:
     return Interval(mean, float(mean - half), float(mean + half), len(values))
 
 
+def geometric_interval(values: Iterable[float], level: float = 0.95) -> Interval:
+    """The same for positive values that differ by factors: of their logarithms, exponentiated."""
+    values = np.asarray(list(values), dtype=float)
+    if not (values > 0).all():
+        raise ValueError(f"a geometric mean needs positive values, got {values.tolist()}")
+    log = interval(np.log(values), level)
+    low, high = float(np.exp(log.low)), float(np.exp(log.high))
+    return Interval(float(np.exp(log.mean)), low, high, log.n_seeds)
+
+
 @dataclass(frozen=True)
 class Claim:
     """One row of a claims table: what is claimed, by whom, and what was found here."""

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from lecture6 import data
+
 GPU_MARKERS = {
     "gpu": "needs a CUDA GPU; runs only with --gpu",
     "full": "a study at the papers' size; runs only with --gpu",
@@ -39,6 +41,12 @@ def data_root():
     if not root.is_dir():
         pytest.skip(f"no data at {root}: set LECTURE6_DATA to the folder that holds MNIST, TIMIT …")
     return root
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """The smallest real data set, for tests only to read."""
+    return data.load("digits")
 
 
 @pytest.fixture(scope="module")

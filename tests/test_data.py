@@ -695,3 +695,13 @@ def test_an_impossible_fraction_of_random_labels_is_refused(fraction):
     images = data.gaussian_classes(20, 5, shape=(4,), n_classes=5)
     with pytest.raises(ValueError, match=f"between 0 and 1, got {fraction}"):
         images.with_random_labels(fraction)
+
+
+def test_centring_takes_off_the_training_sets_mean():
+    whole = data.load("digits").subset(100, 50)
+    images = whole.centred()
+    assert images.x_train.mean(0).abs().max() < 1e-6
+    assert images.x_test.mean(0).abs().max() > 1e-3  # by the training set's mean, not its own
+    for one, other in ((images.x_train, whole.x_train), (images.x_test, whole.x_test)):
+        torch.testing.assert_close(one[0] - one[1], other[0] - other[1], rtol=0, atol=1e-6)
+    assert "mean" in images.source

@@ -9,9 +9,8 @@ import torch
 
 from lecture6 import data, models
 from lecture6.objective import NetworkObjective
-from lecture6.results import Stored
+from lecture6.results import Stored, select
 from lecture6.studies import STUDIES, jastrzebski
-from lecture6.studies.smith import centred
 from lecture6.train import train
 
 STUDY = STUDIES["jastrzebski"]
@@ -25,13 +24,8 @@ def _alone(one_thread):
 
 
 @pytest.fixture(scope="module")
-def digits():
-    return data.load("digits")
-
-
-@pytest.fixture(scope="module")
 def small(digits):
-    return centred(digits.subset(60, 40))
+    return digits.subset(60, 40).centred()
 
 
 def value(rows, quantity, of="", at=4):
@@ -125,7 +119,7 @@ def test_a_vgg_is_trained_with_its_batch_norm():
     point = {"net": "VGG-11", "group": "ratio", "lr": 0.05, "batch_size": 8, "seed": 0}
     rows = jastrzebski.trial(data=images, **point, epochs=1, evaluate_every=1)
     settings = {"lr": 0.05, "batch_size": 8, "epochs": 1, "seed": 0}
-    alone = train(models.vgg11(2, seed=0), centred(images.subset(24)), **settings)
+    alone = train(models.vgg11(2, seed=0), images.subset(24).centred(), **settings)
     assert value(rows, "loss", "test", 1) == alone.final("test", "loss")
     lost = jastrzebski.trial(data=images, **point | {"lr": 1e30}, epochs=1)
     assert [r["quantity"] for r in lost] == ["diverged"]
@@ -198,9 +192,9 @@ def test_the_views_of_a_table(digits):
     assert sorted(set(every["epoch"])) == [0, 2, 4]
     last = every[every["epoch"] == 4].reset_index(drop=True)
     pd.testing.assert_frame_equal(last, found)
-    assert jastrzebski.select(table, group="ratio", seed=1)["seed"].unique().tolist() == [1]
-    with pytest.raises(ValueError, match="no trial has group = 'break'"):
-        jastrzebski.select(table, group="break")
+    assert select(table, group="ratio", seed=1)["seed"].unique().tolist() == [1]
+    with pytest.raises(ValueError, match="no row has group = 'break'; of group there is ratio"):
+        select(table, group="break")
     with pytest.raises(ValueError, match="several runs"):
         jastrzebski.ends(pd.concat([table, table.assign(group="other")]))
     record = {"profile": "smoke", "device": ["CPU"], "date": ["2026-11-25"], "code": ["commit a"]}

@@ -139,3 +139,16 @@ def test_claims_table_escapes_html_and_cuts_nothing():
 
 def test_an_interval_that_is_not_finite_decides_nothing():
     assert interval([float("nan"), 1.0, 2.0]).positive is None
+
+
+def test_a_geometric_interval_is_that_of_the_logarithms():
+    values = [1.0, 2.0, 4.0, 16.0]
+    found, logs = report.geometric_interval(values), report.interval(np.log2(values))
+    assert (found.mean, found.low, found.high) == pytest.approx(
+        (2**logs.mean, 2**logs.low, 2**logs.high)
+    )
+    assert found.n_seeds == 4
+    with pytest.raises(ValueError, match="positive values, got"):
+        report.geometric_interval([1.0, 0.0])
+    with pytest.raises(ValueError, match="positive values, got"):
+        report.geometric_interval([1.0, np.nan])

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 import torch
 
-from lecture6 import data, figures, models
-from lecture6.results import Stored
+from lecture6 import figures, models
+from lecture6.results import Stored, select
 from lecture6.studies import STUDIES, smith
 from lecture6.train import train
 
@@ -20,11 +20,6 @@ POINT |= {"updates": 32, "seed": 1, "n_test": 60, "hidden": 12}
 @pytest.fixture(scope="module", autouse=True)
 def _alone(one_thread):
     """Tiny nets."""
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return data.load("digits")
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +42,7 @@ def value(rows, quantity, of, at):
 def test_a_trial_reports_what_plain_training_gives(digits, momentum):
     point = POINT | {"momentum": momentum, "lr": 0.5 * (1 - momentum)}
     rows = smith.trial(data=digits, **point)
-    small = smith.centred(digits.subset(120, 60))
+    small = digits.subset(120, 60).centred()
     assert small.x_train.mean(0).abs().max() < 1e-6
     assert small.x_test.mean(0).abs().max() > 1e-3  # by the training set's mean, not its own
     options = {"sampling": "without_replacement", "momentum": momentum, "seed": 1}
@@ -93,7 +88,7 @@ def test_the_views_of_a_table(table):
     assert set(test["accuracy"]) <= set(last["value"]) | {0.1}
     found = smith.optima(table)
     assert found.groupby("lr").size().to_dict() == {0.5: 2, 2.0: 2}
-    rows = smith.select(table, group="lr", lr=0.5)
+    rows = select(table, group="lr", lr=0.5)
     assert rows["lr"].unique().tolist() == [0.5]
     shown = smith.by_batch_size(rows, "lr")
     assert shown["label"].unique().tolist() == ["η = 0.5"]
@@ -102,8 +97,8 @@ def test_the_views_of_a_table(table):
         shown, "batch_size", "accuracy", title="t", xlabel="x", ylabel="y", log="x"
     )
     assert "η = 0.5" in figure.layout.meta["description"]
-    with pytest.raises(ValueError, match="no trial has group = 'lr', lr = 7"):
-        smith.select(table, group="lr", lr=7)
+    with pytest.raises(ValueError, match=r"group = 'lr', lr = 7; of lr there is 0\.5, 2\.0"):
+        select(table, group="lr", lr=7)
     with pytest.raises(ValueError, match="several runs"):
         smith.final(pd.concat([table, table.assign(group="other")]))
 

@@ -27,7 +27,7 @@ from toy_study import study as toy
 from lecture6 import data, figures, models
 from lecture6.landscape import interpolate
 from lecture6.objective import NetworkObjective
-from lecture6.results import Stored
+from lecture6.results import Stored, select
 from lecture6.sharpness import RandomSubspace, keskar
 from lecture6.studies import STUDIES, Study, StudyError, collect, digest, engine, plan, run
 from lecture6.studies import keskar as keskar_study
@@ -787,7 +787,7 @@ def table(pair):
 
 
 def test_the_table_gives_the_figures_what_they_want(table):
-    rows = keskar_study.select(table, net="F1", group="pair")
+    rows = select(table, net="F1", group="pair")
     last = keskar_study.ends(rows, "accuracy", "test")
     assert last.index.to_list() == [3, 4]
     assert last.columns.to_list() == [10, 30]
@@ -826,8 +826,8 @@ def test_a_sweep_has_the_seeds_that_have_every_batch_size(table):
 
 
 def test_a_selection_that_is_not_there_says_what_is(table):
-    with pytest.raises(ValueError, match="no row has net 'F2'; there is F1"):
-        keskar_study.select(table, net="F2")
+    with pytest.raises(ValueError, match="no row has net = 'F2'; of net there is F1"):
+        select(table, net="F2")
 
 
 def test_the_caption_says_what_was_run(table):

@@ -58,6 +58,20 @@ class Stored:
         )
 
 
+def select(rows: pd.DataFrame, **wanted) -> pd.DataFrame:
+    """The rows of a study's table that have the values ``wanted``: ``net="F2", group="pair"``.
+
+    Raises ValueError where there is none, naming what there is.
+    """
+    for i, (name, value) in enumerate(wanted.items(), 1):
+        found = rows[rows[name] == value]
+        if found.empty:
+            asked = ", ".join(f"{k} = {v!r}" for k, v in list(wanted.items())[:i])
+            raise ValueError(f"no row has {asked}; of {name} there is {listed(rows, name)}")
+        rows = found
+    return rows
+
+
 def listed(rows: pd.DataFrame, name: str) -> str:
     """The different values of a column, for :meth:`Stored.line`: "0.0, 0.9"."""
     return ", ".join(map(str, rows[name].drop_duplicates()))

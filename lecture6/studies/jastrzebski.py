@@ -34,7 +34,6 @@ from lecture6.data import Dataset
 from lecture6.objective import NetworkObjective
 from lecture6.results import Stored, listed
 from lecture6.studies.engine import Study
-from lecture6.studies.smith import centred
 from lecture6.train import DivergenceError, Run, train
 from lecture6.train_many import train_many
 
@@ -67,7 +66,7 @@ def trial(
     B and 5 B, and "rate" between η and η/5, beginning with the larger ratio. ``n_curvature`` 0
     leaves the curvature out. ``group`` only labels the trial.
     """
-    data = centred(data.subset(n_train or data.n_train, n_test))
+    data = data.subset(n_train or data.n_train, n_test).centred()
     true, data = data.y_train, data.with_random_labels(random_labels)
     wrong, part = data.y_train != true, data.subset(n_curvature) if n_curvature else None
     model, epoch, n_updates, rows = build(net, data, seed), 0, 0, []
@@ -159,18 +158,6 @@ def _train(model: nn.Module, data: Dataset, *, seed: int, **settings) -> Run | N
         return None
 
 
-def select(table: pd.DataFrame, **wanted) -> pd.DataFrame:
-    """The rows whose parameters have the values ``wanted``, e.g. ``group="ratio", seed=0``.
-
-    Raises ValueError where there is none.
-    """
-    for name, value in wanted.items():
-        table = table[table[name] == value]
-    if table.empty:
-        raise ValueError(f"no trial has {', '.join(f'{k} = {v!r}' for k, v in wanted.items())}")
-    return table
-
-
 RUN = ["lr", "batch_size", "cycle", "seed"]
 
 
@@ -203,7 +190,7 @@ def crossing(table: pd.DataFrame, column: str, level: float, quantity: str) -> p
     """``quantity`` when ``column`` first gets to ``level``, on a straight line between evaluations.
 
     ``table``: of :func:`runs`. One line a run: lr, batch_size, cycle, seed, ratio, quantity; NaN
-    for a run that does not get there, or only where ``quantity`` was not measured before.
+    for a run that does not get there, or gets there before ``quantity`` was first measured.
     """
     lines = []
     for key, run in table.sort_values("epoch").groupby([*RUN, "ratio"]):
@@ -224,10 +211,10 @@ def slopes(table: pd.DataFrame, quantity: str) -> pd.DataFrame:
     """
     known = table[table[quantity] > 0]
     found = {}
-    for seed, runs in known.groupby("seed"):
-        design = np.log(runs[["lr", "batch_size"]].to_numpy())
-        design = np.column_stack([np.ones(len(runs)), design])
-        _, a, minus_b = np.linalg.lstsq(design, np.log(runs[quantity].to_numpy()), rcond=None)[0]
+    for seed, own in known.groupby("seed"):
+        design = np.log(own[["lr", "batch_size"]].to_numpy())
+        design = np.column_stack([np.ones(len(own)), design])
+        _, a, minus_b = np.linalg.lstsq(design, np.log(own[quantity].to_numpy()), rcond=None)[0]
         found[seed] = {"a": a, "b": -minus_b}
     return pd.DataFrame(found).T.rename_axis("seed")
 
@@ -241,10 +228,10 @@ def spreads(table: pd.DataFrame, quantity: str) -> pd.DataFrame:
     known = table[table[quantity] > 0]
     known = known.assign(log=np.log(known[quantity]))
     found = {}
-    for seed, runs in known.groupby("seed"):
-        means = runs.groupby("ratio")["log"].mean()
-        apart = runs["log"] - runs["ratio"].map(means)
-        free = len(runs) - len(means)
+    for seed, own in known.groupby("seed"):
+        means = own.groupby("ratio")["log"].mean()
+        apart = own["log"] - own["ratio"].map(means)
+        free = len(own) - len(means)
         found[seed] = {"within": math.sqrt((apart**2).sum() / free), "across": means.std()}
     return pd.DataFrame(found).T.rename_axis("seed")
 

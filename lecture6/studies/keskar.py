@@ -25,7 +25,7 @@ from lecture6 import models
 from lecture6.data import Dataset
 from lecture6.landscape import interpolate
 from lecture6.objective import NetworkObjective
-from lecture6.results import Stored, listed
+from lecture6.results import Stored, listed, select
 from lecture6.sharpness import KESKAR_ITERATIONS, RandomSubspace, keskar
 from lecture6.studies.engine import Study
 from lecture6.train import train
@@ -158,20 +158,6 @@ def build(net: str, data: Dataset, seed: int) -> torch.nn.Module:
     if net == "F2":
         return models.f2(n_inputs, data.n_classes, seed=seed)
     return models.c1(data.n_classes, stride=2 if net == "C1, stride 2" else 1, seed=seed)
-
-
-def select(table: pd.DataFrame, **where) -> pd.DataFrame:
-    """The rows of the study's table with these parameters, e.g. ``net="F2", group="pair"``.
-
-    Raises ValueError where there is none, naming what there is.
-    """
-    for name, value in where.items():
-        rows = table[table[name] == value]
-        if rows.empty:
-            found = ", ".join(map(str, table[name].unique()))
-            raise ValueError(f"no row has {name} {value!r}; there is {found}")
-        table = rows
-    return table
 
 
 def ends(rows: pd.DataFrame, quantity: str, of: str = "", at: float | None = None) -> pd.DataFrame:

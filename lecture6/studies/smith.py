@@ -17,7 +17,6 @@ are no others).
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -41,12 +40,6 @@ SIZES = (1000, 2000, 4000, 8000, 16000, 32000, 60000)
 TRAINED = 0.999  # the training accuracy that counts as "still trains"
 
 
-def centred(data: Dataset) -> Dataset:
-    """``data`` less the mean image of its training set."""
-    mean = data.x_train.mean(0)
-    return replace(data, x_train=data.x_train - mean, x_test=data.x_test - mean)
-
-
 def trial(
     *,
     data: Dataset,
@@ -68,7 +61,7 @@ def trial(
     initial weights and the batches. ``updates`` is rounded to whole passes of ⌈N/B⌉ updates.
     ``group`` only labels the trial.
     """
-    data = centred(data.subset(n_train, n_test))
+    data = data.subset(n_train, n_test).centred()
     net = models.mlp(math.prod(data.input_shape), hidden, data.n_classes, seed=seed)
     epochs = max(1, round(updates / math.ceil(n_train / batch_size)))
     [run] = train_many(
@@ -98,18 +91,6 @@ def trial(
     row("bfloat16", "", updates, float(run.precision == "bfloat16"))
     row("diverged", "", updates, 0.0)
     return rows
-
-
-def select(table: pd.DataFrame, **wanted) -> pd.DataFrame:
-    """The rows whose parameters have the values ``wanted``, e.g. ``group="lr", momentum=0.9``.
-
-    Raises ValueError where there is none.
-    """
-    for name, value in wanted.items():
-        table = table[table[name] == value]
-    if table.empty:
-        raise ValueError(f"no trial has {', '.join(f'{k} = {v!r}' for k, v in wanted.items())}")
-    return table
 
 
 def final(rows: pd.DataFrame, of: str = "test", n_classes: int = 10) -> pd.DataFrame:
