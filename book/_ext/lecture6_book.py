@@ -27,7 +27,7 @@ def fingerprint() -> str:
 
 
 def configure(app, config):
-    """Key the cache of executed notebooks by the package; serve plotly.js; hide dead buttons."""
+    """Key the cache of executed notebooks by the package; serve its files; hide dead buttons."""
     # Sphinx re-reads every page when this value changes, and a new path is an empty cache: a change
     # in the package, the lock or the profile executes the notebooks again.
     caches = Path(app.outdir).parent / ".jupyter_cache"
@@ -37,14 +37,19 @@ def configure(app, config):
     config.nb_execution_cache_path = str(cache)
     plotly_js = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
     config.html_static_path.append(str(plotly_js))
+    config.html_static_path.append(str(ROOT / "lecture6" / "explorables" / "explorables.css"))
     if not config.html_theme_options["repository_url"]:
         config.html_theme_options["launch_buttons"] = {}  # no address yet: no dead Colab button
 
 
 def load_figures(app, pagename, templatename, context, doctree):
-    """Let a page that holds a figure load the script that draws it."""
-    if 'class="plotly-figure"' in context.get("body", ""):
+    """Let a page that holds a figure or an explorable load the script that draws it."""
+    body = context.get("body", "")
+    if 'class="plotly-figure"' in body:
         app.add_js_file("figures.js", loading_method="defer")
+    if 'class="explorable"' in body:
+        app.add_js_file("explorables.js", loading_method="defer")
+        app.add_css_file("explorables.css")
 
 
 class ScorecardNode(nodes.General, nodes.Element):

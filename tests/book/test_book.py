@@ -1,20 +1,16 @@
 """The rendered book in a real browser that has no network, at the widths of a desk and a phone."""
 
-import contextlib
-import functools
-import http.server
 import itertools
 import json
 import re
 import runpy
-import shutil
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
 import plotly.graph_objects as go
 import pytest
+from browsing import resize, served
 from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
@@ -56,21 +52,6 @@ return prose.textContent.match(/\\\\[([].{0,40}|\\$\\S.{0,40}/g) ?? [];
 """
 
 
-class QuietHandler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *args):
-        pass
-
-
-@contextlib.contextmanager
-def served(directory):
-    """The address at which a plain file server has what is in ``directory``."""
-    handler = functools.partial(QuietHandler, directory=directory)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-
 @pytest.fixture(scope="module")
 def address():
     """The address at which the book is served."""
@@ -79,34 +60,6 @@ def address():
         pytest.fail(f"the book in {HTML} lacks {missing}: build it with `make book`", pytrace=False)
     with served(HTML) as address:
         yield address
-
-
-@pytest.fixture(scope="module")
-def browser(address, tmp_path_factory):
-    """Headless Chromium that can look up no host."""
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    chromedriver = shutil.which("chromedriver")
-    if not (chromium and chromedriver):
-        pytest.skip("no browser: on Debian, `apt-get install chromium chromium-driver`")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for argument in (
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-        f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
-    ):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(chromedriver))
-    yield driver
-    driver.quit()
 
 
 @dataclass
@@ -121,11 +74,6 @@ class Visit:
 
     def script(self, code, *arguments):
         return self.browser.execute_script(code, *arguments)
-
-
-def resize(browser, width):
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
 
 
 def is_drawn(plot):

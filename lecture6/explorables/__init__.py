@@ -1,0 +1,152 @@
+"""Explorables: widgets that compute in the page, for a notebook and for the rendered book alike.
+
+Each is one JavaScript module beside this file, which anywidget shows in Jupyter and Colab. Their
+traits are the start values; with a kernel they follow the sliders, and the sliders them.
+
+myst-nb stores a widget as a view, a model id, whose state stands in the notebook's metadata, and
+shows it with the 1 MB widget manager, which would load anywidget's front end from another host. So
+in the book (environment variable ``LECTURE6_STATIC``) a widget opens no comm, and its output holds
+the name of the module and the start values; :class:`BookExplorable` writes the module itself into
+the page, since a page opened as a file may import no file, and `book/_static/explorables.js` runs
+it.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+from pathlib import Path
+
+import anywidget
+from traitlets import Enum, Float, Int, TraitType
+
+HERE = Path(__file__).parent
+MIME_TYPE = "application/vnd.lecture6.explorable+json"
+
+
+def _start(trait: TraitType) -> TraitType:
+    return trait.tag(sync=True, start=True)
+
+
+class Explorable(anywidget.AnyWidget):
+    """What the three have in common. ``module`` names the file, ``about`` says what it shows."""
+
+    _css = HERE / "explorables.css"
+    module: str
+    about: str
+
+    def open(self) -> None:
+        """Connect to the page, unless this is a build of the book."""
+        if not os.environ.get("LECTURE6_STATIC"):
+            super().open()
+
+    def _repr_mimebundle_(self, **kwargs):
+        if not os.environ.get("LECTURE6_STATIC"):
+            return super()._repr_mimebundle_(**kwargs)
+        start = self.trait_values(start=True)
+        content = {"module": self.module, "about": self.about, "start": start}
+        return {MIME_TYPE: content, "text/plain": self.about}
+
+
+class Walkers(Explorable):
+    """SGD walkers in a double well, which settle on the Gibbs law: equations (25) and (26).
+
+    Traits:
+      lr          η
+      batch_size  B. In mean-loss units T = η σ²/(2B), with σ = 16
+      anisotropy  a: the noise of a sample's gradient has the covariance σ² diag(1 + a, 1 − a)
+      depth       how much deeper the right well is than the left one, at level 0
+      curvature   of the right well, in every direction; that of the left one is 1
+      n_walkers   which, with ``seed``, is read at each start
+    """
+
+    _esm = HERE / "walkers.js"
+    module = "walkers"
+    about = (
+        "An explorable: walkers that make steps of SGD in a plane with two wells, and their "
+        "histogram beside the Gibbs law. It needs JavaScript."
+    )
+    lr = _start(Float(0.016, min=0.005, max=0.1))
+    batch_size = _start(Int(8, min=4, max=128))
+    anisotropy = _start(Float(0.0, min=-0.9, max=0.9))
+    depth = _start(Float(0.1, min=-0.3, max=0.3))
+    curvature = _start(Float(4.0, min=1.0, max=9.0))
+    n_walkers = _start(Int(2000, min=100, max=20_000))
+    seed = _start(Int(0))
+
+
+class Box(Explorable):
+    """The sharpness of Definition 2 and its box, equation (3), on the functions of Figure 6.
+
+    Traits:
+      function       a name of :data:`lecture6.toys.FIGURE_6`
+      epsilon        ε
+      x, y           the position; y only of a function of two parameters
+      subspace       A: "identity", or "column", one column a
+      angle, length  of a, in degrees; of a function of one parameter, a is the number ``length``
+    """
+
+    _esm = HERE / "box.js"
+    module = "box"
+    about = (
+        "An explorable: the box of Definition 2 around a position on a function of Figure 6, its "
+        "highest points, and the sharpness φ. It needs JavaScript."
+    )
+    function = _start(
+        Enum(["100x²", "x⁸", "100(x² + y²)", "100x² + y⁸"], default_value="100x² + y⁸")
+    )
+    epsilon = _start(Float(1e-3, min=1e-4, max=3.2))
+    x = _start(Float(0.0, min=-1.0, max=1.0))
+    y = _start(Float(0.0, min=-1.0, max=1.0))
+    subspace = _start(Enum(["identity", "column"], default_value="identity"))
+    angle = _start(Float(30.0, min=0.0, max=180.0))
+    length = _start(Float(1.0, min=1e-9))
+
+
+class Steps(Explorable):
+    """k small steps of SGD against one large step on ½ h w²: equations (4) and (5).
+
+    Traits:
+      lr         η of the small steps; that of the large ones is kη
+      curvature  h
+      k          ratio of the batch sizes
+      warmup     rounds in which the large steps' rate rises from η to kη
+    """
+
+    _esm = HERE / "steps.js"
+    module = "steps"
+    about = (
+        "An explorable: the paths of k steps with rate η and of one step with rate kη on a "
+        "parabola, and their difference. It needs JavaScript."
+    )
+    lr = _start(Float(0.05, min=0.001, max=1.0))
+    curvature = _start(Float(1.0, min=0.1, max=10.0))
+    k = _start(Int(8, min=1, max=64))
+    warmup = _start(Int(0, min=0, max=10))
+
+
+class BookExplorable:
+    """Renders the output of an explorable as a figure of the book (a myst-nb plug-in)."""
+
+    mime_priority_overrides = (("*", MIME_TYPE, 1),)
+
+    @staticmethod
+    def handle_mime(renderer, data, inline):
+        """Return the docutils nodes of one output, or None for another mime type."""
+        if data.mime_type != MIME_TYPE:
+            return None
+        from docutils import nodes  # only a build of the book has docutils
+
+        module = (HERE / f"{data.content['module']}.js").read_text("utf8")
+        content = json.dumps({"module": module, "start": data.content["start"]})
+        # "<" is escaped so that no text in a module can end the script element.
+        content = content.replace("<", "\\u003c")
+        return [
+            nodes.raw(
+                "",
+                f'<figure class="explorable"><div>{html.escape(data.content["about"])}</div>'
+                f'<script type="application/json">{content}</script></figure>',
+                format="html",
+            )
+        ]

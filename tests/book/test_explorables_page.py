@@ -1,0 +1,567 @@
+"""The explorables in a real browser, on a page that embeds them as the book does."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from browsing import resize, served
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import Select, WebDriverWait
+
+from lecture6 import explorables, toys
+from lecture6.equilibrium import Gibbs, laplace
+from lecture6.explorables import MIME_TYPE, BookExplorable, Box, Steps, Walkers
+from lecture6.sharpness import keskar
+from lecture6.train import warmup
+
+STATIC = explorables.HERE.parents[1] / "book" / "_static"
+TIMEOUT = 30  # seconds
+PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">
+<link rel="stylesheet" href="explorables.css">
+<style>[data-theme=dark] {{ color: white; background: black }} body {{ margin: 16px }}</style>
+{}<div style="height: 3000px"></div><script src="explorables.js" defer></script>"""
+START = """
+const [module, start, done] = arguments;
+class Model {
+  listeners = [];
+  get(name) { return start[name]; }
+  set(name, value) {
+    start[name] = value;
+    for (const [event, listener] of this.listeners) if (event === `change:${name}`) listener();
+  }
+  on(...listener) { this.listeners.push(listener); }
+  off(...gone) { this.listeners = this.listeners.filter((l) => `${l}` !== `${gone}`); }
+  save_changes() {}
+}
+"""
+FRAMES = """
+const [seconds, done] = arguments, canvas = document.querySelector("canvas");
+const { clearRect } = CanvasRenderingContext2D.prototype;
+let frames = 0;
+CanvasRenderingContext2D.prototype.clearRect = function (...rectangle) {
+  frames += this.canvas === canvas;
+  return clearRect.apply(this, rectangle);
+};
+setTimeout(() => {
+  CanvasRenderingContext2D.prototype.clearRect = clearRect;
+  done(frames / seconds);
+}, 1000 * seconds);
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder that holds what the book would: pages, and the files that they load."""
+    folder = tmp_path_factory.mktemp("explorables")
+    for path in (STATIC / "explorables.js", *explorables.HERE.glob("*.[cj]s*")):
+        (folder / path.name).symlink_to(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LECTURE6_STATIC", "1")
+        column = Box(subspace="column", epsilon=0.3, x=0.5, y=-0.3)
+        pages = {"walkers": Walkers(), "box": Box(), "column": column, "steps": Steps()}
+        figures = {name: figure(widget) for name, widget in pages.items()}
+    for name, html in [*figures.items(), ("all", "".join(figures.values()))]:
+        (folder / f"{name}.html").write_text(PAGE.format(html), "utf8")
+    return folder
+
+
+def figure(widget):
+    content = widget._repr_mimebundle_()[MIME_TYPE]
+    output = SimpleNamespace(mime_type=MIME_TYPE, content=content)
+    (node,) = BookExplorable.handle_mime(None, output, inline=False)
+    return node.astext()
+
+
+@pytest.fixture(scope="module")
+def address(folder):
+    with served(folder) as address:
+        yield address
+
+
+@pytest.fixture
+def visit(browser, address):
+    """Opens a page by its name; afterwards nothing may have gone wrong in the browser."""
+    browser.get("about:blank")
+    for log in ("browser", "performance"):
+        browser.get_log(log)  # what is left of the pages before
+
+    def visit(name, *, width=1280, calm=False, base=address):
+        resize(browser, width)
+        motion = {"name": "prefers-reduced-motion", "value": "reduce" if calm else ""}
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [motion]})
+        browser.get(f"{base}/{name}.html")
+        explorables = browser.find_elements(By.CSS_SELECTOR, "figure.explorable")
+        WebDriverWait(browser, TIMEOUT).until(
+            lambda _: all(state(browser, i) for i in range(len(explorables)))
+        )
+
+    yield visit
+    assert [e["message"] for e in browser.get_log("browser") if e["level"] == "SEVERE"] == []
+    messages = [json.loads(e["message"])["message"] for e in browser.get_log("performance")]
+    sent = [m["params"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    urls = [message["request"]["url"] for message in sent]
+    own = (address, "file://", "data:", f"blob:{address}", "blob:null")
+    assert [url for url in urls if not url.startswith(own)] == []
+
+
+def state(browser, i=0):
+    texts = browser.find_elements(By.CSS_SELECTOR, "figure.explorable .state")
+    return texts[i].text if i < len(texts) else ""
+
+
+def module(browser, address, name, code, *arguments):
+    """What ``code`` makes of the module's exports ``m`` and the ``arguments``."""
+    script = (
+        "const done = arguments[arguments.length - 1];"
+        f"import('{address}/{name}.js').then((m) => {{ {code} }})"
+        ".then(done, (error) => done(String(error)))"
+    )
+    return browser.execute_async_script(script, *arguments)
+
+
+# ---- the walkers' numbers --------------------------------------------------------------------
+
+WELLS = [(0.1, 4.0, 0.2), (-0.3, 1.0, 0.5), (0.3, 9.0, 0.01), (0.0, 2.5, 1.6)]
+
+
+def two_wells(depth, curvature):
+    return toys.TwoWells(
+        [[1.0, 1.0], [curvature, curvature]], [[-1.0, 0.0], [1.0, 0.0]], (0.0, -depth)
+    )
+
+
+def gibbs(depth, curvature, temperature):
+    """By quadrature: shares of the bins of w₁, whose edges are edges of cells, and of a well."""
+    well = two_wells(depth, curvature)
+    edge, n_cells = (10.5, 210) if temperature > 0.1 else (3.5, 140)
+    law = Gibbs(well.losses, temperature, [-edge] * 2, [edge] * 2, n_cells=n_cells)
+    masses, _ = np.histogram(law.points[:, 0], np.linspace(-3.5, 3.5, 71), weights=law.weights)
+    return masses, law.probability(lambda w: well._weights(w)[0] < 0.5)
+
+
+@pytest.mark.parametrize(("depth", "curvature", "temperature"), WELLS)
+def test_the_law_drawn_is_the_gibbs_law(visit, browser, address, depth, curvature, temperature):
+    visit("steps")
+    code = """
+    const well = m.wells(arguments[0], arguments[1]), t = arguments[2], law = m.gibbs(well, t);
+    return [Array.from(law.masses), law.right, m.laplace(well, t)];
+    """
+    code = code.replace("arguments", "a")
+    drawn, right, approximate = module(
+        browser, address, "walkers", f"const a = [{depth}, {curvature}, {temperature}]; {code}"
+    )
+    masses, share = gibbs(depth, curvature, temperature)
+    np.testing.assert_allclose(drawn, masses, atol=2e-4)
+    assert right == pytest.approx(share, abs=1e-3)
+    hessians = [np.eye(2), curvature * np.eye(2)]
+    expected = laplace([0.0, -depth], hessians, temperature)[1]
+    assert approximate == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_step_without_noise_goes_down_the_gradient(visit, browser, address):
+    visit("steps")
+    points = np.random.default_rng(0).uniform(-2.5, 2.5, (50, 2))
+    code = f"""
+    const points = {points.tolist()}, well = m.wells(0.1, 4);
+    const walkers = {{ x: points.map(([x]) => x), y: points.map(([, y]) => y) }};
+    const losses = points.map(([x, y]) => m.loss(well, x, y));
+    m.step(walkers, well, {{ lr: 0.1, batchSize: 1, anisotropy: 0 }}, () => 0);
+    return [losses, walkers.x, walkers.y];
+    """
+    losses, x, y = module(browser, address, "walkers", code)
+    toy = two_wells(0.1, 4.0)
+    np.testing.assert_allclose(losses, toy.losses(points), atol=1e-12)
+    np.testing.assert_allclose(
+        np.transpose([x, y]), points - 0.1 * toy.gradients(points), atol=1e-12
+    )
+
+
+def test_the_noise_has_the_covariance_of_the_batch(visit, browser, address):
+    visit("steps")
+    code = """
+    const walkers = m.start(200000), normal = m.normals(3);
+    m.step(walkers, m.wells(0, 1), { lr: 0.05, batchSize: 16, anisotropy: 0.6 }, normal);
+    const second = (values, mean) => values.reduce((s, v) => s + (v - mean) ** 2, 0) / 200000;
+    const fourth = (values, mean) => values.reduce((s, v) => s + (v - mean) ** 4, 0) / 200000;
+    const repeat = [m.normals(7), m.normals(7), m.normals(8)].map((n) => n());
+    return [second(walkers.x, 1), second(walkers.y, 0), fourth(walkers.x, 1), repeat];
+    """
+    along, across, fourth, (first, same, other) = module(browser, address, "walkers", code)
+    variance = 0.05**2 * 16**2 / 16
+    error = 5 * math.sqrt(2 / 200_000)
+    assert along == pytest.approx(1.6 * variance, rel=error)
+    assert across == pytest.approx(0.4 * variance, rel=error)
+    assert fourth == pytest.approx(3 * along**2, rel=5 * math.sqrt(96 / 200_000))
+    assert first == same != other
+
+
+@pytest.mark.parametrize(("anisotropy", "holds"), [(0.0, True), (0.8, False), (-0.8, False)])
+def test_the_histogram_settles_on_the_gibbs_law(visit, browser, address, anisotropy, holds):
+    depth, curvature, lr, batch = 0.05, 2.0, 0.0125, 8
+    visit("steps")
+    code = f"""
+    const well = m.wells({depth}, {curvature}), walkers = m.start(2000), normal = m.normals(0);
+    const noise = {{ lr: {lr}, batchSize: {batch}, anisotropy: {anisotropy} }};
+    const mean = new Float64Array(m.BINS), samples = 50;
+    for (let i = 0; i < 6000; i++) m.step(walkers, well, noise, normal);
+    for (let j = 0; j < samples; j++) {{
+      for (let i = 0; i < 80; i++) m.step(walkers, well, noise, normal);
+      m.histogram(walkers, well).masses.forEach((mass, bin) => (mean[bin] += mass / samples));
+    }}
+    const law = m.gibbs(well, m.temperature({lr}, {batch})).masses;
+    return [Array.from(mean), m.distance(mean, law)];
+    """
+    histogram, distance = module(browser, address, "walkers", code)
+    masses, _ = gibbs(depth, curvature, lr * 16**2 / (2 * batch))
+    apart = np.abs(np.array(histogram) - masses).sum() + abs(sum(histogram) - masses.sum())
+    assert distance == pytest.approx(apart / 2, abs=2e-3)
+    assert (distance < 0.025) if holds else (distance > 0.1)
+
+
+def test_the_widget_says_that_it_has_settled(visit, browser):
+    visit("walkers", calm=True)
+    more = browser.find_element(By.XPATH, "//button[text()='100 steps']")
+    browser.execute_script("for (let i = 0; i < 100; i++) arguments[0].click()", more)
+    assert "T = 0.256." in state(browser)
+    _, share = gibbs(0.1, 4.0, 0.016 * 16**2 / (2 * 8))
+    assert f"{100 * share:.0f} % by the Gibbs law" in state(browser)
+    assert "After 10,500 steps" in state(browser)
+    away = float(state(browser).split("histogram is ")[1].split(" %")[0])
+    assert away < 4
+
+
+# ---- the box's and the steps' ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", toys.FIGURE_6)
+def test_sharpness_is_that_of_definition_2(visit, browser, address, name):
+    toy = toys.FIGURE_6[name]
+    rng = np.random.default_rng(0)
+    cases = []
+    for epsilon in (1e-4, 5e-4, 1e-3, 0.3, 3.0):
+        for x in (np.zeros(toy.n_params), rng.uniform(-1, 1, toy.n_params)):
+            cases += [(x, epsilon, None), (x, epsilon, rng.standard_normal(toy.n_params))]
+    given = [(x.tolist(), e, None if a is None else a.tolist()) for x, e, a in cases]
+    code = f"return {json.dumps(given)}.map((c) => m.sharpness(m.FUNCTIONS['{name}'], ...c));"
+    visit("steps")
+    for (x, epsilon, a), found in zip(cases, module(browser, address, "box", code), strict=True):
+        a = None if a is None else a[:, None]
+        assert found["phi"] == pytest.approx(toy.sharpness(x, epsilon, a), rel=1e-9)
+        subspace = None if a is None else torch.from_numpy(a)
+        exact = keskar(
+            toy, torch.from_numpy(x), epsilon=epsilon, subspace=subspace, method="vertices"
+        )
+        assert found["phi"] == pytest.approx(exact.value, rel=1e-9)
+        for corner in found["highest"]:
+            assert toy.value(corner) == pytest.approx(exact.loss_max, rel=1e-9)
+
+
+def test_a_column_has_its_angle_and_its_length(visit, browser, address):
+    visit("steps")
+    code = "return Object.values(m.FUNCTIONS).map((f) => m.columnOf(f, 30, 2));"
+    one, other, *two = module(browser, address, "box", code)
+    assert one == other == [2]
+    for column in two:
+        np.testing.assert_allclose(column, [math.sqrt(3), 1], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("h", "lr", "k"), [(1.0, 0.05, 8), (0.3, 0.1, 64), (10, 0.2, 3), (2, 1, 1)]
+)
+def test_the_paths_are_those_of_equations_4_and_5(visit, browser, address, h, lr, k):
+    visit("steps")
+    code = f"""
+    const small = m.path({h}, m.smallRates({lr}, {k}, 1)), large = m.path({h}, [{k} * {lr}]);
+    return [small, large, m.secondOrder({h}, {lr}, {k})];
+    """
+    small, large, predicted = module(browser, address, "steps", code)
+    toy, w = toys.Quadratic([h], seed=None), torch.ones(1, dtype=torch.float64)
+    for step in small:
+        assert step == pytest.approx(w.item(), rel=1e-12, abs=1e-12)
+        w = w - lr * toy.grad(w)
+    exact = (1 - lr * h) ** k - (1 - k * lr * h)
+    assert small[-1] - large[-1] == pytest.approx(exact, rel=1e-12, abs=1e-12)
+    assert predicted == pytest.approx(lr**2 * k * (k - 1) / 2 * h**2, rel=1e-12)
+    third = k * (k - 1) * (k - 2) / 6 * (lr * h) ** 3
+    if lr * h * k < 0.5:
+        assert abs(exact - predicted) <= third
+
+
+@pytest.mark.parametrize("rounds", [0, 1, 5, 10])
+def test_the_warm_up_is_that_of_the_trainer(visit, browser, address, rounds):
+    visit("steps")
+    rates = module(browser, address, "steps", f"return m.largeRates(0.05, 8, 12, {rounds});")
+    factor = warmup(rounds, 1 / 8) if rounds else lambda _: 1.0
+    np.testing.assert_allclose(rates, [8 * 0.05 * factor(r) for r in range(12)], rtol=1e-12)
+
+
+# ---- running and resting ---------------------------------------------------------------------
+
+
+def frames_per_second(browser, seconds=1.0):
+    return browser.execute_async_script(FRAMES, seconds)
+
+
+def test_two_thousand_walkers_move_fast_enough(visit, browser, record_property):
+    visit("walkers")
+    assert Walkers.n_walkers.default_value == 2000
+    rate = frames_per_second(browser, 3.0)
+    record_property("frames_per_second", rate)
+    print(f"{rate:.0f} frames/s with 2,000 walkers")
+    assert rate >= 20  # on a laptop at least 30; a CI machine is slow and has no GPU
+
+
+def test_walkers_rest_out_of_view_and_in_a_hidden_tab(visit, browser):
+    visit("walkers")
+    assert frames_per_second(browser) > 5
+    browser.execute_script("scrollTo(0, document.body.scrollHeight)")
+    assert frames_per_second(browser, 0.3) <= 4  # while the browser finds out
+    assert frames_per_second(browser) == 0
+    browser.execute_script("scrollTo(0, 0)")
+    assert frames_per_second(browser) > 5
+    hide = (
+        "Object.defineProperty(document, 'hidden', {value: arguments[0], configurable: true});"
+        "document.dispatchEvent(new Event('visibilitychange'))"
+    )
+    browser.execute_script(hide, True)
+    assert frames_per_second(browser) == 0
+    browser.execute_script(hide, False)
+    assert frames_per_second(browser) > 5
+
+
+def test_the_text_is_read_out_only_at_rest(visit, browser):
+    visit("walkers")
+    text = browser.find_element(By.CSS_SELECTOR, ".state")
+    assert text.get_attribute("aria-live") == "off"
+    button = browser.find_element(By.XPATH, "//button[text()='Pause']")
+    button.click()
+    assert button.text == "Play"
+    assert text.get_attribute("aria-live") == "polite"
+    assert frames_per_second(browser) == 0
+
+
+def test_reduced_motion_starts_at_rest_with_something_to_see(visit, browser):
+    visit("walkers", calm=True)
+    assert "After 500 steps" in state(browser)
+    browser.execute_async_script("setTimeout(arguments[0], 300)")
+    assert frames_per_second(browser) == 0
+    browser.find_element(By.XPATH, "//button[text()='100 steps']").click()
+    assert "After 600 steps" in state(browser)
+    play = browser.find_element(By.XPATH, "//button[text()='Play']")
+    play.click()
+    assert frames_per_second(browser) > 5
+    assert play.text == "Pause"
+    play.click()
+    browser.find_element(By.XPATH, "//button[text()='Start again']").click()
+    assert "After 0 steps" in state(browser)
+
+
+@pytest.mark.parametrize("kind", [Walkers, Box, Steps])
+def test_the_end_of_a_view_is_the_end_of_its_work(visit, browser, address, kind, monkeypatch):
+    visit("steps")
+    monkeypatch.setenv("LECTURE6_STATIC", "1")
+    start = kind().trait_values(start=True)
+    code = f"""
+    import("{address}/" + module + ".js").then(async (m) => {{
+      const model = new Model(), el = document.createElement("div");
+      document.body.prepend(el);
+      const end = m.default.render({{ model, el }}), listeners = model.listeners.length;
+      await new Promise((resolve) => setTimeout(resolve, 300));
+      const before = el.querySelector("canvas").toDataURL();
+      end();
+      await new Promise((resolve) => setTimeout(resolve, 300));
+      const at = el.querySelector("canvas").toDataURL();
+      document.documentElement.dataset.theme = "dark";
+      model.set("lr", 0.03);
+      await new Promise((resolve) => setTimeout(resolve, 300));
+      done([listeners, model.listeners.length, el.querySelector("canvas").toDataURL() === at]);
+    }});
+    """
+    listeners, left, rests = browser.execute_async_script(START + code, kind.module, start)
+    assert listeners > 3
+    assert left == 0
+    assert rests
+
+
+# ---- controls --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["walkers", "box", "column", "steps"])
+def test_every_control_has_a_name_and_is_moved_by_keys(visit, browser, name):
+    visit(name, calm=True)
+    kind = {"walkers": Walkers, "steps": Steps}.get(name, Box)
+    moved = set()
+    for slider in browser.find_elements(By.CSS_SELECTOR, "input[type=range]"):
+        if not slider.is_displayed():
+            continue
+        trait = getattr(kind, slider.get_attribute("name"))
+        moved.add(trait.name)
+        assert slider.accessible_name.strip()
+        output = slider.find_element(By.XPATH, "../following-sibling::output")
+        before = state(browser), output.text
+        up = slider.get_attribute("value") != slider.get_attribute("max")
+        slider.send_keys(Keys.ARROW_RIGHT if up else Keys.ARROW_LEFT)
+        assert output.text != before[1]
+        assert output.text == slider.get_attribute("aria-valuetext")
+        assert state(browser) != before[0], f"{trait.name} moves nothing"
+        for key, end in ((Keys.END, trait.max), (Keys.HOME, trait.min)):
+            slider.send_keys(key)
+            shown = float(output.text.replace("−", "-"))
+            if math.isfinite(end) and trait.name != "length":
+                assert shown == pytest.approx(end)
+        slider.send_keys(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
+    assert (
+        moved
+        == {
+            "walkers": {"lr", "batch_size", "anisotropy", "depth", "curvature"},
+            "box": {"epsilon", "x", "y"},
+            "column": {"epsilon", "x", "y", "angle", "length"},
+            "steps": {"lr", "curvature", "k", "warmup"},
+        }[name]
+    )
+    for button in browser.find_elements(By.CSS_SELECTOR, "button"):
+        assert button.accessible_name or not button.is_displayed()
+    canvas = browser.find_element(By.CSS_SELECTOR, "canvas")
+    assert canvas.aria_role in ("img", "image")
+    assert len(canvas.accessible_name) > 50
+
+
+def test_the_function_and_the_matrix_are_chosen(visit, browser):
+    visit("box")
+    function, matrix = (Select(e) for e in browser.find_elements(By.TAG_NAME, "select"))
+    table_1 = {"100x²": "0.01", "x⁸": "1e−22", "100(x² + y²)": "0.02", "100x² + y⁸": "0.01"}
+    for name, phi in table_1.items():  # at ε = 10⁻³, identity
+        function.select_by_visible_text(name)
+        assert state(browser).startswith(f"φ = {phi} %.")
+        shown = [row.is_displayed() for row in browser.find_elements(By.NAME, "y")]
+        assert shown == ["y" in name]
+    matrix.select_by_visible_text("one column a")
+    assert "With A = (0.866, 0.5)" in state(browser)
+    random = browser.find_element(By.XPATH, "//button[text()='Random a']")
+    seen = set()
+    for _ in range(5):
+        random.click()
+        seen.add(state(browser))
+    assert len(seen) == 5
+    function.select_by_visible_text("x⁸")
+    random.click()
+    assert not browser.find_element(By.NAME, "angle").is_displayed()
+
+
+def test_the_position_and_the_column_are_dragged(visit, browser):
+    visit("column", calm=True)
+    place, end = browser.find_elements(By.CSS_SELECTOR, ".handle")
+    values = {name: browser.find_element(By.NAME, name) for name in ("x", "y", "angle")}
+
+    def shown():
+        return [float(v.get_attribute("aria-valuetext").replace("−", "-")) for v in values.values()]
+
+    def drag(handle, dx, dy):
+        chain = ActionChains(browser, duration=50).click_and_hold(handle)
+        chain.move_by_offset(dx, dy).release().perform()
+        browser.execute_async_script("setTimeout(arguments[0], 100)")  # the handles move along
+
+    assert shown() == [0.5, -0.3, 30]
+    drag(end, 0, -40)
+    x, y, angle = shown()
+    assert (x, y) == (0.5, -0.3)
+    assert angle > 35
+    drag(place, -60, -30)
+    x, y, _ = shown()
+    assert x < 0.4
+    assert y > -0.25
+    for _ in range(2):  # after the first the view is wider
+        drag(place, *(10 - round(place.rect[side]) for side in ("x", "y")))
+    assert shown()[:2] == [-1, 1]
+
+
+def touch(browser, x, y, dx, dy):
+    for kind, points in (
+        ("touchStart", [(x, y)]),
+        *(("touchMove", [(x + dx * i / 8, y + dy * i / 8)]) for i in range(1, 9)),
+        ("touchEnd", []),
+    ):
+        points = [{"x": u, "y": v} for u, v in points]
+        event = {"type": kind, "touchPoints": points}
+        browser.execute_cdp_cmd("Input.dispatchTouchEvent", event)
+
+
+def test_a_finger_moves_a_slider_and_the_position(visit, browser):
+    browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": True})
+    try:
+        visit("column", width=390, calm=True)
+        for selector, dx, dy in (("input[name=epsilon]", -60, 0), (".handle", -30, -40)):
+            part = browser.find_element(By.CSS_SELECTOR, selector)
+            browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", part)
+            box = browser.execute_script(
+                "const b = arguments[0].getBoundingClientRect();"
+                "return [b.x, b.y, b.width, b.height]", part
+            )  # fmt: skip
+            share = 0.5
+            if part.tag_name == "input":
+                share = int(part.get_attribute("value")) / int(part.get_attribute("max"))
+            before, scrolled = state(browser), browser.execute_script("return scrollY")
+            touch(browser, box[0] + box[2] * share, box[1] + box[3] / 2, dx, dy)
+            WebDriverWait(browser, TIMEOUT).until(
+                lambda _, before=before: state(browser) != before, f"{selector} does not move"
+            )
+            assert browser.execute_script("return scrollY") == scrolled
+    finally:
+        browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": False})
+
+
+# ---- the page --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [1280, 390, 320])
+def test_nothing_is_wider_than_the_screen(visit, browser, width):
+    visit("all", width=width)
+    assert browser.execute_script("return document.scrollingElement.scrollWidth <= innerWidth")
+    for canvas in browser.find_elements(By.TAG_NAME, "canvas"):
+        assert 0 < canvas.rect["x"] + canvas.rect["width"] <= width
+
+
+def test_an_explorable_follows_the_theme_of_its_page(visit, browser):
+    visit("box")
+    pixels = "return document.querySelector('canvas').toDataURL()"
+    light = browser.execute_script(pixels)
+    # Before the next frame, as printing needs it.
+    at_once = f"Promise.resolve().then(() => {{ {pixels} }}).then(arguments[0])"
+    dark = browser.execute_async_script(
+        f"document.documentElement.dataset.theme = 'dark'; {at_once}"
+    )
+    assert dark != light
+    assert light == browser.execute_async_script(
+        f"delete document.documentElement.dataset.theme; {at_once}"
+    )
+
+
+def test_a_page_that_is_opened_as_a_file_is_alive(visit, browser, folder):
+    visit("all", base=folder.as_uri())
+    texts = [state(browser, i) for i in range(4)]
+    assert [text.split()[0] for text in texts] == ["T", "φ", "φ", "From"]
+
+
+def test_every_choice_of_a_slider_is_drawn_without_an_error(visit, browser):
+    visit("all", calm=True)
+    for choice in browser.find_elements(By.NAME, "function"):
+        for option in Select(choice).options:
+            Select(choice).select_by_visible_text(option.text)
+            browser.execute_async_script("""
+            const done = arguments[0];
+            for (const slider of document.querySelectorAll("input[type=range]"))
+              for (const value of [slider.max, 0, slider.max >> 1]) {
+                slider.value = value;
+                slider.dispatchEvent(new Event("input"));
+              }
+            requestAnimationFrame(() => requestAnimationFrame(() => done()));
+            """)
+            for text in browser.find_elements(By.CSS_SELECTOR, ".state"):
+                assert "NaN" not in text.text
+                assert "Infinity" not in text.text
