@@ -1,18 +1,30 @@
-"""The book's Sphinx extension: what re-executes the notebooks, what a page loads, the scorecard."""
+"""The book's Sphinx extension: what re-executes the notebooks, what a page loads, the scorecard.
+
+And the directive ``explorable``, which puts one on a page that is not a notebook.
+"""
 
 import hashlib
 import os
 import re
 import shutil
+from collections import Counter
+from html import escape
 from pathlib import Path
+from types import SimpleNamespace
 
 import plotly
+import yaml
 from docutils import nodes
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
+from lecture6 import explorables
+
 ROOT = Path(__file__).parents[2]
 CLAIMS = re.compile(r'<table[^>]*\bclass="(?:[^"]* )?claims[ "]')
+THEAD = re.compile(r"<thead>.*?</thead>", re.DOTALL)
+TBODY = re.compile(r"<tbody>(.*?)</tbody>", re.DOTALL)
+VERDICT = re.compile(r"<td>([^<]*)</td>\s*</tr>")  # the last column
 logger = logging.getLogger(__name__)
 
 
@@ -52,12 +64,26 @@ def load_figures(app, pagename, templatename, context, doctree):
         app.add_css_file("explorables.css")
 
 
+class Explorable(SphinxDirective):
+    """The ``explorable`` directive: a class of lecture6.explorables, and in YAML its start."""
+
+    required_arguments = 1
+    has_content = True
+
+    def run(self):
+        start = yaml.safe_load("\n".join(self.content)) or {}
+        widget = getattr(explorables, self.arguments[0])(**start)
+        ((mime_type, content), _) = widget._repr_mimebundle_().items()
+        output = SimpleNamespace(mime_type=mime_type, content=content)
+        return explorables.BookExplorable.handle_mime(None, output, inline=False)
+
+
 class ScorecardNode(nodes.General, nodes.Element):
     """Where the claims of all chapters go once every page has been read."""
 
 
 class Scorecard(SphinxDirective):
-    """The ``scorecard`` directive: the claims tables of all chapters, a section for each."""
+    """The ``scorecard`` directive: the claims of all chapters, in one table."""
 
     def run(self):
         self.env.scorecard_pages.add(self.env.docname)
@@ -90,24 +116,36 @@ def outdated_scorecards(app, env):
 
 
 def fill_scorecard(app, doctree, docname):
-    """Put the collected tables where the directive stands, a linked section a chapter."""
+    """Put one table of all claims where the directive stands, and count the verdicts."""
+    computed = {
+        "this page": f"live, {os.environ['LECTURE6_PROFILE']}",  # this page is another one here
+        "stored study": "stored, full",
+    }
     for place in list(doctree.findall(ScorecardNode)):
         if not app.env.claims:
             logger.warning(
                 "the scorecard is empty: no page shows a table of claims", location=place
             )
-        sections = []
+        head, bodies, verdicts = "", [], Counter()
         for page, tables in sorted(app.env.claims.items()):
-            title = app.env.titles[page].astext()
             uri = app.builder.get_relative_uri(docname, page)
-            link = nodes.reference("", title, refuri=uri, internal=True)
-            section = nodes.section("", nodes.title("", "", link), ids=[nodes.make_id(page)])
-            for table in tables:
-                # The wrapper is that of a notebook's output: it lets a wide table scroll.
-                html = f'<div class="output text_html">{table}</div>'
-                section += nodes.raw("", html, format="html")
-            sections.append(section)
-        place.replace_self(sections)
+            link = f'<a href="{uri}#what-we-checked">{escape(app.env.titles[page].astext())}</a>'
+            head = THEAD.search(tables[0])[0]
+            columns = head.count("<th>")
+            rows = "".join(body for table in tables for body in TBODY.findall(table))
+            verdicts.update(VERDICT.findall(rows))
+            for word, said in computed.items():
+                rows = rows.replace(f"<td>{word}</td>", f"<td>{said}</td>")
+            title = f'<tr><th colspan="{columns}" scope="rowgroup">{link}</th></tr>'
+            bodies.append(f"<tbody>{title}{rows}</tbody>")
+        counts = ", ".join(f"{n} {word}" for word, n in verdicts.most_common())
+        # The wrapper is that of a notebook's output: it lets a wide table scroll.
+        html = (
+            f"<p>{verdicts.total()} claims: {counts}.</p>"
+            '<div class="output text_html"><table class="dataframe claims">'
+            f"{head}{''.join(bodies)}</table></div>"
+        )
+        place.replace_self(nodes.raw("", html, format="html"))
 
 
 def setup(app):
@@ -116,6 +154,7 @@ def setup(app):
     os.environ["LECTURE6_STATIC"] = "1"  # explorers that work without a kernel
     os.environ.setdefault("LECTURE6_PROFILE", "book")
     app.add_node(ScorecardNode)
+    app.add_directive("explorable", Explorable)
     app.add_directive("scorecard", Scorecard)
     app.connect("config-inited", configure)
     app.connect("builder-inited", init)

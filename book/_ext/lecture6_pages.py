@@ -1,4 +1,4 @@
-"""Two directives of the book's pages: how long a chapter takes, how a stored study was computed."""
+"""What the book's pages collect: times of chapters, records of stored studies, citations."""
 
 import json
 import re
@@ -11,10 +11,40 @@ from docutils import nodes
 from docutils.statemachine import StringList
 from myst_nb.ext.execution_tables import METADATA_KEY
 from myst_nb.sphinx_ import NbMetadataCollector
+from pybtex.database import parse_file
+from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).parents[2]
+CITED = re.compile(
+    r"(?P<author>(?:al\.|\b[A-Z]\w+)(?:\*\*|'s)?\s)?\[\[\d+\]\]\(\S+?/abs/(?P<id>[\d.]+)\)"
+)
 ESTIMATE = re.compile(r"\btakes ([\w -]+?) on two CPU cores\b")
+logger = logging.getLogger(__name__)
+
+
+def cite(app, docname, content):
+    """Turn a chapter's links to papers, “[[1]](https://arxiv.org/abs/…)”, into citations.
+
+    A notebook has links, which work anywhere; the book, a bibliography. After the name of an author
+    only the year is cited.
+    """
+    if not docname.startswith("notebooks/"):
+        return
+    entries = parse_file(ROOT / "book" / "references.bib").entries.items()
+    keys = {entry.fields.get("eprint"): key for key, entry in entries}
+
+    def citation(match):
+        if match["id"] not in keys:
+            logger.warning("references.bib has no entry with eprint %s", match["id"])
+        role = f"{{cite:{'yearpar' if match['author'] else 'p'}}}"
+        return f"{match['author'] or ''}{role}`{keys.get(match['id'])}`"
+
+    notebook = json.loads(content[0])
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":
+            cell["source"] = CITED.sub(citation, "".join(cell["source"]))
+    content[0] = json.dumps(notebook)
 
 
 def chapters():
@@ -149,5 +179,6 @@ def setup(app):
     app.add_node(ChapterTimesNode)
     app.add_directive("chapter-times", ChapterTimes)
     app.add_directive("stored-studies", StoredStudies)
+    app.connect("source-read", cite)
     app.connect("doctree-resolved", fill_times)
     return {"version": "1", "env_version": 1, "parallel_read_safe": True}

@@ -19,7 +19,7 @@ import os
 from pathlib import Path
 
 import anywidget
-from traitlets import Enum, Float, Int, TraitType
+from traitlets import Bool, Enum, Float, Int, TraitType
 
 HERE = Path(__file__).parent
 MIME_TYPE = "application/vnd.lecture6.explorable+json"
@@ -59,6 +59,7 @@ class Walkers(Explorable):
       depth       how much deeper the right well is than the left one, at level 0
       curvature   of the right well, in every direction; that of the left one is 1
       n_walkers   which, with ``seed``, is read at each start
+      compact     without the chart of the loss, and the sliders of η and B only
     """
 
     _esm = HERE / "walkers.js"
@@ -74,6 +75,7 @@ class Walkers(Explorable):
     curvature = _start(Float(4.0, min=1.0, max=9.0))
     n_walkers = _start(Int(2000, min=100, max=20_000))
     seed = _start(Int(0))
+    compact = _start(Bool(False))
 
 
 class Box(Explorable):

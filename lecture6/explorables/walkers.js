@@ -233,17 +233,19 @@ function render({ model, el }) {
   const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
   let wanted = !calm, visible = false, timer = 0, told = 0;
   let walkers, normal, steps, well, t, law, average, frames, map;
+  const compact = model.get("compact"), top = compact ? 22 : 130; // of the plane
 
   const page = stage(model, el, {
     title: "SGD in a double well",
-    description: "Three charts over w₁, the coordinate between two wells: the loss; the plane of "
-      + "two weights with the walkers in it; and their histogram beside the Gibbs law.",
+    description: `${compact ? "Two" : "Three"} charts over w₁, the coordinate between two wells: `
+      + `${compact ? "" : "the loss; "}the plane of two weights with the walkers in it; and their `
+      + "histogram beside the Gibbs law.",
     legend: [[BLUE, "●", "walkers in the left well"], [ORANGE, "●", "in the right well"],
       [GREEN, "━", "Gibbs law, equation (25)"]],
     note: `All walkers start in the right well. ℓ is the mean loss, σ = ${SIGMA}. The Gibbs law `
       + "exp(−ℓ/T)/Z with T = ησ²/(2B) is right only for isotropic noise (anisotropy 0) and short "
       + "steps (ηh small). Otherwise the histogram settles elsewhere.",
-    height: (width) => (width - 54) / 2 + 345,
+    height: (width) => (width - 54) / 2 + top + 215,
     draw,
     update: prepare,
   });
@@ -307,11 +309,12 @@ function render({ model, el }) {
     const left = 44, across = Math.floor(width - left - 10), down = Math.round(across / 2);
     const xs = [-EDGE, EDGE], lowest = Math.min(...well.level);
     if (map?.width !== across || map.ink !== ink) map = bands(across, down, ink);
-    panel(pen, ink, [left, 22, across, 80], xs, [lowest - 0.1, 2.5],
-      { y: "Mean loss ℓ where w₂ = 0", rows: 2 }, (px, py) =>
-        polyline(pen, ink, linear(...xs, 200).map((x) => [px(x), py(loss(well, x, 0))])));
-    panel(pen, ink, [left, 130, across, down], xs, [-EDGE / 2, EDGE / 2], { y: "w₂" }, (px, py) => {
-      pen.drawImage(map.canvas, left, 130);
+    if (!compact)
+      panel(pen, ink, [left, 22, across, 80], xs, [lowest - 0.1, 2.5],
+        { y: "Mean loss ℓ where w₂ = 0", rows: 2 }, (px, py) =>
+          polyline(pen, ink, linear(...xs, 200).map((x) => [px(x), py(loss(well, x, 0))])));
+    panel(pen, ink, [left, top, across, down], xs, [-EDGE / 2, EDGE / 2], { y: "w₂" }, (px, py) => {
+      pen.drawImage(map.canvas, left, top);
       const { x, y } = walkers;
       for (const [side, colour] of [BLUE, ORANGE].entries()) {
         pen.fillStyle = colour;
@@ -321,7 +324,7 @@ function render({ model, el }) {
       }
     });
     const middle = (i) => (i + 0.5) * WIDTH - EDGE, highest = 160 * Math.max(...law.masses);
-    panel(pen, ink, [left, 158 + down, across, 140], xs, [0, highest],
+    panel(pen, ink, [left, top + 28 + down, across, 140], xs, [0, highest],
       { x: "w₁", y: "Walkers in a bin of w₁, %", rows: 3 }, (px, py) => {
         average.masses.forEach((mass, i) => {
           pen.fillStyle = isRight(well, middle(i), 0) ? ORANGE : BLUE;
@@ -334,9 +337,11 @@ function render({ model, el }) {
 
   page.slider("lr", "Learning rate η", geometric(-2.3, -1));
   page.slider("batch_size", "Batch size B", [4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128]);
-  page.slider("anisotropy", "Anisotropy of the noise", linear(-0.9, 0.9, 18));
-  page.slider("depth", "Right well: deeper by", linear(-0.3, 0.3, 12));
-  page.slider("curvature", "Right well: curvature h", linear(1, 9, 16));
+  if (!compact) {
+    page.slider("anisotropy", "Anisotropy of the noise", linear(-0.9, 0.9, 18));
+    page.slider("depth", "Right well: deeper by", linear(-0.3, 0.3, 12));
+    page.slider("curvature", "Right well: curvature h", linear(1, 9, 16));
+  }
 
   const actions = { Play: toggle, "100 steps": () => show(100), "Start again": restart };
   const buttons = page.add(`<div class="buttons">${Object.keys(actions)

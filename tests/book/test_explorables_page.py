@@ -65,6 +65,7 @@ def folder(tmp_path_factory):
         patch.setenv("LECTURE6_STATIC", "1")
         column = Box(subspace="column", epsilon=0.3, x=0.5, y=-0.3)
         pages = {"walkers": Walkers(), "box": Box(), "column": column, "steps": Steps()}
+        pages["compact"] = Walkers(compact=True)
         figures = {name: figure(widget) for name, widget in pages.items()}
     for name, html in [*figures.items(), ("all", "".join(figures.values()))]:
         (folder / f"{name}.html").write_text(PAGE.format(html), "utf8")
@@ -392,10 +393,10 @@ def test_the_end_of_a_view_is_the_end_of_its_work(visit, browser, address, kind,
 # ---- controls --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["walkers", "box", "column", "steps"])
+@pytest.mark.parametrize("name", ["walkers", "compact", "box", "column", "steps"])
 def test_every_control_has_a_name_and_is_moved_by_keys(visit, browser, name):
     visit(name, calm=True)
-    kind = {"walkers": Walkers, "steps": Steps}.get(name, Box)
+    kind = {"walkers": Walkers, "compact": Walkers, "steps": Steps}.get(name, Box)
     moved = set()
     for slider in browser.find_elements(By.CSS_SELECTOR, "input[type=range]"):
         if not slider.is_displayed():
@@ -420,6 +421,7 @@ def test_every_control_has_a_name_and_is_moved_by_keys(visit, browser, name):
         moved
         == {
             "walkers": {"lr", "batch_size", "anisotropy", "depth", "curvature"},
+            "compact": {"lr", "batch_size"},
             "box": {"epsilon", "x", "y"},
             "column": {"epsilon", "x", "y", "angle", "length"},
             "steps": {"lr", "curvature", "k", "warmup"},
@@ -544,8 +546,8 @@ def test_an_explorable_follows_the_theme_of_its_page(visit, browser):
 
 def test_a_page_that_is_opened_as_a_file_is_alive(visit, browser, folder):
     visit("all", base=folder.as_uri())
-    texts = [state(browser, i) for i in range(4)]
-    assert [text.split()[0] for text in texts] == ["T", "φ", "φ", "From"]
+    texts = [state(browser, i) for i in range(5)]
+    assert [text.split()[0] for text in texts] == ["T", "φ", "φ", "From", "T"]
 
 
 def test_every_choice_of_a_slider_is_drawn_without_an_error(visit, browser):

@@ -16,6 +16,7 @@ from markdown_it.tree import SyntaxTreeNode
 from myst_parser.config.main import MdParserConfig
 from myst_parser.mdit_to_docutils.base import compute_unique_slug
 from myst_parser.parsers.mdit import create_md_parser
+from pybtex.database import parse_file
 from sphinx_external_toc.parsing import parse_toc_yaml
 
 ROOT = Path(__file__).parents[2]
@@ -103,9 +104,60 @@ def test_every_page_and_chapter_is_in_the_contents():
     assert set(TOC) | {"book/index"} == files
 
 
+def test_the_front_page_has_something_to_move():
+    assert "```{explorable} Walkers" in text_of("index.md")
+
+
 @each_chapter
 def test_the_front_page_leads_to_each_chapter(path):
     assert text_of("index.md").count(f":link: ../notebooks/{path.stem}\n") == 1
+
+
+# ---- citations -------------------------------------------------------------------------------
+
+PAPERS = {e.fields.get("eprint") for e in parse_file(BOOK / "references.bib").entries.values()}
+NUMBERED_LINK = re.compile(r"\[\[\d+\]\]\(https://arxiv\.org/abs/[\d.]+\)")
+
+
+@each_chapter
+def test_a_chapter_refers_only_to_papers_of_the_bibliography(path):
+    referred = re.findall(r"arxiv\.org/abs/([\d.]+)", path.read_text("utf8"))
+    assert referred
+    assert sorted(set(referred) - PAPERS) == []
+
+
+@pytest.mark.parametrize(
+    ("before", "paper", "cited"),
+    [
+        ("Keskar et al.\n", "1609.04836", "{cite:yearpar}`keskar2016`"),
+        ("**Hoffer et al.** ", "1705.08741", "{cite:yearpar}`hoffer2017`"),
+        ("Zhu et al.'s ", "1803.00195", "{cite:yearpar}`zhu2018`"),
+        ("Smith & Le ", "1710.06451", "{cite:yearpar}`smith2017bayesian`"),
+        ("its output ", "1703.04933", "{cite:p}`dinh2017`"),
+        ("(ASAM, ", "2102.11600", "{cite:p}`kwon2021`"),
+    ],
+)
+def test_a_link_to_a_paper_becomes_a_citation(extension, before, paper, cited):
+    link = f"[[1]](https://arxiv.org/abs/{paper})"
+    cell = nbformat.v4.new_markdown_cell(f"{before}{link}: more")
+    content = [nbformat.writes(nbformat.v4.new_notebook(cells=[cell]))]
+    extension["cite"](None, "notebooks/07_new", content)
+    (cell,) = json.loads(content[0])["cells"]
+    assert cell["source"] == f"{before}{cited}: more"
+    page = [link]
+    extension["cite"](None, "book/index", page)
+    assert page == [link], "a page of prose is as it was"
+
+
+@each_chapter
+def test_citations_lead_to_the_bibliography(path):
+    built = ROOT / f"_build/html/notebooks/{path.stem}.html"
+    if not built.exists():
+        pytest.skip("the book is not built")
+    links = len(NUMBERED_LINK.findall(path.read_text("utf8")))
+    assert links
+    cited = re.findall(r'href="\.\./book/bibliography\.html#[\w-]+"', built.read_text("utf8"))
+    assert len(cited) == links
 
 
 # ---- the map ---------------------------------------------------------------------------------
@@ -133,7 +185,7 @@ def test_an_item_has_a_home_that_speaks_of_it(item):
 
 # ---- the errata ------------------------------------------------------------------------------
 
-ERRATA = [f"E{n}" for n in range(1, 15)] + [f"I{n}" for n in range(1, 22)]
+ERRATA = [f"E{n}" for n in range(1, 15)] + [f"I{n}" for n in range(1, 23)]
 ENTRY = re.compile(r"^\(([ei]\d+)\)=\n### (.*?)(?=^\([ei]\d+\)=|^## |\Z)", re.MULTILINE | re.DOTALL)
 ENTRIES = dict(ENTRY.findall(text_of("errata.md")))
 
