@@ -8,6 +8,8 @@ LECTURE6_DATA ?= $(wildcard ../shared/data)
 ifneq ($(LECTURE6_DATA),)
 export LECTURE6_DATA := $(abspath $(LECTURE6_DATA))
 endif
+# Unit tests run in two processes. Kernels do not: two that start at once may pick the same ports.
+UNIT := tests --ignore=tests/notebooks --ignore=tests/book --numprocesses 2 --dist loadfile
 # The kernels of .venv win over any of the same name under the home folder.
 export JUPYTER_PREFER_ENV_PATH := 1
 
@@ -36,12 +38,13 @@ serve: book ## serve the book on this machine: http://127.0.0.1:8000
 	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html 8000
 
 test: lint book ## everything that CI checks: unit tests, notebooks, the book in a browser
-	$(BIN)/python -m pytest -ra tests
+	$(BIN)/python -m pytest -ra $(UNIT)
+	$(BIN)/python -m pytest -ra tests/notebooks tests/book
 	LECTURE6_PROFILE=smoke $(BIN)/python -m pytest --nbval-lax --nbval-current-env \
 	  --nbval-cell-timeout=300 notebooks
 
 test-fast: $(INSTALLED) ## the unit tests only
-	$(BIN)/python -m pytest tests --ignore=tests/notebooks --ignore=tests/book
+	$(BIN)/python -m pytest $(UNIT)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """Options, markers and fixtures that every test may use."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,11 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if any(name in item.keywords for name in GPU_MARKERS):
             item.add_marker(pytest.mark.skip(reason="needs pytest --gpu"))
+
+
+def pytest_make_parametrize_id(val):
+    """Name options by what they are, without addresses: all processes must name a test alike."""
+    return re.sub(r" at 0x\w+", "", str(val)) if isinstance(val, dict) else None
 
 
 @pytest.fixture(scope="session")

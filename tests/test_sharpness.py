@@ -411,7 +411,6 @@ def test_vertices_do_not_claim_a_maximum_that_lies_inside():
         ({"method": "vertices"}, "p up to 16, got p = 20; use method 'converged'"),
         ({"method": "vertices", "subspace": 17}, "got p = 17"),
     ],
-    ids=str,
 )
 def test_impossible_settings_are_refused(options, message):
     f = FunctionObjective(lambda w: w @ w, 20)

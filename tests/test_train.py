@@ -426,7 +426,6 @@ def test_a_damaged_checkpoint_is_refused(kind, tmp_path):
         ({"momentum": -0.1}, "momentum.* -0.1"),
         ({"weight_decay": -0.1}, "weight_decay.* -0.1"),
     ],
-    ids=str,
 )
 def test_impossible_settings_are_refused(options, message, tmp_path):
     with pytest.raises(ValueError, match=message):

@@ -88,7 +88,7 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize("build", [mlp, deep, linear, smooth, normalised])
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", OPTIONS)
 def test_together_is_as_one_by_one(build, options):
     options = {"batch_size": 16, "epochs": 3, "device": "cpu"} | options
     rates = [lr / 20 for lr in RATES] if "optimizer" in options else RATES
@@ -118,7 +118,7 @@ def test_in_float32_on_real_images():
 
 
 @pytest.mark.skipif(not has_bf16(torch.device("cpu")), reason="no bfloat16 arithmetic here")
-@pytest.mark.parametrize("options", [{}, {"momentum": 0.9}, {"optimizer": "adam"}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.9}, {"optimizer": "adam"}])
 @pytest.mark.parametrize("act", [nn.ReLU, nn.SiLU])  # by hand, and by autograd
 def test_in_bfloat16_updates_are_rounded_and_nothing_else(act, options):
     digits = data.load("digits").subset(200, 100)

@@ -138,7 +138,8 @@ def fill_scorecard(app, doctree, docname):
                 rows = rows.replace(f"<td>{word}</td>", f"<td>{said}</td>")
             title = f'<tr><th colspan="{columns}" scope="rowgroup">{link}</th></tr>'
             bodies.append(f"<tbody>{title}{rows}</tbody>")
-        counts = ", ".join(f"{n} {word}" for word, n in verdicts.most_common())
+        words = {"holds": "hold", "does not hold": "do not", "cannot tell": "cannot be told here"}
+        counts = ", ".join(f"{n} {words[verdict]}" for verdict, n in verdicts.most_common())
         # The wrapper is that of a notebook's output: it lets a wide table scroll.
         html = (
             f"<p>{verdicts.total()} claims: {counts}.</p>"

@@ -234,6 +234,7 @@ function render({ model, el }) {
   let wanted = !calm, visible = false, timer = 0, told = 0;
   let walkers, normal, steps, well, t, law, average, frames, map;
   const compact = model.get("compact"), top = compact ? 22 : 130; // of the plane
+  const aspect = compact ? 0.36 : 0.5, rise = compact ? 100 : 140; // of the plane; of the histogram
 
   const page = stage(model, el, {
     title: "SGD in a double well",
@@ -245,7 +246,7 @@ function render({ model, el }) {
     note: `All walkers start in the right well. ℓ is the mean loss, σ = ${SIGMA}. The Gibbs law `
       + "exp(−ℓ/T)/Z with T = ησ²/(2B) is right only for isotropic noise (anisotropy 0) and short "
       + "steps (ηh small). Otherwise the histogram settles elsewhere.",
-    height: (width) => (width - 54) / 2 + top + 215,
+    height: (width) => (width - 54) * aspect + top + rise + 75,
     draw,
     update: prepare,
   });
@@ -306,14 +307,14 @@ function render({ model, el }) {
     return { canvas, width, ink };
   }
   function draw(pen, width, ink) {
-    const left = 44, across = Math.floor(width - left - 10), down = Math.round(across / 2);
-    const xs = [-EDGE, EDGE], lowest = Math.min(...well.level);
+    const left = 44, across = Math.floor(width - left - 10), down = Math.round(across * aspect);
+    const xs = [-EDGE, EDGE], ys = xs.map((x) => aspect * x), lowest = Math.min(...well.level);
     if (map?.width !== across || map.ink !== ink) map = bands(across, down, ink);
     if (!compact)
       panel(pen, ink, [left, 22, across, 80], xs, [lowest - 0.1, 2.5],
         { y: "Mean loss ℓ where w₂ = 0", rows: 2 }, (px, py) =>
           polyline(pen, ink, linear(...xs, 200).map((x) => [px(x), py(loss(well, x, 0))])));
-    panel(pen, ink, [left, top, across, down], xs, [-EDGE / 2, EDGE / 2], { y: "w₂" }, (px, py) => {
+    panel(pen, ink, [left, top, across, down], xs, ys, { y: "w₂" }, (px, py) => {
       pen.drawImage(map.canvas, left, top);
       const { x, y } = walkers;
       for (const [side, colour] of [BLUE, ORANGE].entries()) {
@@ -324,11 +325,11 @@ function render({ model, el }) {
       }
     });
     const middle = (i) => (i + 0.5) * WIDTH - EDGE, highest = 160 * Math.max(...law.masses);
-    panel(pen, ink, [left, top + 28 + down, across, 140], xs, [0, highest],
+    panel(pen, ink, [left, top + 28 + down, across, rise], xs, [0, highest],
       { x: "w₁", y: "Walkers in a bin of w₁, %", rows: 3 }, (px, py) => {
         average.masses.forEach((mass, i) => {
           pen.fillStyle = isRight(well, middle(i), 0) ? ORANGE : BLUE;
-          pen.fillRect(px(middle(i - 0.5)), py(100 * mass), across / BINS - 1, 140);
+          pen.fillRect(px(middle(i - 0.5)), py(100 * mass), across / BINS - 1, rise);
         });
         const curve = [...law.masses].map((mass, i) => [px(middle(i)), py(100 * mass)]);
         polyline(pen, GREEN, curve, { width: 3 });
