@@ -58,8 +58,8 @@ lock: ## write requirements.lock anew from pyproject.toml, with the newest versi
 	  --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
 	  --output-file requirements.lock
 
-repository: $(INSTALLED) ## make repository URL=https://github.com/owner/name
-	@$(BIN)/python book/repository.py "$(URL)"
+repository: ## make repository URL=https://github.com/owner/name [BRANCH=main]
+	@$(PYTHON) book/repository.py "$(URL)" $(BRANCH)
 
 clean: ## remove the rendered book and the cache of executed notebooks
-	rm -rf _build
+	rm -rf _build book/api

@@ -6,6 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 IN_CONFIG = re.compile(r'(?<=^  url: ")[^"]*(?="$)', re.MULTILINE)
+BRANCH = re.compile(r"(?<=^  branch: )\S+$", re.MULTILINE)
 IN_NOTEBOOK = re.compile(r'(?<=REPOSITORY = \\")[^"\\]*(?=\\")')  # as the notebook's JSON has it
 
 
@@ -20,16 +21,21 @@ def addresses(root: Path = ROOT) -> dict[Path, list[str]]:
     return {path: pattern.findall(path.read_text("utf8")) for path, pattern in places(root).items()}
 
 
-def set_address(url: str, root: Path = ROOT) -> None:
-    """Write the address into each of these files.
+def set_address(url: str, branch: str = "main", root: Path = ROOT) -> None:
+    """Write the address into each of these files, and the branch that the buttons open.
 
     Raises:
-        ValueError: it is not that of a GitHub repository, the only kind that Colab opens.
+        ValueError: it is not that of a GitHub repository, the only kind that Colab opens, or the
+            branch is no name of one.
     """
     if not re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]+", url):
         raise ValueError(f"{url!r} is not of the form https://github.com/owner/name")
+    if not re.fullmatch(r"\w[\w./-]*", branch):
+        raise ValueError(f"{branch!r} is not the name of a branch")
     for path, pattern in places(root).items():
         path.write_text(pattern.sub(url, path.read_text("utf8")), "utf8", newline="\n")
+    config = root / "_config.yml"
+    config.write_text(BRANCH.sub(branch, config.read_text("utf8")), "utf8", newline="\n")
 
 
 if __name__ == "__main__":

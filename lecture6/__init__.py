@@ -6,4 +6,4 @@ Read the modules in the order in which they import each other: ``data`` and ``mo
 ``diagnostics``, then ``report``, ``studies``, ``figures``, ``widgets``.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

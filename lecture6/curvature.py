@@ -26,18 +26,18 @@ from lecture6.objective import MEMORY_LIMIT, Objective, Product
 class Eigenpairs:
     """Eigenvalues with their eigenvectors, largest first, and how far to trust them.
 
-    ``errors`` estimates |λ − exact|: the residual r bounds the distance to the nearest eigenvalue,
-    and r²/gap does so more closely when the rest of the spectrum is ``gap`` away (Kato–Temple).
-    ``converged`` means that every error is below the tolerance asked for. What no residual can
-    show is an eigenvalue that the search has not met: one to which the random start is nearly
-    orthogonal, or the second copy of a double one. A block of two vectors, the default, makes the
-    first very unlikely, and finds up to two copies.
+    ``errors`` estimates ``|λ − exact|``: the residual r bounds the distance to the nearest
+    eigenvalue, and r²/gap does so more closely when the rest of the spectrum is ``gap`` away
+    (Kato–Temple). ``converged`` means that every error is below the tolerance asked for. What no
+    residual can show is an eigenvalue that the search has not met: one to which the random start is
+    nearly orthogonal, or the second copy of a double one. A block of two vectors, the default,
+    makes the first very unlikely, and finds up to two copies.
     """
 
-    values: np.ndarray  # (k,)
-    vectors: Tensor = field(repr=False)  # (k, n_params), orthonormal rows
-    residuals: np.ndarray  # (k,) ‖M v − λ v‖
-    errors: np.ndarray  # (k,)
+    values: np.ndarray  #: (k,)
+    vectors: Tensor = field(repr=False)  #: (k, n_params), orthonormal rows
+    residuals: np.ndarray  #: (k,) ‖M v − λ v‖
+    errors: np.ndarray  #: (k,)
     converged: bool
     n_products: int
     message: str
@@ -52,7 +52,7 @@ class Estimate:
 
     value: float
     stderr: float
-    n_samples: int  # independent ones, which the standard error comes from
+    n_samples: int  #: independent ones, which the standard error comes from
     n_products: int
 
 
@@ -64,8 +64,8 @@ class SpectralDensity:
     give its first 2m − 1 moments exactly, in the mean over the random vectors.
     """
 
-    nodes: np.ndarray  # (vectors, m)
-    weights: np.ndarray  # (vectors, m), each row sums to 1
+    nodes: np.ndarray  #: (vectors, m)
+    weights: np.ndarray  #: (vectors, m), each row sums to 1
     n_params: int
     n_products: int
 
@@ -101,12 +101,13 @@ def eigenvalues(
     """The ``k`` leading eigenvalues of M at ``w`` by Lanczos with full reorthogonalisation.
 
     Arguments:
-      end           "largest", "smallest" (the most negative), or "both": k at either end
-      of            the matrix: see :meth:`lecture6.objective.Objective.product`
-      tolerance     of the error of each eigenvalue, relative to it
-      max_products  gives up there, with ``converged`` False; memory is one vector of n_params each
-      block_size    vectors iterated together; at least the multiplicity of a repeated eigenvalue.
-                    A single one takes a few products less and now and then misses an eigenvalue.
+        end: "largest", "smallest" (the most negative), or "both": k at either end
+        of: the matrix: see :meth:`~lecture6.objective.Objective.product`
+        tolerance: of the error of each eigenvalue, relative to it
+        max_products: gives up there, with ``converged`` False; memory is one vector of n_params
+            each
+        block_size: vectors iterated together; at least the multiplicity of a repeated eigenvalue.
+            A single one takes a few products less and now and then misses an eigenvalue.
 
     Source: Lanczos (1950); Golub & Underwood (1977) for blocks. Raises ValueError for impossible
     settings.
@@ -168,9 +169,10 @@ def trace(
     """tr M at ``w`` from ``n_products`` passes over the data, with its standard error.
 
     Arguments:
-      method  "hutchinson": the mean of vᵀ M v over random v with entries ±1 (Hutchinson 1989).
-              "hutch++": a third of the passes finds the space Q where M is large, a third takes
-              the trace there exactly, a third estimates the rest (Meyer et al., 2010.09649).
+        method:
+            - "hutchinson": the mean of vᵀ M v over random v with entries ±1 (Hutchinson 1989)
+            - "hutch++": a third of the passes finds the space Q where M is large, a third takes
+              the trace there exactly, a third estimates the rest (Meyer et al., 2010.09649)
 
     Every micro-batch of the objective gets random vectors of its own: the estimate remains
     unbiased, and the errors of the batches average out instead of adding up. Smaller batches (the
@@ -264,8 +266,8 @@ def log_determinant(density: SpectralDensity, delta: float) -> Estimate:
 class Restriction(Objective):
     """The loss as a function of some of the parameters, the others held at ``w``.
 
-    ``indices``: a slice, or an index tensor, of the flat vector; a layer's is in
-    :attr:`lecture6.objective.NetworkObjective.slices`. Its Hessian is the diagonal block of M.
+    ``indices``: a slice, or an index tensor, of the flat vector; a layer's is in the ``slices`` of
+    :class:`lecture6.objective.NetworkObjective`. Its Hessian is the diagonal block of M.
     """
 
     def __init__(self, objective: Objective, w: Tensor, indices: slice | Tensor) -> None:

@@ -42,7 +42,7 @@ from torch.nn.functional import pad
 
 _labels = partial(torch.tensor, dtype=torch.int64)
 DIGITS = tuple("0123456789")
-TIMIT_TEST_SPEAKERS = ("faem0", "maeb0", "mbma1", "fbcg1")  # 2 women, 2 men; dialects 2, 4, 6, 8
+TIMIT_TEST_SPEAKERS = ("faem0", "maeb0", "mbma1", "fbcg1")  #: 2 women, 2 men; dialects 2, 4, 6, 8
 REMEDY = "point LECTURE6_DATA (or root=) at a folder with a good copy"
 
 
@@ -54,9 +54,9 @@ class DataError(ValueError):
 class Dataset:
     """A training and a test set in memory.
 
-    ``x_train`` and ``x_test`` are float32, (n, *input_shape); images are (n, C, H, W) in [0, 1].
-    ``y_train`` and ``y_test`` are int64 indices into ``classes``, (n,). ``checksum`` is the SHA-256
-    of what was read, before any split; ``synthetic`` is True when the data were generated.
+    ``x_train`` and ``x_test`` are float32, ``(n, *input_shape)``; images are (n, C, H, W) in
+    [0, 1]. ``y_train`` and ``y_test`` are int64 indices into ``classes``, (n,). ``checksum`` is the
+    SHA-256 of what was read, before any split; ``synthetic`` is True when the data were generated.
     """
 
     name: str
@@ -72,14 +72,17 @@ class Dataset:
 
     @property
     def n_train(self) -> int:
+        """Training samples."""
         return len(self.x_train)
 
     @property
     def n_test(self) -> int:
+        """Test samples."""
         return len(self.x_test)
 
     @property
     def n_classes(self) -> int:
+        """Classes, also those that have no sample."""
         return len(self.classes)
 
     @property
@@ -200,7 +203,7 @@ def gaussian_classes(
     """Synthetic classes: unit Gaussian noise around class means in random directions.
 
     Each mean lies ``separation`` (in units of the noise's standard deviation) from the origin; the
-    classes are as balanced as the sizes allow. Inputs are (n, *shape), not confined to [0, 1].
+    classes are as balanced as the sizes allow. Inputs are ``(n, *shape)``, not confined to [0, 1].
     Raises ``ValueError`` for sizes below 1, fewer than 2 classes, and a negative or infinite
     ``separation``.
     """

@@ -21,10 +21,10 @@ class Order:
     """The slope of log(error) against log(dt), and what it was fitted to."""
 
     slope: float
-    stderr: float  # by Monte Carlo; whether the line is straight, the errors show
-    dts: np.ndarray  # (k,)
-    errors: np.ndarray  # (k,)
-    errors_stderr: np.ndarray  # (k,)
+    stderr: float  #: by Monte Carlo; whether the line is straight, the errors show
+    dts: np.ndarray  #: (k,)
+    errors: np.ndarray  #: (k,)
+    errors_stderr: np.ndarray  #: (k,)
     n_walkers: int
 
 
@@ -43,12 +43,13 @@ def convergence_order(
 ) -> Order:
     """The order of ``method`` at ``time``, from runs of so many steps as ``n_steps`` says.
 
-    The strong error is E‖w − w*‖; with ``test``, w → (n,), the weak one, |E test(w) − E test(w*)|.
+    The strong error is ``E‖w − w*‖``; with ``test``, w → (n,), it is the weak one,
+    ``|E test(w) − E test(w*)|``.
     w* follows the same Brownian path by "heun" or "milstein", in steps of a sixteenth of the
     shortest. The standard error knows that all errors come from the same walkers.
 
     Raises ValueError where 16 max(n_steps) is no multiple of all, and for errors that are lost in
-    Monte-Carlo noise; the rest is as in :func:`simulate`.
+    Monte-Carlo noise; the rest is as in :func:`lecture6.sde.simulate`.
     """
     counts, finest = np.array(n_steps), 16 * max(n_steps)
     if len(counts) < 2 or (counts < 1).any() or (finest % counts).any():
@@ -92,7 +93,7 @@ class Distance:
 
     value: float
     p_value: float
-    statistic: str  # "Kolmogorov–Smirnov", or "energy"
+    statistic: str  #: "Kolmogorov–Smirnov", or "energy"
 
 
 def distance(a: ArrayLike, b: ArrayLike, *, n_permutations: int = 999, seed: int = 0) -> Distance:

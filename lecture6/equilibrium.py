@@ -1,7 +1,7 @@
 """Where SGD comes to rest, in closed form or by quadrature: what simulations are tested against.
 
 In mean-loss units a step is w ← w − η (∇ℓ(w) + ξ/√B), where C is the covariance of the noise ξ of
-one sample's gradient. It is the Euler–Maruyama step, dt = η, of
+one sample's gradient. It is the Euler–Maruyama step, dt = η, of ::
 
     dw = −∇ℓ dt + √(η/B) C^½ dW
 
@@ -74,12 +74,12 @@ def ou_covariance(
     """Stationary covariance S, (d, d), of SGD on ½ wᵀHw with additive noise of covariance C/B.
 
     Arguments:
-      h, c      H, symmetric positive definite, and C, symmetric: (d, d), or numbers for d = 1
-      momentum  m of the heavy ball v ← m v + g, w ← w − η v
-      discrete  the exact S = (I − ηH) S (I − ηH) + η² C/B of the steps, or that of the SDE,
-                HS + SH = (η/B) C/(1 − m)
+        h, c: H, symmetric positive definite, and C, symmetric: (d, d), or numbers for d = 1
+        momentum: m of the heavy ball v ← m v + g, w ← w − η v
+        discrete: the exact S = (I − ηH) S (I − ηH) + η² C/B of the steps, or that of the SDE,
+            HS + SH = (η/B) C/(1 − m)
 
-    In the eigenbasis of H, with e_i = η h_i,
+    In the eigenbasis of H, with e_i = η h_i, it is ::
 
         S_ij = (1 − m²) (η²/B) C_ij / ((1 − m)² ((1 + m)(e_i + e_j) − e_i e_j) + m (e_i − e_j)²)
 
@@ -114,9 +114,9 @@ def excess_loss(
     """E[ℓ − ℓ_min] = ½ tr(HS) at rest on a quadratic, S being that of :func:`ou_covariance`.
 
     Arguments:
-      eigenvalues  h_i of H, (d,), positive
-      variances    C_ii in the eigenbasis of H: (d,), or σ² of isotropic noise; default: the
-                   eigenvalues, which is C = H (Jastrzębski et al., 1711.04623v3)
+        eigenvalues: h_i of H, (d,), positive
+        variances: C_ii in the eigenbasis of H: (d,), or σ² of isotropic noise; default: the
+            eigenvalues, which is C = H (Jastrzębski et al., 1711.04623v3)
 
     Continuous: (η/4B) Σ C_ii/(1 − m), so η tr H/(4B) for C = H, and dT/2, equipartition, for
     C = σ² I. Discrete, without momentum: (η/2B) Σ C_ii/(2 − η h_i). Raises ValueError where there
@@ -135,11 +135,11 @@ def excess_loss(
 class RegressionCovariance:
     """SGD at rest on a linear regression, with what the additive approximation would need."""
 
-    covariance: np.ndarray  # (d, d) of w about the minimiser, which is its mean
-    spectral_radius: float  # of the map S ↦ E[(I − ηH_b) S (I − ηH_b)]: below 1
-    minimiser: np.ndarray  # (d,)
-    hessian: np.ndarray  # (d, d)
-    noise: np.ndarray  # (d, d): covariance of the samples' gradients at the minimiser, C
+    covariance: np.ndarray  #: (d, d) of w about the minimiser, which is its mean
+    spectral_radius: float  #: of the map S ↦ E[(I − ηH_b) S (I − ηH_b)]: below 1
+    minimiser: np.ndarray  #: (d,)
+    hessian: np.ndarray  #: (d, d)
+    noise: np.ndarray  #: (d, d): covariance of the samples' gradients at the minimiser, C
 
 
 def linear_regression_covariance(
@@ -148,7 +148,7 @@ def linear_regression_covariance(
     """Exact stationary covariance of SGD on (1/N) Σ ½ (x_i·w − y_i)², ``x`` (N, d), ``y`` (N,).
 
     The noise depends on w: a batch has its own Hessian H_b. With κ = 1/B, or (N − B)/(B(N − 1))
-    without ``replacement`` (batches independent of each other), S solves the linear system
+    without ``replacement`` (batches independent of each other), S solves the linear system ::
 
         S = (I − ηH) S (I − ηH) + η² κ (E[H_i S H_i] − H S H + C)
 
@@ -188,8 +188,8 @@ def epoch_end_variance(
     """Stationary variance of w at the end of an epoch of SGD on the losses ½ h (w − c_i)².
 
     Arguments:
-      lr_h      η h, between 0 and 2
-      variance  of the c_i, (1/N) Σ (c_i − c̄)²
+        lr_h: η h, between 0 and 2
+        variance: of the c_i, (1/N) Σ (c_i − c̄)²
 
     K = N/B steps give w ← a^K w + η h Σ_k p_k c̄_k with a = 1 − η h and p_k = a^(K−1−k), where c̄_k
     is the mean of batch k. Independent batches leave Var(c̄) η h/(2 − η h). Those of an epoch have
@@ -303,10 +303,10 @@ class Gibbs:
     Outside the box it is 0, as with reflecting walls: take a box so wide that this does not matter.
 
     Arguments:
-      loss       a toy of :mod:`lecture6.toys`, or a function of arrays (n, d) with values (n,)
-      low, high  corners of the box: (d,), or numbers for d = 1
-      n_cells    on each side of the box, with 8 Gauss–Legendre points each; default 1000, or 64 in
-                 two dimensions
+        loss: a toy of :mod:`lecture6.toys`, or a function of arrays (n, d) with values (n,)
+        low, high: corners of the box: (d,), or numbers for d = 1
+        n_cells: on each side of the box, with 8 Gauss–Legendre points each; default 1000, or 64 in
+            two dimensions
 
     ``points`` (n, d) have the probabilities ``weights`` (n,) and the losses ``losses`` (n,);
     ``log_partition`` is log Z. Raises ValueError for other dimensions, a temperature that is not
@@ -456,9 +456,9 @@ def laplace(
     P(A) ∝ exp(−ℓ_A/T)/√det H_A with T = η σ²/(2B): what the Gibbs density gives as T → 0.
 
     Arguments:
-      losses      ℓ_A at each minimum (mean losses)
-      hessians    H_A, (d, d) each, or numbers for d = 1
-      as_printed  with the lecture's exponent, −ℓ_A/((η/B) σ²), which has lost a factor 2
+        losses: ℓ_A at each minimum (mean losses)
+        hessians: H_A, (d, d) each, or numbers for d = 1
+        as_printed: with the lecture's exponent, −ℓ_A/((η/B) σ²), which has lost a factor 2
 
     Raises ValueError for a Hessian that is not positive definite: with a zero eigenvalue (26) is
     infinite.
@@ -493,7 +493,7 @@ def escape_time(
 ) -> float:
     """Exact mean time until w, from ``start``, first reaches ``end``: dw = −ℓ' dt + √(2T) dW, 1-D.
 
-    For start < end, and mirrored for start > end,
+    For start < end, and mirrored for start > end, it is ::
 
         (1/T) ∫_start^end e^(ℓ(y)/T) ∫_wall^y e^(−ℓ(z)/T) dz dy
 
@@ -530,7 +530,7 @@ def escape_time(
 def kramers_time(
     curvature_well: float, curvature_saddle: float, barrier: float, temperature: float
 ) -> float:
-    """2π/√(ℓ''(a) |ℓ''(b)|) e^(Δℓ/T), the mean time from a minimum a over the saddle b, 1-D.
+    """``2π/√(ℓ''(a) |ℓ''(b)|) e^(Δℓ/T)``, the mean time from a minimum a over the saddle b, 1-D.
 
     To the next well: the limit T → 0 of :func:`escape_time` to a point well beyond the saddle. (To
     the saddle itself it takes half as long: from there w falls back every other time.) The error of

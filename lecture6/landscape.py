@@ -17,7 +17,7 @@ from torch import Tensor
 from lecture6.objective import NetworkObjective
 from lecture6.train import load_checkpoint, save_checkpoint
 
-KESKAR_ALPHAS = np.linspace(-1.0, 2.0, 25)  # the released code of Keskar et al.
+KESKAR_ALPHAS = np.linspace(-1.0, 2.0, 25)  #: the released code of Keskar et al.
 
 
 def weights_on_path(alpha: float, path: str) -> tuple[float, float]:

@@ -286,6 +286,7 @@ class ResidualBlock(nn.Module):
         self.stride, self.n_new = stride, n_out - n_in
 
     def forward(self, x: Tensor) -> Tensor:
+        """The output, (n, n_out, H/stride, W/stride), of (n, n_in, H, W)."""
         shortcut = x[:, :, :: self.stride, :: self.stride]
         return F.relu(F.pad(shortcut, (0, 0, 0, 0, 0, self.n_new)) + self.residual(x))
 

@@ -1,10 +1,10 @@
 """The noise of mini-batch gradients: its covariance, its shape, and the scales made of it.
 
 With g_i = ∇ℓ(x_i, y_i; w), the gradient of sample i of N, and ḡ their mean, the covariance of the
-gradients, the lecture's F(w), is one of
+gradients, the lecture's F(w), is one of ::
 
-    F_pop = (1/N)     Σ_i (g_i − ḡ)(g_i − ḡ)ᵀ     ``unbiased=False``
-    F_u   = 1/(N − 1) Σ_i (g_i − ḡ)(g_i − ḡ)ᵀ     ``unbiased=True``
+    F_pop = (1/N)     Σ_i (g_i − ḡ)(g_i − ḡ)ᵀ     unbiased=False
+    F_u   = 1/(N − 1) Σ_i (g_i − ḡ)(g_i − ḡ)ᵀ     unbiased=True
 
 and the fluctuation of a batch is ψ = ∇ℓ̂ − ∇ℓ (equation 11). ``units`` are "mean" (losses are means
 over samples, as in training) or "sum" (equations 6–7: ψ is N times as large). ``sampling`` is
@@ -39,7 +39,7 @@ class NoiseEstimate:
 
     value: float | np.ndarray
     stderr: float | np.ndarray
-    n_samples: int  # independent ones that the standard error comes from
+    n_samples: int  #: independent ones that the standard error comes from
 
 
 def _square(v: Tensor) -> float:
@@ -119,6 +119,7 @@ class GradientCovariance:
 
     @property
     def n_train(self) -> int:
+        """N, the number of samples."""
         return self.objective.n_samples
 
     @cached_property
@@ -265,8 +266,8 @@ def fluctuations(
     """ψ of ``n_batches`` random batches, one by one, (n_params,) or (k,) each.
 
     Arguments:
-      source  a network's :class:`GradientCovariance`: the gradient of every batch is computed; or
-              gradients or their projections, (N, k): rows are averaged, which is cheap
+        source: a network's :class:`GradientCovariance`: the gradient of every batch is computed; or
+            gradients or their projections, (N, k): rows are averaged, which is cheap
 
     Raises ValueError for impossible settings.
     """
@@ -283,8 +284,8 @@ class FluctuationMoments:
     ``n_samples`` counts batches; for "epoch" sampling epochs, within which they are correlated.
     """
 
-    trace: NoiseEstimate  # of Cov(ψ)
-    covariance: NoiseEstimate | None  # (k, k) U Cov(ψ) Uᵀ, quadratic forms on its diagonal
+    trace: NoiseEstimate  #: of Cov(ψ)
+    covariance: NoiseEstimate | None  #: (k, k) U Cov(ψ) Uᵀ, quadratic forms on its diagonal
 
 
 def fluctuation_moments(
@@ -299,9 +300,11 @@ def fluctuation_moments(
 ) -> FluctuationMoments:
     """The covariance of ψ from batches drawn as in training, unbiased, with standard errors.
 
-    Arguments: those of :func:`fluctuations`, and
-      directions  U, (k, n_params); None: the identity for gradients or projections, and of a
-                  network the trace alone, without a covariance
+    The arguments are those of :func:`fluctuations`, and one more.
+
+    Arguments:
+        directions: U, (k, n_params); None: the identity for gradients or projections, and of a
+            network the trace alone, without a covariance
 
     Raises ValueError for fewer than 2 batches, or 2 epochs with "epoch" sampling.
     """
@@ -355,11 +358,11 @@ class Normality:
     excess_kurtosis_stderr: np.ndarray
     excess_kurtosis_p: np.ndarray
     normal_p: np.ndarray
-    tail_index: np.ndarray  # Hill's α of |x|, P(|x| > t) ~ t^−α
-    tail_index_stderr: np.ndarray  # α/√n_tail
-    n_tail: int  # order statistics that the tail index is from
-    theoretical: np.ndarray  # (n,) quantiles of the normal law at (i − ½)/n
-    observed: np.ndarray  # (n, k) standardised and sorted
+    tail_index: np.ndarray  #: Hill's α of x, ``P(|x| > t) ~ t^−α``
+    tail_index_stderr: np.ndarray  #: α/√n_tail
+    n_tail: int  #: order statistics that the tail index is from
+    theoretical: np.ndarray  #: (n,) quantiles of the normal law at (i − ½)/n
+    observed: np.ndarray  #: (n, k) standardised and sorted
     n_samples: int
 
 
@@ -453,9 +456,9 @@ def _check_rates(lr: float, n_train: int, momentum: float) -> None:
 class SimpleNoiseScale:
     """B_simple = tr Σ/‖G‖² from pairs of batches, with the unbiased parts that it is a ratio of."""
 
-    noise_scale: NoiseEstimate  # samples; standard error by the delta method
-    trace: NoiseEstimate  # tr Σ
-    squared_gradient: NoiseEstimate  # ‖G‖²
+    noise_scale: NoiseEstimate  #: samples; standard error by the delta method
+    trace: NoiseEstimate  #: tr Σ
+    squared_gradient: NoiseEstimate  #: ‖G‖²
 
 
 def two_batch_noise_scale(

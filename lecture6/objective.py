@@ -81,15 +81,17 @@ class Objective(ABC):
         """v ↦ M v for the curvature matrix M of f at w, by double backpropagation.
 
         Arguments:
-          of            "hessian"; and for networks
-                        "gauss_newton": Jᵀ ∇²ℓ(z) J with J = ∂z/∂w the Jacobian of the logits,
-                        positive semidefinite (Schraudolph 2002)
-                        "gradients": the second moment (1/n) Σ_i g_i g_iᵀ of the gradients g_i of
-                        the n samples, by :class:`SampleGradients`
-                        "covariance": the same about their mean, "gradients" − ∇f ∇fᵀ
-          memory_limit  bytes. What does not depend on v is computed once and kept up to this
-                        limit; the samples beyond it are passed through the network at every call,
-                        so that memory does not grow with their number.
+            of:
+                - "hessian", and for networks
+                - "gauss_newton": Jᵀ ∇²ℓ(z) J with J = ∂z/∂w the Jacobian of the logits,
+                  positive semidefinite (Schraudolph 2002)
+                - "gradients": the second moment (1/n) Σ_i g_i g_iᵀ of the gradients g_i of the n
+                  samples, by :class:`~lecture6.sample_gradients.SampleGradients`
+                - "covariance": the same about their mean, "gradients" − ∇f ∇fᵀ
+
+            memory_limit: bytes. What does not depend on v is computed once and kept up to this
+                limit; the samples beyond it are passed through the network at every call,
+                so that memory does not grow with their number.
         """
 
     def vector(self, w: Tensor) -> Tensor:
@@ -233,12 +235,12 @@ class NetworkObjective(_SumObjective):
     """The mean cross-entropy of a network on a fixed set of samples, as a function of its weights.
 
     Arguments:
-      model       any module; a copy in eval mode is used (no dropout) and the original not touched
-      x, y        samples (n, ...) and integer labels (n,)
-      batch_size  samples in memory at a time. The set is cut into nearly equal batches, each
-                  weighted by its exact share, so that the cut does not change the value, unless
-                  the network mixes the samples of a batch.
-      dtype       default: the model's; ``torch.float64`` for line searches and oracles
+        model: any module; a copy in eval mode is used (no dropout) and the original not touched
+        x, y: samples (n, ...) and integer labels (n,)
+        batch_size: samples in memory at a time. The set is cut into nearly equal batches, each
+            weighted by its exact share, so that the cut does not change the value, unless
+            the network mixes the samples of a batch.
+        dtype: default: the model's; ``torch.float64`` for line searches and oracles
 
     Batch norm without running statistics (the default of :mod:`lecture6.models`) does mix them:
     then the cut is part of the definition, ``n_batches`` says into how many, and every point w is
@@ -319,6 +321,7 @@ class NetworkObjective(_SumObjective):
 
     @cached_property
     def per_sample(self) -> SamplePass:
+        """The pass that gives gradients sample by sample."""
         return SamplePass(self.model, self.slices, self.x, self.y)
 
     def check_separate(self, w: Tensor) -> None:

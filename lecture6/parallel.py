@@ -42,7 +42,7 @@ from lecture6.train import DivergenceError, Run, check_workers, train
 
 POLL = 0.02  # seconds between the parent's looks at its workers
 START = 60.0  # seconds that a worker may take to import torch on a busy machine
-ONE_PROCESS = "LECTURE6_ONE_PROCESS"  # environment variable: start no workers
+ONE_PROCESS = "LECTURE6_ONE_PROCESS"  #: environment variable: start no workers
 
 
 class WorkerError(RuntimeError):
@@ -53,10 +53,10 @@ class WorkerError(RuntimeError):
 class Group:
     """The workers that train together, as one of them sees it."""
 
-    rank: int  # of this worker, 0 to size − 1
-    size: int  # k
-    device: torch.device  # of this worker
-    beats: np.ndarray | None = None  # (size,) int64, read by the parent; None under torchrun
+    rank: int  #: of this worker, 0 to size − 1
+    size: int  #: k
+    device: torch.device  #: of this worker
+    beats: np.ndarray | None = None  #: (size,) int64, read by the parent; None under torchrun
 
     def wrap(self, model: nn.Module) -> DistributedDataParallel:
         """``model`` with rank 0's weights, whose backward() averages gradients over the workers.

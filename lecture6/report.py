@@ -114,9 +114,9 @@ class Claim:
     source: str
     paper: str
     ours: str
-    seeds: int | str  # "exact" for arithmetic
-    holds: bool | None  # None: these runs cannot tell
-    run: str = "this page"  # or the stored study that it rests on
+    seeds: int | str  #: "exact" for arithmetic
+    holds: bool | None  #: None: these runs cannot tell
+    run: str = "this page"  #: or the stored study that it rests on
 
 
 def claims_table(claims: Iterable[Claim]) -> HTML:

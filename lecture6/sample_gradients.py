@@ -28,12 +28,14 @@ PIECE = 1 << 24  # numbers in the gradients outside of linear layers that are ma
 class SampleGradients:
     """The gradients g_i of n samples, a matrix (n, n_params) that is not formed."""
 
-    layers: list[tuple[slice, slice | None, Tensor, Tensor]]  # where weight and bias lie in w; a, δ
-    rest: list[tuple[slice, Tensor]]  # and the gradients of other parameters, (n, numel)
+    #: Where the weight and the bias of each dense layer lie in w, and its a and δ.
+    layers: list[tuple[slice, slice | None, Tensor, Tensor]]
+    rest: list[tuple[slice, Tensor]]  #: the gradients of other parameters, (n, numel)
     n_params: int
 
     @property
     def nbytes(self) -> int:
+        """Bytes of memory."""
         tensors = [part for *_, a, delta in self.layers for part in (a, delta)]
         return sum(part.nbytes for part in tensors + [g for _, g in self.rest])
 
@@ -86,9 +88,9 @@ class SamplePass:
     """(w, x, y) ↦ the :class:`SampleGradients` of the samples x (n, ...), y (n,) at w.
 
     Arguments:
-      model   in eval mode
-      slices  where each of its parameters lies in w
-      x, y    some samples to try it on; what it finds is checked against their summed gradient
+        model: in eval mode
+        slices: where each of its parameters lies in w
+        x, y: some samples to try it on; what it finds is checked against their summed gradient
     """
 
     def __init__(self, model: nn.Module, slices: dict[str, slice], x: Tensor, y: Tensor) -> None:

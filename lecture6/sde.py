@@ -1,5 +1,7 @@
 """Many walkers at once on a stochastic differential equation, and SGD as one of them.
 
+::
+
     dw = f(w) dt + G(w) dW        (Itô)
 
 SGD on a mean loss ℓ, w ← w − η (∇ℓ(w) + noise/√B), where the noise of one sample's gradient has
@@ -29,22 +31,22 @@ BLOCK = 65536  # numbers, walkers × d, at most that a thread moves at once: the
 GROUPS = 8  # of the walkers of a block, whose visits are counted apart for a standard error
 DRAW = 1 << 19  # normals drawn at once; with less, threads wait for Python's lock, call by call
 
-Field = Callable[[np.ndarray], np.ndarray]
-Noise = float | ArrayLike | Field
+Field = Callable[[np.ndarray], np.ndarray]  #: of walkers: (n, d) to (n, d)
+Noise = float | ArrayLike | Field  #: a number, (d,) or (d, d), or a field: the diagonal at w
 
 
 @dataclass(frozen=True)
 class Paths:
     """What is kept of n walkers in d dimensions."""
 
-    times: np.ndarray  # (k,) of the snapshots, steps · dt
-    snapshots: np.ndarray  # (k, n, d)
-    final: np.ndarray  # (n, d)
-    edges: np.ndarray | None = None  # (n_bins + 1,)
-    counts: np.ndarray | None = None  # (n_bins,) visits
-    counts_stderr: np.ndarray | None = None  # (n_bins,) by the spread over groups of walkers
-    n_visits: int = 0  # also those outside the edges
-    first_passage: np.ndarray | None = None  # (n,) times, NaN where it did not happen
+    times: np.ndarray  #: (k,) of the snapshots, steps · dt
+    snapshots: np.ndarray  #: (k, n, d)
+    final: np.ndarray  #: (n, d)
+    edges: np.ndarray | None = None  #: (n_bins + 1,)
+    counts: np.ndarray | None = None  #: (n_bins,) visits
+    counts_stderr: np.ndarray | None = None  #: (n_bins,) by the spread over groups of walkers
+    n_visits: int = 0  #: also those outside the edges
+    first_passage: np.ndarray | None = None  #: (n,) times, NaN where it did not happen
 
     @property
     def density(self) -> np.ndarray:
@@ -53,6 +55,7 @@ class Paths:
 
     @property
     def density_stderr(self) -> np.ndarray:
+        """(n_bins,) its standard error."""
         return self.counts_stderr / (self.n_visits * np.diff(self.edges))
 
 
@@ -73,9 +76,9 @@ class _Rule:
     diffusion: float | np.ndarray | Field
     dt: float
     method: str = "euler"
-    weights: Sequence[float] = (1.0,)  # dW = √dt Σ_j weights_j z_j with normal z_j
+    weights: Sequence[float] = (1.0,)  #: dW = √dt Σ_j weights_j z_j with normal z_j
     momentum: float = 0.0
-    sign: float = 1.0  # −1: ``drift`` is a gradient
+    sign: float = 1.0  #: −1: ``drift`` is a gradient
     names: tuple[str, str, str] = ("drift", "diffusion", "dt")
 
     @property
@@ -374,27 +377,29 @@ def simulate(
     """Walkers of dw = f(w) dt + G(w) dW (Itô): ``n_steps`` steps of length ``dt``.
 
     Arguments:
-      drift      f
-      diffusion  G: a number; (d,), its diagonal; (d, d); or a field, its diagonal at w
-      w0         (n, d); or (d,), or a number for d = 1, for ``n_walkers`` that start together
-      method     "euler" (Euler–Maruyama): strong order ½, or 1 for a constant G; weak order 1.
-                 "milstein", without derivatives: strong order 1 where G is a function and each
-                 G_i depends on w_i alone. "heun": strong order 1, weak 2, for a constant G only
-                 (with others it would solve Stratonovich's equation)
-      refine     k: the noise of a step is the sum of that of k steps of dt/k. So dt with refine=k
-                 and dt/k with refine=1 see the same Brownian paths, as do all methods
-      dtype      "float64" or "float32"
+        drift: f
+        diffusion: G: a number; (d,), its diagonal; (d, d); or a field, its diagonal at w
+        w0: (n, d); or (d,), or a number for d = 1, for ``n_walkers`` that start together
+        method: "euler" (Euler–Maruyama): strong order ½, or 1 for a constant G; weak order 1.
+            "milstein", without derivatives: strong order 1 where G is a function and each
+            G_i depends on w_i alone. "heun": strong order 1, weak 2, for a constant G only
+            (with others it would solve Stratonovich's equation)
+        refine: k: the noise of a step is the sum of that of k steps of dt/k. So dt with refine=k
+            and dt/k with refine=1 see the same Brownian paths, as do all methods
+        dtype: "float64" or "float32"
 
-    What is recorded, the same for all simulators (final positions always are):
-      snapshots  increasing step numbers, 0 the start
-      histogram  edges of bins; visits are counted at every ``every``-th step after ``burn_in``
-      along      what they count: a coordinate (a number), a direction (d,), or w → (n,)
-      until      w → (n,) of bool, looked at before the first and after each step: when it first
-                 held. The walker goes on; a block of walkers ends when all have passed and nothing
-                 else is recorded
-      bound      an error is raised where |w_i| exceeds it, looked at every few steps
-      n_threads  default: all cores. Every block has a random stream of its own, so that results
-                 are the same to the last bit on any number
+    What is recorded is the same for all simulators; final positions always are.
+
+    Recording:
+        snapshots: increasing step numbers, 0 the start
+        histogram: edges of bins; visits are counted at every ``every``-th step after ``burn_in``
+        along: what they count: a coordinate (a number), a direction (d,), or w → (n,)
+        until: w → (n,) of bool, looked at before the first and after each step: when it first
+            held. The walker goes on; a block of walkers ends when all have passed and nothing
+            else is recorded
+        bound: an error is raised where ``|w_i|`` exceeds it, looked at every few steps
+        n_threads: default: all cores. Every block has a random stream of its own, so that results
+            are the same to the last bit on any number
 
     Raises ValueError for impossible settings, and FloatingPointError, which names the step and the
     position, for a drift that is not finite and for a walker beyond ``bound``. Source: Kloeden &
@@ -474,8 +479,8 @@ def sgd(
     """SGD: v ← m v + ∇ℓ(w) + noise/√B and w ← w − η v from v = 0, as in PyTorch.
 
     Arguments:
-      gradient  ∇ℓ of the mean loss
-      noise     C^½ of one sample: σ, (d,), (d, d), or a field, its diagonal as a function of w
+        gradient: ∇ℓ of the mean loss
+        noise: C^½ of one sample: σ, (d,), (d, d), or a field, its diagonal as a function of w
 
     The rest is as in :func:`simulate`; ``times`` are steps · η. Without momentum it is ``simulate``
     with the drift −∇ℓ, the diffusion √(η/B) C^½ and dt = η, from the same random numbers.

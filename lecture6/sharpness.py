@@ -1,9 +1,9 @@
 """Sharpness: Definition 2 of the lecture, and the measures that others put beside it.
 
-Definition 2 is the (C_ε, A)-sharpness of Keskar et al. (arXiv:1609.04836, §2.2.2):
+Definition 2 is the (C_ε, A)-sharpness of Keskar et al. (arXiv:1609.04836, §2.2.2)::
 
-    φ_{x,f}(ε, A) = 100 · (max_{z ∈ C_ε} f(x + A z) − f(x)) / (1 + f(x))              (2)
-    C_ε = { z ∈ R^p : |z_i| ≤ ε (|(A⁺x)_i| + 1) }                                     (3)
+    φ_{x,f}(ε, A) = 100 · (max_{z ∈ C_ε} f(x + A z) − f(x)) / (1 + f(x))    (2)
+    C_ε = { z ∈ R^p : |z_i| ≤ ε (|(A⁺x)_i| + 1) }                           (3)
 
 The maximum is over a box, of a function that need not be concave, so a solver gives a lower bound;
 every result says how it was found and whether the solver had converged. Three traps are avoided
@@ -47,14 +47,14 @@ class SharpnessResult:
     Measures that do not search have the gap 0, and :func:`average` has a standard error instead.
     """
 
-    value: float  # φ, per cent
-    maximizer: Tensor | None  # (p,) z in the box; the loss is largest at x + A z
-    loss: float  # f(x)
-    loss_max: float  # f(x + A z); of average: the mean over the perturbations
+    value: float  #: φ, per cent
+    maximizer: Tensor | None  #: (p,) z in the box; the loss is largest at x + A z
+    loss: float  #: f(x)
+    loss_max: float  #: f(x + A z); of average: the mean over the perturbations
     epsilon: float
-    gap: float  # per cent
-    stderr: float  # per cent
-    n_evaluations: int  # of f and its gradient together; vertices, average: of f
+    gap: float  #: per cent
+    stderr: float  #: per cent
+    n_evaluations: int  #: of f and its gradient together; vertices, average: of f
     converged: bool
     method: str
     message: str
@@ -134,15 +134,18 @@ class RandomSubspace:
             yield rows, block
 
     def apply(self, z: Tensor) -> Tensor:
+        """A z, (p,) to (n,)."""
         out = z.new_empty(self.n)
         for rows, a in self.blocks():
             out[rows] = a.to(z.dtype) @ z
         return out
 
     def transpose(self, g: Tensor) -> Tensor:
+        """Aᵀ g, (n,) to (p,)."""
         return sum(a.T.to(g.dtype) @ g[rows] for rows, a in self.blocks())
 
     def pinv(self, x: Tensor) -> Tensor:
+        """A⁺ x, (n,) to (p,)."""
         return (self._gram_pinv @ self.transpose(x.double())).to(x.dtype)
 
 
@@ -264,19 +267,21 @@ def keskar(
     """The sharpness φ of Definition 2 of ``objective`` at ``x``, in per cent.
 
     Arguments:
-      x          (n_params,)
-      epsilon    half-width ε of the box; Keskar et al. use 1e-3 and 5e-4
-      subspace   A: None for the identity; an integer p for p random columns
-                 (:class:`RandomSubspace`; Keskar: p = 100); or a matrix (n_params, p)
-      method     "lbfgsb": ``n_iterations`` of L-BFGS-B from each of ``n_starts`` points: with the
-                 defaults Keskar's setting, a lower bound.
-                 "ascent": as many of projected sign-gradient ascent, which works in float32 and
-                 costs nothing beside its evaluations.
-                 "converged": both in turn, from at least 4 starts and with at least 100
-                 iterations; where starts end at different heights the message says so.
-                 "vertices": all 2^p corners, p ≤ 16; exact when f is convex along A.
-      tolerance  of ``converged``: the gap as a fraction of φ
-      seed       of the starts, and of the random columns
+        x: (n_params,)
+        epsilon: half-width ε of the box; Keskar et al. use 1e-3 and 5e-4
+        subspace: A: None for the identity; an integer p for p random columns
+            (:class:`RandomSubspace`; Keskar: p = 100); or a matrix (n_params, p)
+        method:
+            - "lbfgsb": ``n_iterations`` of L-BFGS-B from each of ``n_starts`` points: with the
+              defaults Keskar's setting, a lower bound
+            - "ascent": as many of projected sign-gradient ascent, which works in float32 and
+              costs nothing beside its evaluations
+            - "converged": both in turn, from at least 4 starts and with at least 100
+              iterations; where starts end at different heights the message says so
+            - "vertices": all 2^p corners, p ≤ 16; exact when f is convex along A
+
+        tolerance: of ``converged``: the gap as a fraction of φ
+        seed: of the starts, and of the random columns
 
     L-BFGS-B needs more digits than float32 has near a minimum: give it an objective in float64.
     The result is never a silent 0: when no point of the box lies above f(x), ``value`` is 0,
@@ -314,8 +319,8 @@ def adaptive(
 ) -> SharpnessResult:
     """Adaptive sharpness: the largest rise where every weight moves by at most a fraction ε of it.
 
-    The box |δ_i| ≤ ε |x_i| shrinks and stretches with the weights, so a rescaling of the net that
-    keeps its function (:func:`lecture6.curvature.rescale`) keeps this sharpness. Kwon et al.
+    The box ``|δ_i| ≤ ε |x_i|`` shrinks and stretches with the weights, so a rescaling of the net
+    that keeps its function (:func:`lecture6.curvature.rescale`) keeps this sharpness. Kwon et al.
     (ASAM, 2102.11600) with p = ∞; 20 iterations of projected sign ascent, after the evaluation of
     Andriushchenko et al. (2302.07011). A lower bound, like every search.
     """
@@ -404,6 +409,7 @@ def sam(
     )
 
 
+#: The measures that one table compares, by their names.
 MEASURES = {"Definition 2": keskar, "adaptive": adaptive, "average": average, "SAM": sam}
 
 

@@ -88,7 +88,8 @@ class Powers(Toy):
         return float(self.c @ np.maximum(np.abs(low), np.abs(high)) ** self.k)
 
 
-FIGURE_6 = {  # of the lecture; and the rows of Table 1
+#: The functions of Figure 6 of the lecture, by their formulas; and the rows of Table 1.
+FIGURE_6 = {
     "100x²": Powers([100], [2]),
     "x⁸": Powers([1], [8]),
     "100(x² + y²)": Powers([100, 100], [2, 2]),
@@ -100,9 +101,9 @@ class Quadratic(Toy):
     """½ (w − w*)ᵀ H (w − w*), with H of any spectrum.
 
     Arguments:
-      eigenvalues  (n_params,) of either sign
-      minimiser    w*, (n_params,); default 0
-      seed         H = Q diag(eigenvalues) Qᵀ with a random orthogonal Q; None: Q = I
+        eigenvalues: (n_params,) of either sign
+        minimiser: w*, (n_params,); default 0
+        seed: H = Q diag(eigenvalues) Qᵀ with a random orthogonal Q; None: Q = I
 
     ``minimisers`` is empty when an eigenvalue is negative: the loss has a saddle there.
     """
@@ -195,9 +196,9 @@ class DoubleWell(Toy):
     the saddle.
 
     Arguments:
-      left, saddle, right  of w_0, increasing. The minima are equally deep when the saddle lies in
-                           the middle; nearer to one minimum it makes that one higher and flatter.
-      across               (h_1, …), positive; () for a loss of one parameter
+        left, saddle, right: of w_0, increasing. The minima are equally deep when the saddle lies in
+            the middle; nearer to one minimum it makes that one higher and flatter.
+        across: (h_1, …), positive; () for a loss of one parameter
     """
 
     convex = False
@@ -253,10 +254,10 @@ class TwoWells(Toy):
     is min_j q_j, which has a kink where the wells meet.
 
     Arguments:
-      curvatures  (2,) for one parameter; (2, d) along the axes; or H_j, (2, d, d)
-      centres     (2,) or (2, d)
-      levels      ℓ at the minima, (2,)
-      softness    s
+        curvatures: (2,) for one parameter; (2, d) along the axes; or H_j, (2, d, d)
+        centres: (2,) or (2, d)
+        levels: ℓ at the minima, (2,)
+        softness: s
 
     Raises ValueError for curvatures that are not positive, and for wells so near to each other that
     the minima are not at the centres: where at one centre the other well has a weight above 1e-9.

@@ -47,14 +47,14 @@ class Run:
     (‖w − w₀‖, Euclidean). Epoch 0 is the initial network.
     """
 
-    model: nn.Module  # trained copy, in eval mode
-    w0: Tensor  # (n_params,) before the first update
-    w: Tensor  # (n_params,) after the last
+    model: nn.Module  #: trained copy, in eval mode
+    w0: Tensor  #: (n_params,) before the first update
+    w: Tensor  #: (n_params,) after the last
     history: pd.DataFrame
     n_updates: int
-    precision: str  # "float32" or "bfloat16": what the forward and backward passes used
-    stopped: str  # why training ended
-    seconds: float = math.nan  # of wall-clock time in updates, evaluations excluded
+    precision: str  #: "float32" or "bfloat16": what the forward and backward passes used
+    stopped: str  #: why training ended
+    seconds: float = math.nan  #: of wall-clock time in updates, evaluations excluded
 
     def final(self, split: str, column: str = "accuracy") -> float:
         """The last value of a column of the history, e.g. ``run.final("test")``."""
@@ -65,8 +65,8 @@ class Run:
 class Workers(Protocol):
     """What :func:`train` asks of a group of workers; :class:`lecture6.parallel.Group` is one."""
 
-    rank: int  # of this worker, from 0
-    size: int  # k, the number of workers
+    rank: int  #: of this worker, from 0
+    size: int  #: k, the number of workers
     device: torch.device
 
     def wrap(self, model: nn.Module) -> nn.Module: ...
@@ -210,28 +210,28 @@ def train(
 ) -> Run:
     """Train a copy of ``model`` on ``data`` by mini-batch SGD, equation (1), or Adam.
 
-    Arguments beyond the obvious:
-      optimizer     "sgd" or "adam" (Keskar et al.; lr 1e-3 in their released code)
-      sampling      see :func:`sample_batches`
-      schedule      factor on ``lr`` as a function of the epoch: :func:`step_decay`, :func:`warmup`
-      patience      stop when the training loss has not improved for this many evaluations: "until
-                    the loss function ceased to improve" (Keskar et al., §2.1); None: run all epochs
-      evaluate_every  epochs between evaluations on the whole training and test sets
-      micro_batch   samples in memory at a time: every mini-batch, also the smaller last one, is
-                    taken in ceil(batch_size / micro_batch) nearly equal parts whose gradients are
-                    accumulated (Goyal et al., §5.1), each normalised by itself where there is batch
-                    norm, whose running statistics move by the mean over the parts. With
-                    ``micro_batch=n`` one process does what k workers do
-      seed          of the mini-batches and of dropout; the initial weights are the model's
-      bf16          forward and backward passes in bfloat16 where the processor has it;
-                    ``Run.precision`` says what was used. Evaluations are always float32.
-      device        default: the GPU when there is one; of a ``group``, the worker's own
-      checkpoint    file to continue from and to save to after each evaluation, atomically
-      group         the k workers of which this process is one, all called with the same arguments
-                    (:mod:`lecture6.parallel`). ``batch_size`` is kn: all draw the same batches, and
-                    each takes its n samples (Goyal et al., §3, remark 4). Dropout differs from
-                    worker to worker (it is seeded by seed + rank). Worker 0 writes the checkpoint,
-                    which all must be able to read
+    Arguments:
+        optimizer: "sgd" or "adam" (Keskar et al.; lr 1e-3 in their released code)
+        sampling: see :func:`sample_batches`
+        schedule: factor on ``lr`` as a function of the epoch: :func:`step_decay`, :func:`warmup`
+        patience: stop when the training loss has not improved for this many evaluations: "until
+            the loss function ceased to improve" (Keskar et al., §2.1); None: run all epochs
+        evaluate_every: epochs between evaluations on the whole training and test sets
+        micro_batch: samples in memory at a time: every mini-batch, also the smaller last one, is
+            taken in ceil(batch_size / micro_batch) nearly equal parts whose gradients are
+            accumulated (Goyal et al., §5.1), each normalised by itself where there is batch
+            norm, whose running statistics move by the mean over the parts. With
+            ``micro_batch=n`` one process does what k workers do
+        seed: of the mini-batches and of dropout; the initial weights are the model's
+        bf16: forward and backward passes in bfloat16 where the processor has it;
+            ``Run.precision`` says what was used. Evaluations are always float32.
+        device: default: the GPU when there is one; of a ``group``, the worker's own
+        checkpoint: file to continue from and to save to after each evaluation, atomically
+        group: the k workers of which this process is one, all called with the same arguments
+            (:mod:`lecture6.parallel`). ``batch_size`` is kn: all draw the same batches, and
+            each takes its n samples (Goyal et al., §3, remark 4). Dropout differs from
+            worker to worker (it is seeded by seed + rank). Worker 0 writes the checkpoint,
+            which all must be able to read
 
     The same arguments give bit-identical results on the same machine, also when the run was
     interrupted and resumed.

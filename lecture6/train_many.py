@@ -1,9 +1,9 @@
 """Many replicas of one small network trained at once: equation (1), a batch of networks at a time.
 
 A small network leaves a processor waiting for the next instruction, and a GPU idle. Here the
-parameters of all replicas are stacked, (n_replicas, *shape), and a step is one batched product a
-layer. Every replica has its own initial weights, seed, learning rate and, if wanted, data, and ends
-with the weights that :func:`lecture6.train.train` would give it, up to rounding.
+parameters of all replicas are stacked, ``(n_replicas, *shape)``, and a step is one batched product
+a layer. Every replica has its own initial weights, seed, learning rate and, if wanted, data, and
+ends with the weights that :func:`lecture6.train.train` would give it, up to rounding.
 
 Networks of dense layers and ReLU go forward and backward by hand, and plain SGD adds η∇ to the
 weights in the product that makes ∇, which is then never stored. On a CPU a few replicas at a time
@@ -61,11 +61,13 @@ def train_many(
 ) -> list[Run]:
     """Train copies of ``models`` at once; one :class:`lecture6.train.Run` each, in their order.
 
-    Arguments, where they differ from :func:`lecture6.train.train`:
-      models     replicas of one architecture, each with its own initial weights
-      data       one data set for all, or one for each replica, of equal sizes
-      lr         one for all, or one for each replica; ``schedule`` multiplies them all
-      seeds      of the mini-batches of each replica; default 0, 1, 2, …
+    The arguments are those of :func:`lecture6.train.train`, but for these.
+
+    Arguments:
+        models: replicas of one architecture, each with its own initial weights
+        data: one data set for all, or one for each replica, of equal sizes
+        lr: one for all, or one for each replica; ``schedule`` multiplies them all
+        seeds: of the mini-batches of each replica; default 0, 1, 2, …
 
     A replica whose weights or losses stop being finite ends there: its Run says so in ``stopped``,
     its history and ``n_updates`` end at the last evaluation before, its weights are what they

@@ -53,13 +53,13 @@ class Walkers(Explorable):
     """SGD walkers in a double well, which settle on the Gibbs law: equations (25) and (26).
 
     Traits:
-      lr          η
-      batch_size  B. In mean-loss units T = η σ²/(2B), with σ = 16
-      anisotropy  a: the noise of a sample's gradient has the covariance σ² diag(1 + a, 1 − a)
-      depth       how much deeper the right well is than the left one, at level 0
-      curvature   of the right well, in every direction; that of the left one is 1
-      n_walkers   which, with ``seed``, is read at each start
-      compact     without the chart of the loss, and the sliders of η and B only
+        lr: η
+        batch_size: B; in mean-loss units T = η σ²/(2B), with σ = 16
+        anisotropy: a: the noise of a sample's gradient has the covariance σ² diag(1 + a, 1 − a)
+        depth: how much deeper the right well is than the left one, at level 0
+        curvature: of the right well, in every direction; that of the left one is 1
+        n_walkers: which, with ``seed``, is read at each start
+        compact: without the chart of the loss, and the sliders of η and B only
     """
 
     _esm = HERE / "walkers.js"
@@ -82,11 +82,11 @@ class Box(Explorable):
     """The sharpness of Definition 2 and its box, equation (3), on the functions of Figure 6.
 
     Traits:
-      function       a name of :data:`lecture6.toys.FIGURE_6`
-      epsilon        ε
-      x, y           the position; y only of a function of two parameters
-      subspace       A: "identity", or "column", one column a
-      angle, length  of a, in degrees; of a function of one parameter, a is the number ``length``
+        function: a name of :data:`lecture6.toys.FIGURE_6`
+        epsilon: ε
+        x, y: the position; y only of a function of two parameters
+        subspace: A: "identity", or "column", one column a
+        angle, length: of a, in degrees; of a function of one parameter, a is the number ``length``
     """
 
     _esm = HERE / "box.js"
@@ -110,10 +110,10 @@ class Steps(Explorable):
     """k small steps of SGD against one large step on ½ h w²: equations (4) and (5).
 
     Traits:
-      lr         η of the small steps; that of the large ones is kη
-      curvature  h
-      k          ratio of the batch sizes
-      warmup     rounds in which the large steps' rate rises from η to kη
+        lr: η of the small steps; that of the large ones is kη
+        curvature: h
+        k: ratio of the batch sizes
+        warmup: rounds in which the large steps' rate rises from η to kη
     """
 
     _esm = HERE / "steps.js"

@@ -20,7 +20,7 @@ class ResultsError(ValueError):
 
 @dataclass(frozen=True)
 class Stored:
-    """A study's tidy table, and how it was computed (:func:`lecture6.studies.collect`)."""
+    """A study's tidy table, and how it was computed (:func:`lecture6.studies.engine.collect`)."""
 
     table: pd.DataFrame
     record: dict

@@ -190,12 +190,12 @@ def run(
     """Run the trials of ``study`` that are not finished yet; call it again after an interruption.
 
     Arguments:
-      jobs       trials at a time. Default: one a GPU where there are GPUs, else 1, which runs in
-                 this process. On a cluster, trials in flight; default: one a worker.
-      folder     where finished trials are kept; default: :func:`default_folder`
-      replace    data sets to use in the place of others, e.g. ``{"cifar10": "cifar10_jpeg"}``
-      backend    "loky" (processes on this machine) or "dask" (the cluster at ``scheduler``, whose
-                 workers have the same lecture6 and the data)
+        jobs: trials at a time. Default: one a GPU where there are GPUs, else 1, which runs in
+            this process. On a cluster, trials in flight; default: one a worker.
+        folder: where finished trials are kept; default: :func:`default_folder`
+        replace: data sets to use in the place of others, e.g. ``{"cifar10": "cifar10_jpeg"}``
+        backend: "loky" (processes on this machine) or "dask" (the cluster at ``scheduler``, whose
+            workers have the same lecture6 and the data)
 
     A trial that raises, or whose worker process dies twice, is reported in the Outcome, and the
     others go on. Raises StudyError before anything is computed when the folder cannot be written,

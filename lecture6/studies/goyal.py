@@ -34,8 +34,9 @@ from lecture6.train import DivergenceError, goyal_schedule, scale_lr, train
 RULES, WARMUPS = ("linear", "sqrt", "none"), ("gradual", "none", "constant")
 N = 32  # samples a worker: Goyal et al., §5.1
 N_CURVATURE = 2000  # training samples that λ_max is taken on
-# Goyal et al.: top-1 validation error on ImageNet, per cent, mean and standard deviation of 5 runs
-PAPER = pd.DataFrame(  # Figure 1 (the lecture's Figure 8) with §5.2
+#: Goyal et al., Figure 1 (the lecture's Figure 8) with §5.2: top-1 validation error on ImageNet,
+#: per cent, mean and standard deviation of 5 runs.
+PAPER = pd.DataFrame(
     [
         (128, 0.05, 23.49, 0.12),
         (256, 0.1, 23.60, 0.12),
@@ -50,7 +51,8 @@ PAPER = pd.DataFrame(  # Figure 1 (the lecture's Figure 8) with §5.2
     ],
     columns=["batch_size", "lr", "error", "std"],
 )
-PAPER_8K = {  # (rule, warm-up): batch 8,192 at base rate 0.1, where batch 256 has 23.60
+#: The same by (rule, warm-up) for batch 8,192 at base rate 0.1, where batch 256 has 23.60.
+PAPER_8K = {
     ("linear", "none"): (24.84, 0.37),
     ("linear", "constant"): (25.88, 0.56),
     ("linear", "gradual"): (23.74, 0.09),

@@ -30,11 +30,11 @@ from lecture6.sharpness import KESKAR_ITERATIONS, RandomSubspace, keskar
 from lecture6.studies.engine import Study
 from lecture6.train import train
 
-EPSILONS = (1e-3, 5e-4)  # Keskar et al., Tables 3 and 4
+EPSILONS = (1e-3, 5e-4)  #: Keskar et al., Tables 3 and 4
 SMALL = 256
 TRAIN_SIZES = {"mnist": 60_000, "timit": 36_420, "timit:183": 36_420, "cifar10": 50_000}
-# Keskar et al., Tables 2 (accuracy, per cent), 3 and 4 (sharpness, per cent, of a space and at ε):
-# mean and standard deviation of 5 runs, small batch and large batch.
+#: Keskar et al., Tables 2 (accuracy, per cent), 3 and 4 (sharpness, per cent, of a space and at ε):
+#: mean and standard deviation of 5 runs, small batch and large batch.
 PAPER = {
     "F1": {
         "train": ((99.66, 0.05), (99.92, 0.01)),

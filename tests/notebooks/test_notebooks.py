@@ -95,15 +95,18 @@ def test_set_repository_address(repository, tmp_path):
     for path in [ROOT / "_config.yml", *NOTEBOOKS]:
         shutil.copy(path, tmp_path / path.relative_to(ROOT))
     url = "https://github.com/owner/name"
-    repository["set_address"](url, tmp_path)
+    repository["set_address"](url, "published", tmp_path)
     found = repository["addresses"](tmp_path)
     assert list(found.values()) == [[url]] * (1 + len(NOTEBOOKS))
+    assert "\n  branch: published\n" in (tmp_path / "_config.yml").read_text("utf8")
     for path in found:
         if path.suffix == ".ipynb":
             nbformat.validate(nbformat.read(path, as_version=4))
     for bad in ["", "owner/name", "https://example.org/owner/name", url + '"']:
         with pytest.raises(ValueError, match="is not of the form"):
-            repository["set_address"](bad, tmp_path)
+            repository["set_address"](bad, root=tmp_path)
+    with pytest.raises(ValueError, match="is not the name of a branch"):
+        repository["set_address"](url, "--force", tmp_path)
 
 
 @pytest.fixture(scope="module")
