@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -190,6 +192,57 @@ def test_every_curve_has_the_mean_of_its_seeds_and_their_range_as_a_band(drawn, 
 def test_figures_keep_no_state(drawn):
     for name, draw in FIGURES.items():
         assert draw().to_json() == drawn[name].to_json()
+
+
+# ---- colours --------------------------------------------------------------------------------
+
+# From linear RGB to what is seen without one of the three kinds of cones: Machado, Oliveira and
+# Fernandes, "A physiologically-based model for simulation of color vision deficiency", 2009.
+SEEN = {
+    "all cones": np.eye(3),
+    "protanopia": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+    "deuteranopia": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ],
+    "tritanopia": [
+        [1.255528, -0.076749, -0.178779],
+        [-0.078411, 0.930809, 0.147602],
+        [0.004733, 0.691367, 0.303900],
+    ],
+}
+XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+
+
+def lab(colour, seen):
+    """CIE L*a*b* of a colour like "#0072B2", where distance is difference to the eye."""
+    srgb = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    linear = np.where(srgb > 0.04045, ((srgb + 0.055) / 1.055) ** 2.4, srgb / 12.92)
+    t = XYZ @ np.clip(np.array(seen) @ linear, 0, 1) / XYZ.sum(axis=1)
+    x, y, z = np.where(t > 0.008856, np.cbrt(t), 7.787 * t + 16 / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+def least_difference(colours, seen):
+    pairs = itertools.combinations([lab(colour, seen) for colour in colours], 2)
+    return min(np.linalg.norm(a - b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("seen", SEEN)
+def test_colours_are_told_apart_with_any_kind_of_eyes(seen):
+    palette = (figures.BLUE, figures.ORANGE, figures.GREEN, figures.PURPLE)
+    assert least_difference(palette, SEEN[seen]) > 15  # a difference of 2.3 is just noticed
+
+
+def test_red_and_green_would_not_be_told_apart():
+    red, green = "#EF553B", "#7F9F00"
+    assert least_difference((red, green), SEEN["all cones"]) > 15
+    assert least_difference((red, green), SEEN["deuteranopia"]) < 15
 
 
 # ---- numbers --------------------------------------------------------------------------------

@@ -54,9 +54,12 @@ def configure(app, config):
         config.html_theme_options["launch_buttons"] = {}  # no address yet: no dead Colab button
 
 
-def load_figures(app, pagename, templatename, context, doctree):
-    """Let a page that holds a figure or an explorable load the script that draws it."""
-    body = context.get("body", "")
+def finish_page(app, pagename, templatename, context, doctree):
+    """Mend the page's roles; let one that holds a figure or an explorable load what draws it."""
+    # The role that docutils gives to a reference is deprecated, and a list may not hold it.
+    body = context.get("body", "").replace('role="doc-biblioentry"', 'role="listitem"')
+    if body:
+        context["body"] = body
     if 'class="plotly-figure"' in body:
         app.add_js_file("figures.js", loading_method="defer")
     if 'class="explorable"' in body:
@@ -140,11 +143,11 @@ def fill_scorecard(app, doctree, docname):
             bodies.append(f"<tbody>{title}{rows}</tbody>")
         words = {"holds": "hold", "does not hold": "do not", "cannot tell": "cannot be told here"}
         counts = ", ".join(f"{n} {words[verdict]}" for verdict, n in verdicts.most_common())
-        # The wrapper is that of a notebook's output: it lets a wide table scroll.
+        # The wrappers are those of a notebook's output: a wide table scrolls, by keys too.
         html = (
             f"<p>{verdicts.total()} claims: {counts}.</p>"
-            '<div class="output text_html"><table class="dataframe claims">'
-            f"{head}{''.join(bodies)}</table></div>"
+            '<div class="cell_output"><div class="output text_html"><table class="dataframe claims">'
+            f"{head}{''.join(bodies)}</table></div></div>"
         )
         place.replace_self(nodes.raw("", html, format="html"))
 
@@ -154,6 +157,7 @@ def setup(app):
     os.environ["PLOTLY_RENDERER"] = "plotly_mimetype"  # figures as JSON, for BookFigure
     os.environ["LECTURE6_STATIC"] = "1"  # explorers that work without a kernel
     os.environ.setdefault("LECTURE6_PROFILE", "book")
+    app.add_js_file("paper.js", loading_method="defer")
     app.add_node(ScorecardNode)
     app.add_directive("explorable", Explorable)
     app.add_directive("scorecard", Scorecard)
@@ -163,5 +167,5 @@ def setup(app):
     app.connect("doctree-read", collect)
     app.connect("env-updated", outdated_scorecards)
     app.connect("doctree-resolved", fill_scorecard)
-    app.connect("html-page-context", load_figures)
+    app.connect("html-page-context", finish_page)
     return {"version": "1", "env_version": 1, "parallel_read_safe": False}

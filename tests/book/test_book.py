@@ -1,5 +1,9 @@
 """The rendered book in a real browser that has no network, at the widths of a desk and a phone."""
 
+import base64
+import csv
+import importlib.resources
+import io
 import itertools
 import json
 import re
@@ -8,25 +12,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import plotly.graph_objects as go
 import pytest
 from browsing import resize, served
 from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 from sphinx_external_toc.parsing import parse_toc_yaml
 
 from lecture6 import widgets
-from lecture6.figures import BookFigure
+from lecture6.figures import BLUE, GREEN, ORANGE, PURPLE, BookFigure
 
 ROOT = Path(__file__).parents[2]
 HTML = ROOT / "_build" / "html"
-PAGES = ["index", *parse_toc_yaml(ROOT / "_toc.yml"), "search"]
+CONTENTS = list(parse_toc_yaml(ROOT / "_toc.yml"))
+PAGES = ["index", *CONTENTS, "search"]
 CHAPTERS = [page for page in PAGES if page.startswith("notebooks/")]
 CLAIMS = re.compile(r'<table[^>]*\bclass="[^"]*\bclaims\b.*?</table>', re.DOTALL)
 WIDTHS = (1280, 390)
+THEMES = {1280: "light", 390: "dark"}  # in which a page is opened
 TIMEOUT = 30  # seconds for a page to be typeset, or a figure to be drawn
+USABLE = 2  # seconds, from a server on this machine
+WEIGHT = 1.5e6  # bytes of a page and its images
+PAPER = 718  # px: A4 without Chromium's margins
+AXE = importlib.resources.files("axe_playwright_python") / "axe.min.js"
 
 # Marks of the traces; a figure without traces is a drawing made of shapes.
 MARKS = """
@@ -44,6 +56,80 @@ return marks(arguments[0]);
 SHOWN = """
 return JSON.stringify(arguments[0]._fullData.map(
   ({x, y, z, visible}) => [x, y, z].map((v) => Array.from(v ?? [])).concat([visible])));
+"""
+# Seconds in which the page was loaded, and then its first figure drawn.
+READY = """
+const done = arguments[0], plot = document.querySelector("figure.plotly-figure .plot");
+const { loadEventEnd } = performance.getEntriesByType("navigation")[0];
+const start = performance.now();
+const check = () => (plot && plot.ariaBusy !== "false"
+  ? setTimeout(check, 5) : done((loadEventEnd + performance.now() - start) / 1000));
+plot?.scrollIntoView({block: "center"});
+(window.MathJax?.startup?.promise ?? Promise.resolve()).then(check);
+"""
+VIOLATIONS = """
+const done = arguments[0];
+document.querySelectorAll("details").forEach((details) => { details.open = true; });
+// The theme's colours change gradually; what counts is where they end.
+for (const animation of document.getAnimations())
+  if (animation instanceof CSSTransition) animation.finish();
+axe.run({resultTypes: ["violations"], preload: false}).then(({violations}) => done(violations
+  .filter(({impact}) => ["serious", "critical"].includes(impact))
+  .flatMap(({id, nodes}) => nodes.map(({html, target}) => [id, `${target}`, html]))));
+"""
+# Clicks a figure's button; returns the name of the file that it saves, and its text.
+SAVED = """
+const [plot, done] = arguments, { click } = HTMLAnchorElement.prototype;
+HTMLAnchorElement.prototype.click = function () {
+  HTMLAnchorElement.prototype.click = click;
+  fetch(this.href).then((file) => file.text()).then((text) => done([this.download, text]));
+};
+plot.parentElement.querySelector("button").click();
+"""
+# The colours of what is written and drawn in the figures of a page, and of the page.
+COLOURS = """
+const visible = (node, kind) => {
+  const { [kind]: colour, strokeWidth } = getComputedStyle(node);
+  return colour !== "none" && (kind === "fill" || parseFloat(strokeWidth)) ? [colour] : [];
+};
+const all = (selector, kind) => [...new Set([
+  ...document.querySelectorAll(`figure.plotly-figure .main-svg ${selector}`)
+].flatMap((node) => visible(node, kind)))];
+return {
+  page: getComputedStyle(document.body).backgroundColor,
+  text: all("text", "fill"),
+  drawn: [...all(".js-line", "stroke"), ...all(".scatterlayer .point", "fill"),
+    ...all(".shapelayer path", "stroke"), ...all(".slider-rail-rect", "stroke"),
+    ...all(".slider-grip-rect", "stroke")],
+};
+"""
+# Colour and dash of the lines of a figure; a line without a name is the edge of a band.
+STYLES = """
+return arguments[0]._fullData
+  .filter(({mode, visible}) => visible === true && mode?.includes("lines"))
+  .filter(({index}) => arguments[0].data[index].name)
+  .filter(({line}) => line.width)
+  .map(({line}) => [line.color, line.dash]);
+"""
+FOLD = "document.querySelectorAll('details').forEach((details) => { details.open = false; });"
+# What is wrong with a page on paper.
+PRINTED = """
+const wrong = [];
+const shown = (node) => node.checkVisibility() && node.getBoundingClientRect().width > 0;
+const cut = (node) => node.getBoundingClientRect().right > innerWidth;
+const all = (selector) => [...document.querySelectorAll(selector)];
+const chrome = ".bd-sidebar-primary, .bd-sidebar-secondary, .bd-header-article, .prev-next-area";
+if (document.documentElement.dataset.theme !== "light") wrong.push("the theme is not light");
+for (const node of all(chrome)) if (shown(node)) wrong.push(`${node.className} is printed`);
+for (const node of all("main details:not(figure *)"))
+  if (!node.open) wrong.push("something is folded");
+for (const node of all("figure :is(.plot svg, canvas), main :is(table, pre, img, mjx-container)"))
+  if (cut(node)) wrong.push(`cut off: ${node.outerHTML.slice(0, 100)}`);
+for (const node of all("main pre"))
+  if (node.scrollWidth > node.clientWidth) wrong.push(`cut off: ${node.textContent.slice(0, 80)}`);
+for (const node of all(".plotly-figure :is(details, button)"))
+  if (shown(node)) wrong.push(`printed: ${node.textContent.slice(0, 80)}`);
+return wrong;
 """
 UNTYPESET = """
 const prose = document.querySelector("main").cloneNode(true);
@@ -68,6 +154,8 @@ class Visit:
 
     browser: webdriver.Chrome
     page: str
+    width: int
+    ready: float  # seconds until it was loaded and the first figure drawn
     errors: list[str]
     requests: list[str]
     figures: list
@@ -75,9 +163,72 @@ class Visit:
     def script(self, code, *arguments):
         return self.browser.execute_script(code, *arguments)
 
+    def result(self, code, *arguments):
+        """What the script hands to its last argument, a function."""
+        return self.browser.execute_async_script(code, *arguments)
+
+
+def emulate(browser, *, theme, media=""):
+    features = [{"name": "prefers-color-scheme", "value": theme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media, "features": features})
+
 
 def is_drawn(plot):
     return plot.get_attribute("aria-busy") == "false"
+
+
+def values(array):
+    """An array of a figure's JSON, which Plotly may have encoded."""
+    if isinstance(array, list):
+        return np.array(array)
+    flat = np.frombuffer(base64.b64decode(array["bdata"]), array["dtype"])
+    return flat.reshape([int(n) for n in array.get("shape", "-1").split(",")])
+
+
+def curves_of_json(data, caption):
+    """Pairs of a curve's name in the CSV and, by axis, its values."""
+    for trace, after in zip(data, [*data[1:], {}], strict=True):
+        x, y, name = values(trace["x"]), values(trace["y"]), trace.get("name")
+        axes, fill = [trace.get("xaxis", "x"), trace.get("yaxis", "y")], trace.get("fill")
+        if "z" in trace:
+            grid = [np.tile(x, len(y)), np.repeat(y, len(x)), values(trace["customdata"]).ravel()]
+            yield caption, dict(zip([*axes, "z"], grid, strict=True))
+            continue
+        parts = {name or caption: slice(None)}
+        if fill == "toself" and not name:  # there along the upper edge, back along the lower
+            upper, lower = slice(len(x) // 2), slice(None, len(x) // 2 - 1, -1)
+            band = {"upper": upper, "lower": lower} if (y[upper] != y[lower]).any() else {}
+            parts = {f"{trace['legendgroup']}: {edge} edge": part for edge, part in band.items()}
+        elif fill == "tonexty":
+            parts = {f"{name}: lower edge": slice(None)}
+        elif after.get("fill") == "tonexty":
+            parts = {f"{after['name']}: upper edge": slice(None)}
+        for label, part in parts.items():
+            yield label, dict(zip(axes, (x[part], y[part]), strict=True))
+
+
+def assert_same_data(text, figure, caption):
+    """The CSV has the curves of the figure's JSON, and the titles of its axes as headings."""
+    head, *rows = csv.reader(io.StringIO(text))
+    curves = list(curves_of_json(figure["data"], caption))
+    axes = sorted({axis for _, curve in curves for axis in curve})
+    described = [
+        figure["layout"].get(f"{axis[0]}axis{axis[1:]}", {}) for axis in axes if axis != "z"
+    ]
+    described += [trace["colorbar"] for trace in figure["data"] if "z" in trace]
+    titles = [part.get("title", {}).get("text") for part in described]
+    assert head == ["curve", *(t or axis for t, axis in zip(titles, axes, strict=True))]
+    for name, curve in curves:
+        length = len(next(iter(curve.values())))
+        part, rows = rows[:length], rows[length:]
+        assert {row[0] for row in part} == {name}
+        for column, axis in enumerate(axes, 1):
+            cells = [row[column] for row in part]
+            want = curve.get(axis, np.full(length, ""))
+            if want.dtype.kind in "fi":
+                cells = [float(cell or "nan") for cell in cells]
+            np.testing.assert_array_equal(cells, want)
+    assert rows == []
 
 
 def drag(browser, slider):
@@ -99,14 +250,12 @@ def drag(browser, slider):
 def visit(request, browser, address):
     page, width = request.param
     resize(browser, width)
+    emulate(browser, theme=THEMES[width])
     for log in ("browser", "performance"):
         browser.get_log(log)  # what is left of the page before
     browser.get(f"{address}/{page}.html")
-    wait = WebDriverWait(browser, TIMEOUT)
-    browser.execute_async_script(
-        "const done = arguments[0];"
-        "(window.MathJax?.startup?.promise ?? Promise.resolve()).then(() => done())"
-    )
+    wait = WebDriverWait(browser, TIMEOUT, poll_frequency=0.05)
+    ready = browser.execute_async_script(READY)
     figures = browser.find_elements(By.CSS_SELECTOR, "figure.plotly-figure .plot")
     for plot in figures:
         browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", plot)
@@ -115,6 +264,8 @@ def visit(request, browser, address):
     return Visit(
         browser=browser,
         page=page,
+        width=width,
+        ready=ready,
         errors=[e["message"] for e in browser.get_log("browser") if e["level"] == "SEVERE"],
         requests=[
             message["params"]["request"]["url"]
@@ -158,6 +309,89 @@ def test_every_figure_has_marks_and_words(visit):
             assert figure.find_element(By.CSS_SELECTOR, part).get_attribute("textContent").strip()
     if visit.page in CHAPTERS:
         assert visit.figures, "a chapter without figures"
+
+
+def test_it_is_soon_usable(visit):
+    assert visit.ready < USABLE
+
+
+def test_axe_finds_no_serious_violation(visit):
+    visit.script(AXE.read_text("utf8"))
+    assert visit.result(VIOLATIONS) == []
+
+
+def test_previous_and_next_lead_along_the_contents(visit, address):
+    path = visit.script("return location.pathname").removeprefix("/").removesuffix(".html")
+    if path in CONTENTS:
+        at = CONTENTS.index(path)
+        neighbours = {"left-prev": CONTENTS[:at][-1:], "right-next": CONTENTS[at + 1 :][:1]}
+        for name, pages in neighbours.items():
+            links = visit.browser.find_elements(By.CLASS_NAME, name)
+            assert all(link.is_displayed() for link in links)
+            hrefs = [link.get_attribute("href") for link in links]
+            assert hrefs == [f"{address}/{page}.html" for page in pages]
+
+
+def test_the_data_of_every_figure_can_be_saved(visit):
+    for plot in visit.figures:
+        figure = json.loads(visit.script("return arguments[0].nextSibling.textContent", plot))
+        caption = plot.find_element(By.XPATH, "..//figcaption/*[@class='title']").text
+        if figure["data"]:
+            name, text = visit.result(SAVED, plot)
+            assert name.startswith(visit.page.split("/")[-1].replace("_", "-"))
+            assert_same_data(text, figure, caption)
+
+
+def luminance(colour):
+    """The relative luminance of a CSS colour, as WCAG defines it."""
+    channels = np.array([int(n) for n in re.findall(r"\d+", colour)[:3]]) / 255
+    linear = np.where(channels > 0.04045, ((channels + 0.055) / 1.055) ** 2.4, channels / 12.92)
+    return linear @ [0.2126, 0.7152, 0.0722]
+
+
+def faint(colours):
+    """The colours that stand out from the page by less than WCAG asks of text, and of graphics."""
+    page = luminance(colours["page"])
+    for kind, least in (("text", 4.5), ("drawn", 3)):
+        for colour in colours[kind]:
+            low, high = sorted([page, luminance(colour)])
+            if (high + 0.05) / (low + 0.05) < least:
+                yield kind, colour
+
+
+def test_figures_are_readable_in_the_theme(visit):
+    assert visit.script("return document.documentElement.dataset.theme") == THEMES[visit.width]
+    colours = visit.script(COLOURS)
+    assert bool(colours["text"]) == bool(visit.figures)
+    assert list(faint(colours)) == []
+
+
+def test_curves_differ_by_more_than_an_unsafe_colour(visit):
+    for plot in visit.figures:
+        styles = [tuple(style) for style in visit.script(STYLES, plot)]
+        assert len(set(styles)) == len(styles), "two lines of the same colour and dash"
+        assert {colour for colour, _ in styles} <= {BLUE, ORANGE, GREEN, PURPLE}
+
+
+def test_a_page_of_a_dark_screen_can_be_printed(visit):
+    if THEMES[visit.width] != "dark":
+        return
+    pdf = base64.b64decode(visit.browser.execute_cdp_cmd("Page.printToPDF", {})["data"])
+    assert re.search(rb"/Type */Page\b", pdf)
+    # Once more, to look at it: nothing runs in the page while it is printed.
+    resize(visit.browser, PAPER)
+    emulate(visit.browser, theme="dark", media="print")
+    visit.script(FOLD + "dispatchEvent(new Event('beforeprint'))")
+    wrong = [*visit.script(PRINTED), *faint(visit.script(COLOURS))]
+    drawn = [visit.script(MARKS, plot) for plot in visit.figures]
+    visit.script("dispatchEvent(new Event('afterprint'))")
+    resize(visit.browser, visit.width)
+    emulate(visit.browser, theme="dark")
+    assert wrong == []
+    assert all(drawn)
+    assert visit.script("return document.documentElement.dataset.theme") == "dark"
+    assert list(faint(visit.script(COLOURS))) == []
+    assert not visit.script("return document.querySelector('details[open]')")
 
 
 def test_every_slider_changes_its_figure(visit):
@@ -209,7 +443,7 @@ def curves_of(lr, rule, n):
 
 @pytest.fixture(scope="module", params=WIDTHS)
 def explorer(request, browser, address, tmp_path_factory):
-    """The plot of an explorer of several sliders, drawn by the book's own script."""
+    """The plot of an explorer of several sliders, drawn by the book's own script from a file."""
     figure = widgets.static(curves_of, CONTROLS, start=START)
     output = SimpleNamespace(
         mime_type="application/vnd.plotly.v1+json", content=json.loads(figure.to_json())
@@ -225,11 +459,10 @@ def explorer(request, browser, address, tmp_path_factory):
     )
     resize(browser, request.param)
     browser.get_log("browser")
-    with served(page) as own:
-        browser.get(own)
-        plot = browser.find_element(By.CSS_SELECTOR, ".plot")
-        WebDriverWait(browser, TIMEOUT).until(lambda _: is_drawn(plot), "it is not drawn")
-        yield plot
+    browser.get((page / "index.html").as_uri())
+    plot = browser.find_element(By.CSS_SELECTOR, ".plot")
+    WebDriverWait(browser, TIMEOUT).until(lambda _: is_drawn(plot), "it is not drawn")
+    return plot
 
 
 def test_several_sliders_show_the_figure_of_all_their_values(browser, explorer):
@@ -265,6 +498,21 @@ def test_several_sliders_show_the_figure_of_all_their_values(browser, explorer):
     assert [e for e in browser.get_log("browser") if e["level"] == "SEVERE"] == []
 
 
+def test_the_data_that_are_shown_are_saved(browser, explorer, tmp_path):
+    options = {"behavior": "allow", "downloadPath": str(tmp_path)}
+    browser.execute_cdp_cmd("Browser.setDownloadBehavior", options)
+    drag(browser, explorer.find_element(By.CSS_SELECTOR, ".slider-group"))
+    caption = explorer.find_element(By.XPATH, "..//figcaption/*[@class='title']").text
+    explorer.find_element(By.XPATH, "../button").click()
+    name = "-".join(["index", *re.findall(r"[^\W_]+", caption)])
+    file = tmp_path / f"{name}.csv"
+    WebDriverWait(browser, TIMEOUT).until(lambda _: file.exists(), f"no {file.name}")
+    shown = browser.execute_script(
+        "return {data: arguments[0].data, layout: arguments[0].layout}", explorer
+    )
+    assert_same_data(file.read_text("utf8"), shown, caption)
+
+
 def test_several_sliders_overlap_nothing(browser, explorer):
     boxes = browser.execute_script(LAYOUT, explorer)
     assert len(boxes) == 2 + len(CONTROLS) + 1
@@ -287,6 +535,32 @@ def test_scorecard_holds_every_claim(address):
     assert len(CLAIMS.findall(scorecard)) == 1
     assert "this page</td>" not in scorecard
     assert f"<p>{sum(map(len, chapters))} claims: " in scorecard
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_is_light(address, page):
+    file = HTML / f"{page}.html"
+    images = re.findall(r"<img[^>]*\bsrc=\"([^\":?]+)\"", file.read_text("utf8"))
+    weights = [path.stat().st_size for path in {file, *(file.parent / image for image in images)}]
+    assert sum(weights) <= WEIGHT
+
+
+def test_search_finds_a_word_and_leads_to_it(browser, address):
+    resize(browser, WIDTHS[0])
+    browser.get(f"{address}/search.html")
+    fields = browser.find_elements(By.CSS_SELECTOR, "input[name=q]")
+    next(field for field in fields if field.is_displayed()).send_keys("Kramers", Keys.ENTER)
+    result = WebDriverWait(browser, TIMEOUT).until(
+        lambda _: browser.find_elements(By.CSS_SELECTOR, "#search-results li a"), "nothing is found"
+    )[0]
+    result.click()
+    WebDriverWait(browser, TIMEOUT).until(
+        lambda _: (
+            "Kramers" in browser.find_element(By.TAG_NAME, "main").text
+            and "search.html" not in browser.current_url
+        ),
+        "the result leads elsewhere",
+    )
 
 
 def test_no_page_loads_from_another_host(address):

@@ -1,0 +1,15 @@
+// Paper is white, and nothing on it can be clicked: a page is printed in the light theme, with its
+// solutions open. What a figure shows is on the paper; its description is not printed.
+"use strict";
+
+let theme, closed;
+addEventListener("beforeprint", () => {
+  theme = document.documentElement.dataset.theme;
+  document.documentElement.dataset.theme = "light";
+  closed = document.querySelectorAll("main details:not([open])");
+  for (const details of closed) details.open = true;
+});
+addEventListener("afterprint", () => {
+  document.documentElement.dataset.theme = theme;
+  for (const details of closed) details.open = false;
+});
