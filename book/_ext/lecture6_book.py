@@ -146,8 +146,8 @@ def fill_scorecard(app, doctree, docname):
         # The wrappers are those of a notebook's output: a wide table scrolls, by keys too.
         html = (
             f"<p>{verdicts.total()} claims: {counts}.</p>"
-            '<div class="cell_output"><div class="output text_html"><table class="dataframe claims">'
-            f"{head}{''.join(bodies)}</table></div></div>"
+            '<div class="cell_output"><div class="output text_html">'
+            f'<table class="dataframe claims">{head}{"".join(bodies)}</table></div></div>'
         )
         place.replace_self(nodes.raw("", html, format="html"))
 

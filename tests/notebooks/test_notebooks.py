@@ -5,7 +5,6 @@ nbval runs beside these tests (see the Makefile).
 
 import json
 import os
-import re
 import runpy
 import shutil
 import subprocess
@@ -46,18 +45,13 @@ def test_cells_are_tidy(path):
             assert not cell.outputs, f"outputs are kept only on checked cells: {lines[0]}"
 
 
-def solutions(notebook):
-    """The code of the exercises' solutions, in order."""
-    prose = "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown")
-    hidden = re.findall(r"<details>.*?</details>", prose, re.DOTALL)
-    return [code for part in hidden for code in re.findall(r"```python\n(.*?)```", part, re.DOTALL)]
-
-
 @each_notebook
 def test_runs_with_papermill(path, tmp_path):
     notebook = nbformat.read(path, as_version=4)
-    assert len(solutions(notebook)) >= 3, "a chapter has three exercises with solutions in code"
-    notebook.cells += [nbformat.v4.new_code_cell(code) for code in solutions(notebook)]
+    exercises = runpy.run_path(str(ROOT / "book" / "exercises.py"))
+    for code in filter(None, map(exercises["solution"], list(notebook.cells))):
+        asserted = exercises["CHECK"].sub(r"verdict = \g<0>\nassert verdict.right, verdict", code)
+        notebook.cells.append(nbformat.v4.new_code_cell(asserted))
     nbformat.write(notebook, tmp_path / f"with-solutions-{path.name}")
     papermill.execute_notebook(
         tmp_path / f"with-solutions-{path.name}",

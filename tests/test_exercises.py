@@ -1,0 +1,183 @@
+"""The exercises: their answers, their checks, and the cells of the notebooks that call them."""
+
+import re
+import runpy
+from itertools import pairwise
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+
+from lecture6.exercises import ANSWERS, check
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+SCRIPT = runpy.run_path(str(ROOT / "book" / "exercises.py"))
+
+each_answer = pytest.mark.parametrize("number", ANSWERS)
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def right_answer(number):
+    return np.asarray(ANSWERS[number].compute())
+
+
+# ---- the check ------------------------------------------------------------------------------
+
+
+@each_answer
+def test_the_right_answer_is_right(number):
+    right = right_answer(number)
+    for value in (right, right.tolist(), torch.as_tensor(right)):
+        assert check(number, value).right is True
+
+
+@each_answer
+def test_an_answer_is_wrong_by_as_much_as_it_is_off(number):
+    right, tolerance = right_answer(number), ANSWERS[number].tolerance
+    for entry in np.ndindex(right.shape):
+        given = right.copy()
+        if right.dtype == bool:
+            given[entry] = not given[entry]
+            assert check(number, given).words == f"wrong: 1 of {right.size}"
+            continue
+        given = given.astype(float)
+        given[entry] *= 1 + 0.9 * tolerance
+        assert check(number, given).right is True
+        given[entry] = right[entry] * (1 - 1.1 * tolerance)
+        verdict = check(number, given)
+        assert verdict.right is False
+        assert verdict.error == pytest.approx(-1.1 * tolerance)
+        assert f"{110 * tolerance:.2g} % too small" in verdict.words
+        assert (f"number {entry[0] + 1} is" if entry else "wrong: it is") in verdict.words
+
+
+def test_no_answer_is_neither_right_nor_wrong():
+    verdict = check("1.1", ...)
+    assert verdict.right is None
+    assert str(verdict) == "Exercise 1.1: no answer yet. Put yours in the place of `...`"
+
+
+@pytest.mark.parametrize(
+    ("factor", "words"),
+    [
+        (1.5, "is 50 % too large"),
+        (0.75, "is 25 % too small"),
+        (32, "is 32 times too large"),
+        (0.1, "is 10 times too small"),
+        (-1, "has the wrong sign"),
+        (0, "is zero"),
+        (np.inf, "is inf times too large"),
+    ],
+)
+def test_a_wrong_answer_is_told_how_much_not_what(factor, words):
+    verdict = check("1.1", 0.3 * factor)
+    assert str(verdict) == f"Exercise 1.1: wrong: it {words} (1 % is allowed)"
+
+
+def test_a_tensor_with_a_gradient_is_an_answer():
+    assert check("4.1", torch.tensor(32.0, requires_grad=True)).right
+
+
+@pytest.mark.parametrize("number", ["1.9", "9.1", "", "1", 1.1, None])
+def test_an_unknown_number_is_refused(number):
+    with pytest.raises(ValueError, match=r"there is no exercise .* '\d.1 to \d.\d'"):
+        check(number, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("number", "value", "message"),
+    [
+        ("1.1", np.nan, "which has a NaN"),
+        ("1.1", "0.3", "asks for a number; got '0.3'"),
+        ("1.1", None, "asks for a number; got None"),
+        ("1.1", True, "asks for a number; got True"),
+        ("1.1", [0.3], r"asks for a number; got \[0.3\], shape \(1,\)"),
+        ("6.1", 0.3, r"a list of shape \(2,\), each entry a number; got 0.3"),
+        ("6.1", [0.3, [0.3]], r"a list of shape \(2,\), each entry a number"),
+        ("4.4", [1, 0], r"each entry yes or no \(True or False\); got \[1, 0\]"),
+        ("4.4", True, r"a list of shape \(2,\), each entry yes or no"),
+    ],
+)
+def test_what_cannot_be_an_answer_is_refused(number, value, message):
+    with pytest.raises(ValueError, match=message):
+        check(number, value)
+
+
+# ---- the notebooks --------------------------------------------------------------------------
+
+
+def headings(notebook):
+    return [
+        SCRIPT["HEADING"].match(cell.source) for cell in notebook.cells if SCRIPT["solution"](cell)
+    ]
+
+
+def test_every_answer_has_its_exercise():
+    notebooks = [nbformat.read(path, as_version=4) for path in NOTEBOOKS]
+    assert [found["number"] for each in notebooks for found in headings(each)] == list(ANSWERS)
+
+
+@each_notebook
+def test_a_chapter_has_four_exercises_the_easy_ones_first(path):
+    found = headings(nbformat.read(path, as_version=4))
+    assert len(found) >= 4
+    assert all(match["number"].startswith(f"{int(path.name[:2])}.") for match in found)
+    stars = [len(match["stars"]) for match in found]
+    assert all(a <= b <= 3 for a, b in pairwise(stars))
+    assert len(set(stars)) > 1
+
+
+@each_notebook
+def test_the_cells_for_answers_are_those_of_the_script(path):
+    notebook = nbformat.read(path, as_version=4)
+    assert SCRIPT["with_answer_cells"](notebook) == notebook
+
+
+def cell(text):
+    return nbformat.v4.new_markdown_cell(text)
+
+
+EXERCISE = """### Exercise 3.2: Title ★★ (15 minutes)
+
+What?
+
+<details>
+<summary>Solution</summary>
+
+```python
+x = 1
+check("3.2", x)
+```
+
+</details>
+"""
+
+
+def test_an_exercise_gets_one_cell_for_its_answer():
+    notebook = nbformat.v4.new_notebook(cells=[cell("text"), cell(EXERCISE), cell("more")])
+    once = SCRIPT["with_answer_cells"](notebook)
+    assert [c.cell_type for c in once.cells] == ["markdown", "markdown", "code", "markdown"]
+    assert once.cells[2].source == 'x = ...  # your answer\ncheck("3.2", x)'
+    assert SCRIPT["with_answer_cells"](once) == once
+    without = nbformat.v4.new_notebook(cells=[cell("text"), once.cells[2], cell("more")])
+    assert len(SCRIPT["with_answer_cells"](without).cells) == 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('check("3.2", x)', ""),
+        ('check("3.2", x)', 'check("3.3", x)'),
+        ('check("3.2", x)', 'check("3.2", x)\ncheck("3.2", x)'),
+        ("<details>", ""),
+        (" ★★", ""),
+        (" (15 minutes)", ""),
+    ],
+)
+def test_an_exercise_of_another_form_is_refused(old, new):
+    assert old in EXERCISE
+    with pytest.raises(ValueError, match=r"### Exercise 3.2.* is not an exercise"):
+        SCRIPT["solution"](cell(re.sub(re.escape(old), new, EXERCISE)))
