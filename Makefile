@@ -13,7 +13,7 @@ UNIT := tests --ignore=tests/notebooks --ignore=tests/book --numprocesses 2 --di
 # The kernels of .venv win over any of the same name under the home folder.
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: help book serve test test-fast lint lock repository clean
+.PHONY: help book serve test test-fast lint lock exercises repository clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
@@ -57,6 +57,9 @@ lock: ## write requirements.lock anew from pyproject.toml, with the newest versi
 	  --python-version 3.11 --extra book --extra test --extra bench --no-annotate \
 	  --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
 	  --output-file requirements.lock
+
+exercises: $(INSTALLED) ## write the cells for the answers into the notebooks
+	@$(BIN)/python book/exercises.py
 
 repository: ## make repository URL=https://github.com/owner/name [BRANCH=main]
 	@$(PYTHON) book/repository.py "$(URL)" $(BRANCH)

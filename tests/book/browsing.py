@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import http.server
+import importlib.resources
 import shutil
 import threading
 
@@ -20,6 +21,19 @@ ARGUMENTS = (
     "--disable-sync",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
+
+THEMES = {1280: "light", 390: "dark"}  # the widths of a desk and a phone, and the theme on each
+AXE = importlib.resources.files("axe_playwright_python") / "axe.min.js"
+VIOLATIONS = """
+const done = arguments[0];
+document.querySelectorAll("details").forEach((details) => { details.open = true; });
+// The theme's colours change gradually; what counts is where they end.
+for (const animation of document.getAnimations())
+  if (animation instanceof CSSTransition) animation.finish();
+axe.run({resultTypes: ["violations"], preload: false}).then(({violations}) => done(violations
+  .filter(({impact}) => ["serious", "critical"].includes(impact))
+  .flatMap(({id, nodes}) => nodes.map(({html, target}) => [id, `${target}`, html]))));
+"""
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
@@ -59,3 +73,14 @@ def chromium(profile):
 def resize(browser, width):
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+
+def emulate(browser, *, theme, media=""):
+    features = [{"name": "prefers-color-scheme", "value": theme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media, "features": features})
+
+
+def violations(browser):
+    """What axe-core finds on the page, all of it unfolded, that is serious or critical."""
+    browser.execute_script(AXE.read_text("utf8"))
+    return browser.execute_async_script(VIOLATIONS)

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 import pytest
-from browsing import resize, served
+from browsing import THEMES, emulate, resize, served, violations
 
 import lecture6
 
@@ -69,13 +69,16 @@ def address():
 
 
 @each_module
-def test_a_page_is_light_and_fits_a_phone(browser, address, module):
+def test_a_page_is_light_fits_and_is_accessible(browser, address, module):
     page = page_of(module)
     assert page.stat().st_size <= 1.5e6
-    resize(browser, 390)
     browser.get_log("browser")
-    browser.get(f"{address}/book/api/{page.name}")
-    assert browser.execute_script("return document.scrollingElement.scrollWidth <= innerWidth")
+    for width, theme in THEMES.items():
+        resize(browser, width)
+        emulate(browser, theme=theme)
+        browser.get(f"{address}/book/api/{page.name}")
+        assert browser.execute_script("return document.scrollingElement.scrollWidth <= innerWidth")
+        assert violations(browser) == []
     assert [e["message"] for e in browser.get_log("browser") if e["level"] == "SEVERE"] == []
 
 
