@@ -25,6 +25,7 @@ CLAIMS = re.compile(r'<table[^>]*\bclass="(?:[^"]* )?claims[ "]')
 THEAD = re.compile(r"<thead>.*?</thead>", re.DOTALL)
 TBODY = re.compile(r"<tbody>(.*?)</tbody>", re.DOTALL)
 VERDICT = re.compile(r"<td>([^<]*)</td>\s*</tr>")  # the last column
+SIGNATURE = re.compile(r'<dt class="sig .*?</dt>', re.DOTALL)
 logger = logging.getLogger(__name__)
 
 
@@ -54,12 +55,26 @@ def configure(app, config):
         config.html_theme_options["launch_buttons"] = {}  # no address yet: no dead Colab button
 
 
+def as_divisions(signature):
+    """The signature with <div> in the place of <dl> and <dd>."""
+    html = signature[0].replace("<dl>", '<div class="parameters">')
+    return re.sub(r"<(/?)d[ld]>", r"<\1div>", html)
+
+
 def finish_page(app, pagename, templatename, context, doctree):
-    """Mend the page's roles; let one that holds a figure or an explorable load what draws it."""
+    """Mend what axe-core finds; let a page with figures or explorables load what draws them."""
     # The role that docutils gives to a reference is deprecated, and a list may not hold it.
     body = context.get("body", "").replace('role="doc-biblioentry"', 'role="listitem"')
+    # Sphinx writes the parameters of a signature as a list of definitions that defines nothing.
+    body = SIGNATURE.sub(as_divisions, body)
     if body:
         context["body"] = body
+    # In the sidebar, what unfolds the pages of the reference has no name.
+    name = '<summary aria-label="Show or hide its pages">'
+    toctree = context["generate_toctree_html"]
+    context["generate_toctree_html"] = lambda **options: str(toctree(**options)).replace(
+        "<summary>", name
+    )
     if 'class="plotly-figure"' in body:
         app.add_js_file("figures.js", loading_method="defer")
     if 'class="explorable"' in body:
@@ -167,5 +182,5 @@ def setup(app):
     app.connect("doctree-read", collect)
     app.connect("env-updated", outdated_scorecards)
     app.connect("doctree-resolved", fill_scorecard)
-    app.connect("html-page-context", finish_page)
+    app.connect("html-page-context", finish_page, priority=900)  # after the theme
     return {"version": "1", "env_version": 1, "parallel_read_safe": False}
