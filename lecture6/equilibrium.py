@@ -530,7 +530,7 @@ def escape_time(
 def kramers_time(
     curvature_well: float, curvature_saddle: float, barrier: float, temperature: float
 ) -> float:
-    """Kramers' mean time from a minimum a over the saddle b: ``2π/√(ℓ''(a)|ℓ''(b)|) e^(Δℓ/T)``, 1-D.
+    """Kramers' mean time from a minimum a over the saddle b: ``2π/√(ℓ''(a)|ℓ''(b)|) e^(Δℓ/T)``.
 
     To the next well: the limit T → 0 of :func:`escape_time` to a point well beyond the saddle. (To
     the saddle itself it takes half as long: from there w falls back every other time.) The error of
