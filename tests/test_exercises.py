@@ -54,10 +54,11 @@ def test_an_answer_is_wrong_by_as_much_as_it_is_off(number):
         assert (f"number {entry[0] + 1} is" if entry else "wrong: it is") in verdict.words
 
 
-def test_no_answer_is_neither_right_nor_wrong():
-    verdict = check("1.1", ...)
+@pytest.mark.parametrize(("number", "value"), [("1.1", ...), ("6.1", [...]), ("6.1", [0.0, ...])])
+def test_no_answer_is_neither_right_nor_wrong(number, value):
+    verdict = check(number, value)
     assert verdict.right is None
-    assert str(verdict) == "Exercise 1.1: no answer yet"
+    assert str(verdict) == f"Exercise {number}: no answer yet"
 
 
 @pytest.mark.parametrize(
@@ -77,8 +78,39 @@ def test_a_wrong_answer_is_told_how_much_not_what(factor, words):
     assert str(verdict) == f"Exercise 1.1: wrong: it {words} (1 % is allowed)"
 
 
-def test_a_tensor_with_a_gradient_is_an_answer():
-    assert check("4.1", torch.tensor(32.0, requires_grad=True)).right
+@pytest.mark.parametrize(
+    ("number", "value"),
+    [
+        ("4.1", 32),
+        ("4.1", np.float32(32)),
+        ("4.1", [32]),
+        ("4.1", torch.tensor([32])),
+        ("4.1", torch.tensor(32, dtype=torch.bfloat16)),
+        ("4.1", torch.tensor(32.0, requires_grad=True)),
+        ("2.2", (0.011, 0.02)),
+        ("2.2", [torch.tensor(0.011, requires_grad=True), np.float64(0.02)]),
+        ("4.4", [np.True_, torch.tensor(False)]),
+        ("4.4", (True, False)),
+    ],
+)
+def test_a_number_may_come_in_any_form(number, value):
+    assert check(number, value).right
+
+
+@pytest.mark.parametrize(
+    ("number", "value"),
+    [
+        ("1.4", (0.1 * 60_000) / np.log(2)),  # without ln(1/δ)
+        ("2.1", [18.43 - 4.98, 3.48]),  # the formula's own number where it is wrong
+        ("2.2", [0.01, 0.02]),  # half of the largest
+        ("3.1", 100 * 60_000 / 256 / 10),  # not whole updates
+        ("3.3", np.log(0.01) / np.log(0.9)),  # the same
+        ("4.3", 7),  # as the chapter rounds it
+        ("6.2", [0.7213, 0.7213]),  # by (26) twice
+    ],
+)
+def test_the_answer_of_a_likely_mistake_is_wrong(number, value):
+    assert check(number, value).right is False
 
 
 @pytest.mark.parametrize("number", ["1.9", "9.1", "", "1", 1.1, None])
@@ -94,7 +126,7 @@ def test_an_unknown_number_is_refused(number):
         ("1.1", "0.3", "asks for a number; got '0.3'"),
         ("1.1", None, "asks for a number; got None"),
         ("1.1", True, "asks for a number; got True"),
-        ("1.1", [0.3], r"asks for a number; got \[0.3\], shape \(1,\)"),
+        ("1.1", [0.3, 0.3], r"asks for a number; got \[0.3, 0.3\], shape \(2,\)"),
         ("6.1", 0.3, r"a list of shape \(2,\), each entry a number; got 0.3"),
         ("6.1", [0.3, [0.3]], r"a list of shape \(2,\), each entry a number"),
         ("4.4", [1, 0], r"each entry yes or no \(True or False\); got \[1, 0\]"),
