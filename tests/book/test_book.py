@@ -243,12 +243,7 @@ def drag(browser, slider):
 
 @pytest.fixture(
     scope="module",
-    params=[
-        # A visit is one process's alone.
-        pytest.param((page, width), marks=pytest.mark.xdist_group(f"{page}-{width}px"))
-        for page in PAGES
-        for width in WIDTHS
-    ],
+    params=[(page, width) for page in PAGES for width in WIDTHS],
     ids=lambda param: f"{param[0]}-{param[1]}px",
 )
 def visit(request, browser, address):
@@ -472,10 +467,7 @@ def curves_of(lr, rule, n):
     )
 
 
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(w, marks=pytest.mark.xdist_group(f"explorer-{w}px")) for w in WIDTHS],
-)
+@pytest.fixture(scope="module", params=WIDTHS)
 def explorer(request, browser, address, tmp_path_factory):
     """The plot of an explorer of several sliders, drawn by the book's own script from a file."""
     figure = widgets.static(curves_of, CONTROLS, start=START)
