@@ -1,7 +1,7 @@
 # `make` lists the commands. Everything is installed into .venv, from requirements.lock.
 
 PYTHON ?= python3
-PROFILE ?= book
+PROFILE ?= $(or $(LECTURE6_PROFILE),book)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 LECTURE6_DATA ?= $(wildcard ../shared/data)

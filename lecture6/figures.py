@@ -1,8 +1,8 @@
 """One function a figure of the lecture: from a tidy table to a Plotly figure that describes itself.
 
 Nothing is computed here beyond means over seeds. Every figure carries a text description in
-``layout.meta["description"]``, which the book shows under it and reads to screen readers, and, as
-its subtitle, the line from :func:`lecture6.report.provenance` that says which run it shows.
+``layout.meta["description"]``, which the book shows under it and reads to screen readers, and every
+one of a run, as its subtitle, the line from :func:`lecture6.report.provenance` that says of which.
 Colours are Okabe and Ito's, safe for colour-blind readers; dashes repeat what colour says.
 """
 
@@ -91,6 +91,12 @@ def _coloured(curves: Iterable, colours: Sequence) -> Iterator[tuple]:
     return zip(curves, colours, strict=False)
 
 
+def _over(table: pd.DataFrame) -> str:
+    """What a curve and its band are, in words; nothing where there is one run only."""
+    n_seeds = table["seed"].nunique() if "seed" in table else 1
+    return f", mean and range of {n_seeds} seeds" if n_seeds > 1 else ""
+
+
 def _summary(table: pd.DataFrame, x: str, y: str, spec: str) -> str:
     """Where a curve starts and ends, in words: for the text descriptions."""
     means = table.groupby(x)[y].mean()
@@ -155,12 +161,11 @@ def accuracy(history: pd.DataFrame, *, title: str, provenance: str, x: str = "ep
     ``history`` is :attr:`lecture6.train.Run.history` with two more columns: label (one curve a
     label) and seed. Bands reach from the lowest to the highest seed.
     """
-    n_seeds = history["seed"].nunique()
     percent = history.assign(accuracy=100 * history["accuracy"])
     curves = [(key, rows) for key, rows in percent.groupby(["label", "split"], sort=False)]
     figure = _figure(
         title,
-        f"Accuracy in per cent against {x}, mean and range of {n_seeds} seeds. "
+        f"Accuracy in per cent against {x}{_over(history)}. "
         + " ".join(
             f"{label}, {split}: from {_summary(rows, x, 'accuracy', '.1f')}."
             for (label, split), rows in curves
@@ -246,11 +251,10 @@ def batch_size(table: pd.DataFrame, *, title: str, provenance: str) -> go.Figure
     sharpness (per cent, Definition 2).
     """
     percent = table.assign(accuracy=100 * table["accuracy"])
-    n_seeds = percent["seed"].nunique()
     by_epsilon = list(percent.groupby("epsilon", sort=False))
     figure = _figure(
         title,
-        f"Test accuracy and sharpness against batch size, mean and range of {n_seeds} seeds. "
+        f"Test accuracy and sharpness against batch size{_over(table)}. "
         f"Accuracy in per cent goes from {_summary(percent, 'batch_size', 'accuracy', '.1f')}. "
         + " ".join(
             f"Sharpness at ε = {epsilon:g} goes from "
@@ -353,11 +357,9 @@ def curves(
     are in the units of the data. ``marks`` are points (x, y, text) to point out.
     """
     by_label = list(table.groupby("label", sort=False))
-    n_seeds = table["seed"].nunique() if "seed" in table else 1
-    several = f", mean and range of {n_seeds} seeds" if n_seeds > 1 else ""
     figure = _figure(
         title,
-        f"{ylabel} against {xlabel}{several}. "
+        f"{ylabel} against {xlabel}{_over(table)}. "
         + " ".join(f"{label}: from {_summary(rows, x, y, '.3g')}." for label, rows in by_label)
         + "".join(f" Marked: {text}, {b:.3g} at {a:.3g}." for a, b, text in marks),
         provenance,

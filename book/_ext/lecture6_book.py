@@ -48,6 +48,8 @@ def configure(app, config):
     for stale in set(caches.glob("*")) - {cache}:
         shutil.rmtree(stale)
     config.nb_execution_cache_path = str(cache)
+    if os.environ["LECTURE6_PROFILE"] == "full":
+        config.nb_execution_timeout = -1  # a cell may take hours
     plotly_js = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
     config.html_static_path.append(str(plotly_js))
     config.html_static_path.append(str(ROOT / "lecture6" / "explorables" / "explorables.css"))

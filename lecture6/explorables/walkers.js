@@ -271,8 +271,9 @@ function render({ model, el }) {
     const end = performance.now() + milliseconds;
     for (let i = 0; i < count && performance.now() < end; i++, steps++)
       step(walkers, well, { lr, batchSize, anisotropy }, normal);
-    const now = histogram(walkers, well), share = 1 / Math.min(++frames, MEMORY);
-    if (frames === 1) average = now;
+    if (count) frames++; // where the walkers were put has no part in the mean
+    const now = histogram(walkers, well), share = 1 / Math.min(frames || 1, MEMORY);
+    if (frames < 2) average = now;
     average.masses.forEach((mass, i) => (average.masses[i] += share * (now.masses[i] - mass)));
     average.right += share * (now.right - average.right);
   }
@@ -329,7 +330,8 @@ function render({ model, el }) {
       { x: "w₁", y: "Walkers in a bin of w₁, %", rows: 3 }, (px, py) => {
         average.masses.forEach((mass, i) => {
           pen.fillStyle = isRight(well, middle(i), 0) ? ORANGE : BLUE;
-          pen.fillRect(px(middle(i - 0.5)), py(100 * mass), across / BINS - 1, rise);
+          const above = py(100 * mass), least = py(0);
+          pen.fillRect(px(middle(i - 0.5)), above, across / BINS - 1, least - above);
         });
         const curve = [...law.masses].map((mass, i) => [px(middle(i)), py(100 * mass)]);
         polyline(pen, GREEN, curve, { width: 3 });

@@ -30,7 +30,7 @@ document.querySelectorAll("details").forEach((details) => { details.open = true;
 // The theme's colours change gradually; what counts is where they end.
 for (const animation of document.getAnimations())
   if (animation instanceof CSSTransition) animation.finish();
-// Code is thousands of words in a few colours: one word of each kind, in each kind of cell, will do.
+// Code is thousands of words in a few colours: one of each kind, in each kind of cell, will do.
 const kinds = new Map();
 for (const word of document.querySelectorAll("pre span"))
   kinds.set(`${word.className} in ${word.closest("div[class]")?.className}`, word);

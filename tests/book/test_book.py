@@ -625,3 +625,13 @@ def test_another_profile_executes_again(extension, monkeypatch):
     before = extension["fingerprint"]()
     monkeypatch.setenv("LECTURE6_PROFILE", "smoke")
     assert extension["fingerprint"]() != before
+
+
+@pytest.mark.parametrize(("profile", "seconds"), [("book", 600), ("full", -1)])
+def test_a_cell_at_profile_full_may_take_hours(extension, tmp_path, monkeypatch, profile, seconds):
+    monkeypatch.setenv("LECTURE6_PROFILE", profile)
+    config = SimpleNamespace(
+        nb_execution_timeout=600, html_static_path=[], html_theme_options={"repository_url": ""}
+    )
+    extension["configure"](SimpleNamespace(outdir=tmp_path / "html"), config)
+    assert config.nb_execution_timeout == seconds
