@@ -363,6 +363,33 @@ def test_reduced_motion_starts_at_rest_with_something_to_see(visit, browser):
     assert "After 0 steps" in state(browser)
 
 
+def test_the_first_histogram_is_not_in_the_mean_of_the_next(visit, browser, address):
+    visit("walkers", calm=True)
+    code = """
+    const well = m.wells(0.1, 4), walkers = m.start(2000), normal = m.normals(0);
+    const noise = { lr: 0.016, batchSize: 8, anisotropy: 0 };
+    for (let i = 0; i < 500; i++) m.step(walkers, well, noise, normal);
+    return m.histogram(walkers, well).right;
+    """
+    right = module(browser, address, "walkers", code)
+    assert f"In the right well: {100 * right:.0f} % of the walkers" in state(browser)
+
+
+def test_a_bar_that_is_too_high_reaches_from_the_bottom_to_the_top(visit, browser):
+    visit("walkers", calm=True)
+    browser.find_element(By.XPATH, "//button[text()='Start again']").click()  # all in one bin
+    rows = """
+    const canvas = document.querySelector("figure.explorable canvas");
+    const { width, height } = canvas, pen = canvas.getContext("2d"), found = new Set();
+    const { data } = pen.getImageData(0, 0, width, height);
+    for (let i = 0; i < width * height; i++)
+      if (data[4 * i] === 213 && data[4 * i + 1] === 94 && data[4 * i + 2] === 0)
+        found.add(Math.floor(i / width));
+    return [...found].filter((row) => row > height - 47 - 140 - 1);
+    """
+    assert len(browser.execute_script(rows)) > 130  # of 140; the law's curve hides some
+
+
 @pytest.mark.parametrize("kind", [Walkers, Box, Steps])
 def test_the_end_of_a_view_is_the_end_of_its_work(visit, browser, address, kind, monkeypatch):
     visit("steps")
