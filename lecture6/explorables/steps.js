@@ -26,14 +26,16 @@ const geometric = (low, high) =>
   linear(low, high, Math.round(10 * (high - low))).map((e) => Number((10 ** e).toPrecision(2)));
 
 // The frame of an explorable. `draw(pen, width, ink)` paints its canvas, which is `height(width)`
-// px high; `update()` is called after every change of the model; `over.abort()` is the end.
-function stage(model, el, { title, description, legend, note, height, draw, update }) {
+// px high; `update()` is called after every change of the model; `table()` is what is drawn, as rows
+// under a row of headings; `over.abort()` is the end.
+function stage(model, el, { title, description, legend, note, height, draw, update, table }) {
   const over = new AbortController(), { signal } = over;
   const key = ([colour, mark, text]) =>
     `<span><b style="color: ${colour}">${mark}</b> ${text}</span>`;
   el.innerHTML = `<div class="lecture6-explorable" role="group" aria-label="${title}">
     <p class="title">${title}</p><p class="legend">${legend.map(key).join(" ")}</p>
     <div class="plot"><canvas role="img" aria-label="${description}"></canvas></div>
+    <button type="button" class="data">Data (CSV)</button>
     <div class="controls"></div><p class="state" aria-live="polite"></p><p class="note">${note}</p>
     </div>`;
   const root = el.firstElementChild;
@@ -68,6 +70,16 @@ function stage(model, el, { title, description, legend, note, height, draw, upda
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw, { signal });
   watch(new ResizeObserver(redraw), plot);
   signal.addEventListener("abort", redraw);
+
+  // The file is made here, so that no server is needed.
+  root.querySelector(".data").addEventListener("click", () => {
+    const text = table().map((row) => `${row.join(",")}\n`).join("");
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([text], { type: "text/csv;charset=utf-8" }));
+    link.download = `${title.replaceAll(" ", "-")}.csv`;
+    link.click();
+    URL.revokeObjectURL(link.href);
+  });
 
   // Keeps a control, whose `refresh()` shows the model's value, in step with the model.
   const follow = (name, refresh) => {
@@ -164,6 +176,8 @@ function render({ model, el }) {
     height: (width) => (width > 560 ? 292 : 562),
     draw,
     update,
+    table: () => [["small steps", "w by small steps", "w by large steps"],
+      ...small.map((w, i) => [i, w, i % k ? "" : large[i / k]])],
   });
 
   function update() {

@@ -1,5 +1,7 @@
 """The explorables in a real browser, on a page that embeds them as the book does."""
 
+import csv
+import io
 import json
 import math
 from types import SimpleNamespace
@@ -415,6 +417,65 @@ def test_the_end_of_a_view_is_the_end_of_its_work(visit, browser, address, kind,
     assert listeners > 3
     assert left == 0
     assert rests
+
+
+# ---- the data --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(browser, tmp_path):
+    """A function that saves the data of the explorable on the page: the headings, the rows."""
+    options = {"behavior": "allow", "downloadPath": str(tmp_path)}
+    browser.execute_cdp_cmd("Browser.setDownloadBehavior", options)
+
+    def save(title):
+        browser.find_element(By.CSS_SELECTOR, "figure.explorable .data").click()
+        file = tmp_path / f"{title.replace(' ', '-')}.csv"
+        WebDriverWait(browser, TIMEOUT).until(lambda _: file.exists(), f"no {file.name}")
+        head, *rows = csv.reader(io.StringIO(file.read_text("utf8")))
+        assert {len(row) for row in rows} == {len(head)}
+        return head, rows
+
+    return save
+
+
+def test_the_histogram_and_the_law_are_saved(visit, browser, saved):
+    visit("walkers", calm=True)
+    head, rows = saved("SGD in a double well")
+    assert head == ["middle of the bin of w₁", "walkers (%)", "Gibbs law (%)"]
+    middles, walkers, law = np.array(rows, dtype=float).T
+    masses, _ = gibbs(0.1, 4.0, 0.016 * 16**2 / (2 * 8))
+    np.testing.assert_allclose(middles, np.arange(-3.45, 3.5, 0.1), atol=1e-9)
+    np.testing.assert_allclose(law, 100 * masses, atol=0.2)
+    apart = np.abs(walkers - law).sum() / 2
+    said = float(state(browser).split("histogram is ")[1].split(" %")[0])
+    assert apart == pytest.approx(said, abs=0.5)
+
+
+@pytest.mark.parametrize("name", ["box", "column"])
+def test_the_points_of_the_box_are_saved(visit, browser, saved, name):
+    visit(name, calm=True)
+    head, rows = saved("The box of the sharpness φ")
+    assert head == ["point", "x", "f"] if len(head) == 3 else ["point", "x", "y", "f"]
+    points = {}
+    for kind, *numbers in rows:
+        points.setdefault(kind, []).append([float(number) for number in numbers])
+    [[*_, base]] = points["x"]
+    top = max(f for *_, f in points["end or corner of the box"])
+    assert {f for *_, f in points["highest"]} == {top}
+    phi = float(state(browser).split("φ = ")[1].split(" %")[0])
+    assert 100 * (top - base) / (1 + base) == pytest.approx(phi, rel=5e-3)
+
+
+def test_the_steps_are_saved(visit, browser, saved):
+    visit("steps")
+    head, rows = saved("k small steps against one large step")
+    assert head == ["small steps", "w by small steps", "w by large steps"]
+    k, lr, h = (Steps().trait_values(start=True)[name] for name in ("k", "lr", "curvature"))
+    for i, small, large in rows:
+        assert float(small) == pytest.approx((1 - lr * h) ** int(i), rel=1e-9)
+        assert bool(large) == (int(i) % k == 0)
+    assert float(rows[k][2]) == pytest.approx(1 - k * lr * h, rel=1e-9)
 
 
 # ---- controls --------------------------------------------------------------------------------
