@@ -58,7 +58,7 @@ def check(number: str, value: Any) -> Verdict:
         known = f"{(chapter or list(ANSWERS))[0]} to {(chapter or list(ANSWERS))[-1]}"
         raise ValueError(f"there is no exercise {number!r}; the numbers go from {known!r}")
     value = _without_tensors(value)
-    if value is ... or (isinstance(value, list) and ... in value):
+    if _lacks_an_entry(value):
         return Verdict(number, None, None, "no answer yet")
     answer = ANSWERS[number]
     right = np.asarray(answer.compute())
@@ -84,6 +84,10 @@ def _without_tensors(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_without_tensors(entry) for entry in value]
     return value
+
+
+def _lacks_an_entry(value: Any) -> bool:
+    return value is ... or (isinstance(value, list) and any(map(_lacks_an_entry, value)))
 
 
 def _given(number: str, value: Any, right: np.ndarray) -> np.ndarray:

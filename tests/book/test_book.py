@@ -131,7 +131,7 @@ for (const node of all("figure :is(.plot svg, canvas), main :is(table, pre, img,
   if (cut(node)) wrong.push(`cut off: ${node.outerHTML.slice(0, 100)}`);
 for (const node of all("main pre"))
   if (node.scrollWidth > node.clientWidth) wrong.push(`cut off: ${node.textContent.slice(0, 80)}`);
-for (const node of all(".plotly-figure :is(details, button)"))
+for (const node of all(".plotly-figure :is(details, button), .explorable .data"))
   if (shown(node)) wrong.push(`printed: ${node.textContent.slice(0, 80)}`);
 return wrong;
 """
@@ -410,6 +410,7 @@ def test_every_explorable_is_alive(visit):
         visit.script("arguments[0].scrollIntoView({block: 'center'})", figure)
         wait.until(lambda _, figure=figure: visit.script(PICTURE, figure), "it has no controls")
         assert figure.find_element(By.CLASS_NAME, "title").text
+        assert figure.find_element(By.CLASS_NAME, "data").is_displayed()
         assert figure.find_element(By.CSS_SELECTOR, "canvas").get_attribute("aria-label")
         before = visit.script(PICTURE, figure)
         figure.find_element(By.CSS_SELECTOR, "input[type=range]").send_keys(Keys.ARROW_RIGHT)
