@@ -56,15 +56,12 @@ def test_an_answer_is_wrong_by_as_much_as_it_is_off(number):
 
 @pytest.mark.parametrize(
     ("number", "value"),
-@pytest.mark.parametrize(
-    ("number", "value"),
     [
         ("1.1", ...),
         ("6.1", [...]),
         ("6.1", (0.0, ...)),
         ("1.3", [[True, ...], [True, False]]),
     ],
-)
 )
 def test_no_answer_is_neither_right_nor_wrong(number, value):
     verdict = check(number, value)
