@@ -11,7 +11,7 @@ endif
 # Unit tests run in two processes, of one thread each: more would wait for one another. Kernels do
 # not run side by side: two that start at once may pick the same ports.
 UNIT_TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -ra tests --ignore=tests/notebooks \
-  --ignore=tests/book --numprocesses 2 --dist worksteal
+  --ignore=tests/book --numprocesses 2 --dist loadfile
 # The kernels of .venv win over any of the same name under the home folder.
 export JUPYTER_PREFER_ENV_PATH := 1
 
