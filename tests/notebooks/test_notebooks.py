@@ -43,6 +43,9 @@ def test_cells_are_tidy(path):
         assert len(lines) <= 25, f"a cell of {len(lines)} lines (25 at most): {lines[0]}"
         if "# NBVAL_CHECK_OUTPUT" not in cell.source:
             assert not cell.outputs, f"outputs are kept only on checked cells: {lines[0]}"
+        else:
+            assert cell.outputs, f"nothing to compare with: {lines[1]}"
+            assert cell.execution_count, f"nbval compares no cell without a count: {lines[1]}"
 
 
 @pytest.mark.full
