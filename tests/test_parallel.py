@@ -6,6 +6,7 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -318,14 +319,19 @@ def test_a_worker_in_trouble_is_named(what):
         assert f"in {what.__name__}" in told  # where
 
 
-def test_a_death_is_noticed_within_seconds():
-    """A job that dies at its first update takes about as long as one that does not die."""
-    started = time.monotonic()
-    train_parallel(softmax_net(), DATA, workers=2, **OPTIONS)
-    whole = time.monotonic() - started
+def die_after_touching(path):
+    path.touch()
+    kill()
+
+
+def test_a_death_is_noticed_within_seconds(tmp_path):
+    """Counted from the death itself: how long a busy machine takes to start is not asked."""
+    death = tmp_path / "death"
     with pytest.raises(WorkerError):
-        train_parallel(Trouble(kill), DATA, workers=2, timeout=600, **OPTIONS)
-    assert time.monotonic() - started - whole < 3 * whole + 30  # seconds
+        train_parallel(
+            Trouble(partial(die_after_touching, death)), DATA, workers=2, timeout=600, **OPTIONS
+        )
+    assert time.time() - death.stat().st_mtime < 5
 
 
 def test_divergence_in_a_worker_is_divergence():

@@ -45,7 +45,7 @@ def test_cells_are_tidy(path):
             assert not cell.outputs, f"outputs are kept only on checked cells: {lines[0]}"
         else:
             assert cell.outputs, f"nothing to compare with: {lines[1]}"
-            assert cell.execution_count, f"nbval compares no cell without a count: {lines[1]}"
+            assert cell.execution_count, f"nbval fails a cell without a count: {lines[1]}"
 
 
 @pytest.mark.full
