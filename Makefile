@@ -8,10 +8,11 @@ LECTURE6_DATA ?= $(wildcard ../shared/data)
 ifneq ($(LECTURE6_DATA),)
 export LECTURE6_DATA := $(abspath $(LECTURE6_DATA))
 endif
-# Unit tests run in two processes, of one thread each: more would wait for one another. Kernels do
-# not run side by side: two that start at once may pick the same ports.
-UNIT_TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -ra tests --ignore=tests/notebooks \
-  --ignore=tests/book --numprocesses 2 --dist loadfile
+# Tests run in two processes, of one thread each: more would wait for one another. Files are taken
+# up in the order of tests/conftest.py.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -ra --numprocesses 2 --dist loadfile \
+  --no-loadscope-reorder
+UNIT_TESTS := tests --ignore=tests/notebooks --ignore=tests/book
 # The kernels of .venv win over any of the same name under the home folder.
 export JUPYTER_PREFER_ENV_PATH := 1
 
@@ -40,13 +41,13 @@ serve: book ## serve the book on this machine: http://127.0.0.1:8000
 	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html 8000
 
 test: lint book ## everything that CI checks: unit tests, notebooks, the book in a browser
-	$(UNIT_TESTS)
-	$(BIN)/python -m pytest -ra tests/notebooks tests/book
-	LECTURE6_PROFILE=smoke $(BIN)/python -m pytest --nbval-lax --nbval-current-env \
+	$(PYTEST) $(UNIT_TESTS)
+	$(PYTEST) tests/notebooks tests/book
+	OMP_NUM_THREADS=1 LECTURE6_PROFILE=smoke $(BIN)/python -m pytest --nbval-lax --nbval-current-env \
 	  --nbval-cell-timeout=300 notebooks
 
 test-fast: $(INSTALLED) ## the unit tests only
-	$(UNIT_TESTS)
+	$(PYTEST) $(UNIT_TESTS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

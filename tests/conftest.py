@@ -13,6 +13,8 @@ GPU_MARKERS = {
     "gpu": "needs a CUDA GPU; runs only with --gpu",
     "full": "a study at the papers' size; runs only with --gpu",
 }
+# The files that take minutes come first: of two processes, none is to run one alone at the end.
+LONG = ("test_studies.py", "test_parallel.py", "test_notebooks.py", "test_book.py")
 
 
 def pytest_addoption(parser):
@@ -27,6 +29,8 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
+    order = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.name, len(LONG)))
     if config.getoption("gpu"):
         return
     for item in items:

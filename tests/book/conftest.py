@@ -1,7 +1,16 @@
-"""The fixture that the tests of pages share."""
+"""The fixtures that the tests of pages share."""
 
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
 import pytest
 from browsing import chromium
+
+ROOT = Path(__file__).parents[2]
+TOC = "format: jb-book\nroot: book/index\nchapters:\n"
 
 
 @pytest.fixture(scope="module")
@@ -9,3 +18,38 @@ def browser(tmp_path_factory):
     """Headless Chromium that has no network."""
     with chromium(tmp_path_factory.mktemp("chromium")) as driver:
         yield driver
+
+
+@pytest.fixture
+def small_book(tmp_path):
+    """A function that writes a book like this one, of other notebooks, and returns its folder."""
+
+    def write(notebooks):
+        root = tmp_path / "small_book"
+        for name in ("lecture6", "book/_ext", "book/_static", "book/_extra"):
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / name, root / name, ignore=ignored)
+        for name in ("_config.yml", "requirements.lock", "book/references.bib"):
+            shutil.copy(ROOT / name, root / name)
+        (root / "book/index.md").write_text("# Contents\n")
+        (root / "notebooks").mkdir()
+        for name, cells in notebooks.items():
+            title = nbformat.v4.new_markdown_cell(f"# {name}")
+            notebook = nbformat.v4.new_notebook(cells=[title, *cells])
+            nbformat.write(notebook, root / "notebooks" / f"{name}.ipynb")
+        entries = (f"  - file: notebooks/{name}\n" for name in notebooks)
+        (root / "_toc.yml").write_text(TOC + "".join(entries))
+        return root
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def build():
+    """A function that builds the book in a folder, and returns the completed process."""
+
+    def run(root):
+        command = [Path(sys.executable).with_name("jupyter-book"), "build", str(root)]
+        return subprocess.run(command, capture_output=True, text=True, cwd=root)
+
+    return run

@@ -7,7 +7,6 @@ import itertools
 import json
 import operator
 import re
-import runpy
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -598,41 +597,3 @@ def test_no_page_loads_from_another_host(address):
     files = [*HTML.rglob("*.html"), *HTML.rglob("*.css")]
     found = {str(f.relative_to(HTML)): outside.findall(f.read_text("utf8")) for f in files}
     assert {name: urls for name, urls in found.items() if urls} == {}
-
-
-@pytest.fixture
-def extension(tmp_path, monkeypatch):
-    """The book's Sphinx extension over a small tree of its own."""
-    extension = runpy.run_path(str(ROOT / "book/_ext/lecture6_book.py"))
-    (tmp_path / "lecture6").mkdir()
-    (tmp_path / "lecture6" / "a.py").write_text("x = 1\n")
-    (tmp_path / "requirements.lock").write_text("plotly==7.1.0\n")
-    monkeypatch.setenv("LECTURE6_PROFILE", "book")
-    monkeypatch.setitem(extension["fingerprint"].__globals__, "ROOT", tmp_path)
-    return extension
-
-
-@pytest.mark.parametrize(
-    "name", ["lecture6/a.py", "lecture6/b.py", "lecture6/stored.csv", "requirements.lock"]
-)
-def test_a_change_in_the_package_or_the_lock_executes_again(extension, tmp_path, name):
-    before = extension["fingerprint"]()
-    assert extension["fingerprint"]() == before
-    (tmp_path / name).write_text("y = 2\n")
-    assert extension["fingerprint"]() != before
-
-
-def test_another_profile_executes_again(extension, monkeypatch):
-    before = extension["fingerprint"]()
-    monkeypatch.setenv("LECTURE6_PROFILE", "smoke")
-    assert extension["fingerprint"]() != before
-
-
-@pytest.mark.parametrize(("profile", "seconds"), [("book", 600), ("full", -1)])
-def test_a_cell_at_profile_full_may_take_hours(extension, tmp_path, monkeypatch, profile, seconds):
-    monkeypatch.setenv("LECTURE6_PROFILE", profile)
-    config = SimpleNamespace(
-        nb_execution_timeout=600, html_static_path=[], html_theme_options={"repository_url": ""}
-    )
-    extension["configure"](SimpleNamespace(outdir=tmp_path / "html"), config)
-    assert config.nb_execution_timeout == seconds

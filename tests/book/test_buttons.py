@@ -3,9 +3,6 @@
 import html
 import re
 import runpy
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
@@ -14,30 +11,18 @@ import pytest
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 URL = "https://github.com/owner/name"
-TOC = "format: jb-book\nroot: book/index\nchapters:\n"
 
 
-@pytest.fixture(scope="module")
-def pages(tmp_path_factory):
-    """A function that builds the chapters, by their titles alone: the HTML by chapter."""
+@pytest.fixture
+def pages(small_book, build):
+    """A function that builds the chapters, of their install cells alone: the HTML by chapter."""
 
-    def build(*address):
-        root = tmp_path_factory.mktemp("book")
-        for name in ("_config.yml", "requirements.lock"):
-            shutil.copy(ROOT / name, root)
-        for name in ("lecture6", "book/_ext", "book/_static", "book/_extra"):
-            ignored = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(ROOT / name, root / name, ignore=ignored)
-        shutil.copy(ROOT / "book/references.bib", root / "book")
-        (root / "book/index.md").write_text("# Contents\n")
-        (root / "notebooks").mkdir()
-        for path in NOTEBOOKS:
-            notebook = nbformat.read(path, as_version=4)
-            install = next(cell for cell in notebook.cells if "REPOSITORY = " in cell.source)
-            notebook.cells = [nbformat.v4.new_markdown_cell(f"# {path.stem}"), install]
-            nbformat.write(notebook, root / "notebooks" / path.name)
-        entries = (f"  - file: notebooks/{path.stem}\n" for path in NOTEBOOKS)
-        (root / "_toc.yml").write_text(TOC + "".join(entries))
+    def html_of(*address):
+        cells = {
+            path.stem: [c for c in nbformat.read(path, 4).cells if "REPOSITORY = " in c.source][:1]
+            for path in NOTEBOOKS
+        }
+        root = small_book(cells)
         if address:
             set_address = runpy.run_path(str(ROOT / "book/repository.py"))["set_address"]
             set_address(*address, root=root)
@@ -45,13 +30,12 @@ def pages(tmp_path_factory):
         (root / "_config.yml").write_text(
             config.replace("execute_notebooks: cache", "execute_notebooks: off"), "utf8"
         )
-        command = [Path(sys.executable).with_name("jupyter-book"), "build", str(root)]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=root)
+        done = build(root)
         assert done.returncode == 0, done.stderr[-3000:]
         built = root / "_build/html/notebooks"
         return {p.name: (built / f"{p.stem}.html").read_text("utf8") for p in NOTEBOOKS}
 
-    return build
+    return html_of
 
 
 def buttons(page):
