@@ -444,7 +444,8 @@ def test_memory_is_that_of_the_walkers():
     out = subprocess.run([sys.executable, "-c", PEAK], check=True, capture_output=True, text=True)
     few, many = map(float, out.stdout.split())
     assert few < 60  # MB; the million walkers have 8
-    assert many < few + 5
+    # 35 more steps of all walkers have 280; threads may have their buffers at the same time, or not
+    assert many < few + 16
 
 
 # What is refused
