@@ -19,8 +19,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-# Seconds a cell. On a busy machine papermill sometimes sees the reply of a cell that shows a widget
-# only when this is over; that costs time, and is no failure.
+# Seconds a cell. On a busy machine papermill may see the reply of a cell that shows a widget only
+# when this is over (jupyter/nbclient, issue 312), which costs time and is no failure.
 TIMEOUT = 120
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
