@@ -1,0 +1,198 @@
+"""What is accepted, checked once: numbers, seeds, samples, labels and weights.
+
+Every function that takes one of these asks here. It gets the value in the one form that the code
+behind it works with, or raises a ValueError that names the value and the remedy.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+SEEDS = 2**63  # a seed is below: torch's generators take a larger one for another
+
+
+def whole(name: str, value: Any, *, least: int | None = None, most: int | None = None) -> int:
+    """``value`` as an int: a Python or NumPy integer, or a float without a fraction.
+
+    Raises ValueError for anything else, and outside of ``least`` and ``most``, both included.
+    """
+    number = _number(name, value, "a whole number")
+    if not math.isfinite(number) or number != int(number):
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
+    number = int(number)
+    if (least is not None and number < least) or (most is not None and number > most):
+        high = "" if most is None else f" and at most {most:,}"
+        low = "a whole number" if least is None else f"at least {least:,}"
+        raise ValueError(f"{name} must be {low}{high}, got {number:,}")
+    return number
+
+
+def real(
+    name: str,
+    value: Any,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    below: float | None = None,
+    most: float | None = None,
+) -> float:
+    """``value`` as a float: any finite real number, of Python or NumPy, or a tensor of one.
+
+    Raises ValueError for anything else, and for a value out of range: ``above`` and ``below`` are
+    excluded, ``least`` and ``most`` included.
+    """
+    number = float(_number(name, value, "a number"))
+    bounds = (
+        (above, number > (above or 0), "above"),
+        (least, number >= (least or 0), "at least"),
+        (below, number < (below or 0), "below"),
+        (most, number <= (most or 0), "at most"),
+    )
+    wanted = [(f"{word} {bound:g}", met) for bound, met, word in bounds if bound is not None]
+    if not (math.isfinite(number) and all(met for _, met in wanted)):
+        must = " and ".join(["a finite number", *(word for word, _ in wanted)])
+        raise ValueError(f"{name} must be {must}, got {number:g}")
+    return number
+
+
+def _number(name: str, value: Any, wanted: str) -> int | float:
+    """A Python number; ValueError for what is none, bool among it."""
+    if isinstance(value, np.ndarray | np.generic | Tensor) and value.ndim == 0:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name} must be {wanted}, got {value!r}")
+    return value
+
+
+def one_of(name: str, value: Any, known: Iterable[str]) -> str:
+    """``value``, which must be one of the words ``known``: else ValueError."""
+    known = list(known)
+    if value not in known:
+        words = ", ".join(map(repr, known[:-1]))
+        raise ValueError(f"{name} must be {words} or {known[-1]!r}, got {value!r}")
+    return value
+
+
+def seed(value: Any, name: str = "seed") -> int:
+    """A seed: a whole number from 0 to 2⁶³ − 1, in any of the forms of :func:`whole`."""
+    return whole(name, value, least=0, most=SEEDS - 1)
+
+
+def finite(name: str, values: Tensor, remedy: str) -> Tensor:
+    """``values``; raises ValueError if one of them is not finite, saying which is the first."""
+    # the sum of finite numbers may overflow, but is never NaN: one pass without a copy
+    if (values.is_floating_point() or values.is_complex()) and not values.sum().isfinite():
+        bad = ~values.isfinite()
+        if bad.any():
+            where = tuple(bad.nonzero()[0].tolist())
+            raise ValueError(
+                f"{name} has {int(bad.sum()):,} of {values.numel():,} values that are not finite, "
+                f"the first is {values[where].item()} at {list(where)}: {remedy}"
+            )
+    return values
+
+
+def weights(w: Any, n_params: int, *, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``w`` as a detached vector (n_params,) of finite numbers of this dtype and device.
+
+    Raises ValueError for another shape, and for weights that are not finite.
+    """
+    w = torch.as_tensor(w, dtype=dtype, device=device).detach()
+    if w.shape != (n_params,):
+        raise ValueError(f"expected a vector of shape ({n_params},), got {tuple(w.shape)}")
+    return finite("w", w, "training diverged, or the vector is of something else")
+
+
+def samples(x: Any, y: Any, *, name: str = "") -> tuple[Tensor, Tensor]:
+    """Inputs (n, ...) and labels (n,) of one set, as tensors; labels become int64.
+
+    Inputs are tensors or NumPy arrays of real floating numbers, finite, or of integers (tokens).
+    Labels are integers of any dtype: the numbers of classes, from 0. Raises ValueError for anything
+    else, for an empty set and for different lengths; ``name`` is said of the set ("test").
+    """
+    x_name, y_name = (f"{part}_{name}" if name else part for part in "xy")
+    x, y = _tensor(x_name, x), _tensor(y_name, y)
+    if x.dim() == 0 or len(x) == 0:
+        raise ValueError(f"{x_name} must hold at least one sample, got the shape {tuple(x.shape)}")
+    if x.is_complex() or x.dtype == torch.bool:
+        raise ValueError(f"{x_name} must be real floating numbers, or integers, got {x.dtype}")
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or y.shape != (len(x),):
+        raise ValueError(
+            f"{y_name} must hold the number of its class for each sample, integers of the shape "
+            f"({len(x)},), got {y.dtype} of the shape {tuple(y.shape)}"
+        )
+    return finite(x_name, x, "clean the data first"), y.to(torch.int64)
+
+
+def _tensor(name: str, values: Any) -> Tensor:
+    try:
+        return torch.as_tensor(values).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} must be a tensor or a NumPy array: {error}") from None
+
+
+def parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that w is made of, by name: the real floating ones, in the model's order.
+
+    Others (indices, say) cannot be moved and stay as they are. Raises ValueError for a model
+    without any, for complex parameters, and for lazy ones that no input has given a shape yet.
+    """
+    found = dict(model.named_parameters())
+    for name, p in found.items():
+        if isinstance(p, nn.parameter.UninitializedParameter):
+            raise ValueError(f"{name} has no shape yet: pass a batch through the model first")
+        if p.is_complex():
+            raise ValueError(
+                f"{name} is complex, and w is real: split it into its real and imaginary part"
+            )
+    found = {name: p for name, p in found.items() if p.is_floating_point()}
+    if not found:
+        raise ValueError("the model has no real floating parameters: there is nothing to train")
+    return found
+
+
+def as_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """``model`` with its real floating parameters and buffers in ``dtype``, in place; no others."""
+    return model._apply(lambda t: t.to(dtype) if t.is_floating_point() else t)
+
+
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Inputs as a model of ``dtype`` takes them: real floating ones converted, tokens as they are."""
+    return x.to(dtype) if x.is_floating_point() else x
+
+
+def fits(model: nn.Module, x: Tensor, y: Tensor, *, name: str = "") -> None:
+    """Raise ValueError unless ``model`` makes logits (n, classes) of ``x``, with a class for each y.
+
+    Two samples are tried, in a copy in eval mode, and without touching torch's generators.
+    """
+    x_name, y_name = (f"{part}_{name}" if name else part for part in "xy")
+    first = next(iter(parameters(model).values()))
+    trial = cast(x[[0, -1]], first.dtype).to(first.device)
+    with torch.no_grad(), torch.random.fork_rng():
+        try:
+            z = copy.deepcopy(model).eval()(trial)
+        except (RuntimeError, IndexError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"the network does not take {x_name}, {x.dtype} of the shape (n, "
+                f"{', '.join(map(str, x.shape[1:]))}): {error}"
+            ) from error
+    if not isinstance(z, Tensor) or z.dim() != 2 or len(z) != 2 or z.shape[1] < 2:
+        got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
+        raise ValueError(
+            f"the network must give logits of the shape (n, classes), with 2 classes or more, got "
+            f"{got} for n = 2"
+        )
+    low, high = int(y.min()), int(y.max())
+    if low < 0 or high >= z.shape[1]:
+        raise ValueError(
+            f"{y_name} must lie between 0 and {z.shape[1] - 1}, the network has {z.shape[1]} "
+            f"outputs: got labels from {low} to {high}"
+        )
