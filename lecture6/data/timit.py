@@ -12,8 +12,6 @@ speakers' frames, ties go by phone, third and neighbour, and a frame in any othe
 class of the 183. Silence adjoins both ends of an utterance and lasts to the end of the recording.
 """
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 
@@ -36,11 +34,10 @@ _Utterance = tuple[str, np.ndarray, list[list[str]]]  # speaker, signal, rows: b
 def load_timit(name: str, root: Path, download: bool) -> Dataset:
     """``timit``, ``timit:183`` or ``timit:61``, in NLTK's layout; see the module."""
 
-    def fetch(folder: Path) -> Path:
+    def fetch(folder: Path) -> None:
         from torchvision.datasets.utils import download_and_extract_archive
 
         download_and_extract_archive(_URL, folder)
-        return folder / "timit"
 
     folder = root / "nltk_data" / "corpora" / "timit"
     utterances = obtain(name, folder, _read, fetch if download else None)
