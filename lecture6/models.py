@@ -71,22 +71,14 @@ def _size(name: str, value: int) -> int:
     return checks.whole(name, value, least=1)
 
 
-def _norm(kind: type[nn.Module], width: int, batch_norm: str) -> nn.Module:
-    checks.one_of("batch_norm", batch_norm, ("batch", "running"))
-    return kind(width, track_running_stats=batch_norm == "running")
-
-
-def _dense(n_in: int, n_out: int, batch_norm: str, dropout: float = 0.0) -> list[nn.Module]:
-    layers = [nn.Linear(n_in, n_out), _norm(nn.BatchNorm1d, n_out, batch_norm), nn.ReLU()]
-    return [*layers, nn.Dropout(dropout)] if dropout else layers
-
-
-def _conv(n_in: int, n_out: int, size: int, batch_norm: str, stride: int = 1) -> list[nn.Module]:
-    return [
-        nn.Conv2d(n_in, n_out, size, stride=stride, padding=size // 2),
-        _norm(nn.BatchNorm2d, n_out, batch_norm),
-        nn.ReLU(),
-    ]
+def _normalised(layer: nn.Linear | nn.Conv2d, batch_norm: str) -> list[nn.Module]:
+    """The layer, its batch norm and its ReLU units."""
+    running = checks.one_of("batch_norm", batch_norm, ("batch", "running")) == "running"
+    if isinstance(layer, nn.Linear):
+        norm: nn.Module = nn.BatchNorm1d(layer.out_features, track_running_stats=running)
+    else:
+        norm = nn.BatchNorm2d(layer.out_channels, track_running_stats=running)
+    return [layer, norm, nn.ReLU()]
 
 
 def _fully_connected(
@@ -96,7 +88,7 @@ def _fully_connected(
     with local_seed(seed):
         layers: list[nn.Module] = [nn.Flatten()]
         for n_in in [n_inputs] + [N_HIDDEN] * (n_layers - 1):
-            layers += _dense(n_in, N_HIDDEN, batch_norm)
+            layers += _normalised(nn.Linear(n_in, N_HIDDEN), batch_norm)
         return nn.Sequential(*layers, nn.Linear(N_HIDDEN, n_classes))
 
 
@@ -129,22 +121,24 @@ def c1(
     Input (batch, 3, 32, 32), output logits (batch, n_classes).
 
     ``stride=1`` is the authors' released code: 'same' convolutions, each followed by a 3×3
-    max-pool of stride 2; 1,757,834 parameters. ``stride=2`` is the
-    text of Appendix B and of the lecture's Remark 1 read literally, "64 5×5 filters with stride 2
-    followed by max pooling": the feature map shrinks to 2×2 and 283,274 parameters remain.
+    max-pool of stride 2; 1,757,834 parameters. ``stride=2`` is the text of Appendix B and of the
+    lecture's Remark 1 read literally, "64 5×5 filters with stride 2 followed by max pooling": the
+    feature map shrinks to 2×2 and 283,274 parameters remain.
     """
     n_classes = _size("n_classes", n_classes)
     stride = checks.whole("stride", stride, least=1, most=2)
     side = 32 // (2 * stride) ** 2
     with local_seed(seed):
         return nn.Sequential(
-            *_conv(3, 64, 5, batch_norm, stride),
+            *_normalised(nn.Conv2d(3, 64, 5, stride, padding=2), batch_norm),
             nn.MaxPool2d(3, 2, padding=1),
-            *_conv(64, 64, 5, batch_norm, stride),
+            *_normalised(nn.Conv2d(64, 64, 5, stride, padding=2), batch_norm),
             nn.MaxPool2d(3, 2, padding=1),
             nn.Flatten(),
-            *_dense(64 * side**2, 384, batch_norm, dropout=0.5),
-            *_dense(384, 192, batch_norm, dropout=0.5),
+            *_normalised(nn.Linear(64 * side**2, 384), batch_norm),
+            nn.Dropout(0.5),
+            *_normalised(nn.Linear(384, 192), batch_norm),
+            nn.Dropout(0.5),
             nn.Linear(192, n_classes),
         )
 
@@ -162,7 +156,7 @@ def vgg11(n_classes: int = 10, *, seed: int = 0) -> nn.Sequential:
         n_in = 3
         for width, depth in ((64, 1), (128, 1), (256, 2), (512, 2), (512, 2)):
             for _ in range(depth):
-                layers += _conv(n_in, width, 3, "batch")
+                layers += _normalised(nn.Conv2d(n_in, width, 3, padding=1), "batch")
                 n_in = width
             layers.append(nn.MaxPool2d(2))
         return nn.Sequential(*layers, nn.Flatten(), nn.Linear(512, n_classes))
@@ -214,41 +208,28 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
         self._check_input_dim(x)
         if not self.training:
             return super().forward(x)
-        # A CPU takes the groups one by one in a third of the time, without copies; on a GPU each of
-        # them would cost a kernel.
         n_groups = math.ceil(len(x) / self.group)
-        y, means, variances = self._by_groups(x, n_groups, stacked=x.is_cuda)
+        size, n_larger = divmod(len(x), n_groups)
+        # Groups of one size are normalised together, as channels of their own, on a GPU, where each
+        # would cost a kernel; one by one on a CPU: a third of the time, and no copies.
+        blocks = [(n_larger, size + 1), (n_groups - n_larger, size)]  # groups, samples of each
+        if not x.is_cuda:
+            blocks = [(1, n) for g, n in blocks for _ in range(g)]
+        outputs, means, variances = [], [], []
+        for (g, _), block in zip(blocks, x.split([g * n for g, n in blocks]), strict=True):
+            if g > 0:
+                mean, variance = self.running_mean.repeat(g), self.running_var.repeat(g)
+                scale, shift = self.weight.repeat(g), self.bias.repeat(g)
+                z = block.unflatten(0, (g, -1)).transpose(0, 1).flatten(1, 2)  # (n, g·C, H, W)
+                z = F.batch_norm(z, mean, variance, scale, shift, True, self.momentum, self.eps)
+                outputs.append(z.unflatten(1, (g, -1)).transpose(0, 1).flatten(0, 1))
+                means.append(mean.view(g, -1))
+                variances.append(variance.view(g, -1))
         with torch.no_grad():
             self.num_batches_tracked += 1
-            self.running_mean.copy_(means.mean(0))
-            self.running_var.copy_(variances.mean(0))
-        return y
-
-    def _by_groups(
-        self, x: Tensor, n_groups: int, *, stacked: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """``x`` normalised, and each group's running mean and variance, (n_groups, C).
-
-        ``stacked``: groups of the same size are normalised together, as channels of their own.
-        """
-        size, n_larger = divmod(len(x), n_groups)
-        if stacked:
-            counts = [n_larger, n_groups - n_larger]
-            blocks = x.split([n_larger * (size + 1), (n_groups - n_larger) * size])
-        else:
-            counts, blocks = [1] * n_groups, x.tensor_split(n_groups)
-        outputs, means, variances = [], [], []
-        for block, g in zip(blocks, counts, strict=True):
-            if g == 0:
-                continue
-            mean, variance = self.running_mean.repeat(g), self.running_var.repeat(g)
-            z = block.unflatten(0, (g, -1)).transpose(0, 1).flatten(1, 2)  # (size, g·C, …)
-            scale, shift = self.weight.repeat(g), self.bias.repeat(g)
-            z = F.batch_norm(z, mean, variance, scale, shift, True, self.momentum, self.eps)
-            means.append(mean.view(g, -1))
-            variances.append(variance.view(g, -1))
-            outputs.append(z.unflatten(1, (g, -1)).transpose(0, 1).flatten(0, 1))
-        return torch.cat(outputs), torch.cat(means), torch.cat(variances)
+            self.running_mean.copy_(torch.cat(means).mean(0))
+            self.running_var.copy_(torch.cat(variances).mean(0))
+        return torch.cat(outputs)
 
 
 class ResidualBlock(nn.Module):
@@ -299,9 +280,9 @@ def resnet(
     """He et al.'s ResNet for 32×32 images; 269,722 parameters at depth 20 and 10 classes.
 
     Input (batch, in_channels, H, W), output logits (batch, n_classes). A 3×3 convolution, three
-    stages of m = (depth − 2) / 6 blocks with 16, 32 and 64 channels, the mean over the pixels, and a
-    linear layer: He et al.'s nets for CIFAR-10 (1512.03385, §4.2), with Goyal et al.'s initial
-    weights (§5.1).
+    stages of m = (depth − 2) / 6 blocks with 16, 32 and 64 channels, the mean over the pixels and a
+    linear layer: He et al.'s nets for CIFAR-10 (1512.03385, §4.2), with the initial weights of
+    Goyal et al. (§5.1).
 
     ``group``: samples that batch norm normalises together, the n of a worker; None: the whole
     batch. Raises ValueError for a depth that is not 6m + 2.
