@@ -194,11 +194,6 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
     their ``momentum`` 0.1 is Goyal's 0.9. Raises ValueError for a ``group`` below 1.
     """
 
-    running_mean: Tensor
-    running_var: Tensor
-    num_batches_tracked: Tensor
-    momentum: float
-
     def __init__(self, num_features: int, group: int = 32) -> None:
         super().__init__(num_features)
         self.group = _size("group", group)
@@ -215,10 +210,12 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
         blocks = [(n_larger, size + 1), (n_groups - n_larger, size)]  # groups, samples of each
         if not x.is_cuda:
             blocks = [(1, n) for g, n in blocks for _ in range(g)]
+        running_mean, running_var = self.get_buffer("running_mean"), self.get_buffer("running_var")
+        assert self.momentum is not None  # the running statistics are no plain means
         outputs, means, variances = [], [], []
         for (g, _), block in zip(blocks, x.split([g * n for g, n in blocks]), strict=True):
             if g > 0:
-                mean, variance = self.running_mean.repeat(g), self.running_var.repeat(g)
+                mean, variance = running_mean.repeat(g), running_var.repeat(g)
                 scale, shift = self.weight.repeat(g), self.bias.repeat(g)
                 z = block.unflatten(0, (g, -1)).transpose(0, 1).flatten(1, 2)  # (n, g·C, H, W)
                 z = F.batch_norm(z, mean, variance, scale, shift, True, self.momentum, self.eps)
@@ -226,9 +223,9 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
                 means.append(mean.view(g, -1))
                 variances.append(variance.view(g, -1))
         with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.copy_(torch.cat(means).mean(0))
-            self.running_var.copy_(torch.cat(variances).mean(0))
+            self.get_buffer("num_batches_tracked").add_(1)
+            running_mean.copy_(torch.cat(means).mean(0))
+            running_var.copy_(torch.cat(variances).mean(0))
         return torch.cat(outputs)
 
 

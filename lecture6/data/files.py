@@ -6,11 +6,9 @@ import tempfile
 from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
-from typing import TypeVar
 from zipfile import BadZipFile
 
 REMEDY = "point LECTURE6_DATA (or root=) at a folder with a good copy"
-T = TypeVar("T")
 
 
 class DataError(ValueError):
@@ -25,7 +23,9 @@ def digest(*contents: bytes, algorithm: str = "sha256") -> str:
     return found.hexdigest()
 
 
-def verified(folder: Path, files: list[str], expected: str, algorithm: str = "sha256") -> list:
+def verified(
+    folder: Path, files: list[str], expected: str, algorithm: str = "sha256"
+) -> list[bytes]:
     """The bytes of each file; ``DataError`` unless the digest of them all is ``expected``."""
     try:
         raw = [(folder / file).read_bytes() for file in files]
@@ -41,7 +41,12 @@ def verified(folder: Path, files: list[str], expected: str, algorithm: str = "sh
     return raw
 
 
-def obtain(name: str, target: Path, read: Callable[[Path], T], fetch: Callable | None = None) -> T:
+def obtain(
+    name: str,
+    target: Path,
+    read: Callable[[Path], list[bytes]],
+    fetch: Callable[[Path], object] | None = None,
+) -> list[bytes]:
     """``read(target)``, downloaded first if it is absent: whole and verified, or not at all.
 
     ``fetch(folder)`` downloads into an empty folder what is then called as ``target`` there; None:

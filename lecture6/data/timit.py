@@ -28,7 +28,6 @@ TIMIT_TEST_SPEAKERS = ("faem0", "maeb0", "mbma1", "fbcg1")  #: 2 women, 2 men; d
 _SHA256 = "1520a6943fad409191f9dec4b750d3039b95f0898bfc07610dfdf68b26606d0e"
 # the address in the index of NLTK's corpus downloader
 _URL = "https://raw.githubusercontent.com/nltk/nltk_data/gh-pages/packages/corpora/timit.zip"
-_Utterance = tuple[str, np.ndarray, list[list[str]]]  # speaker, signal, rows: begin, end, phone
 
 
 def load_timit(name: str, root: Path, download: bool) -> Dataset:
@@ -40,10 +39,14 @@ def load_timit(name: str, root: Path, download: bool) -> Dataset:
         download_and_extract_archive(_URL, folder)
 
     folder = root / "nltk_data" / "corpora" / "timit"
-    utterances = obtain(name, folder, _read, fetch if download else None)
-    phones = sorted({phone for _, _, rows in utterances for _, _, phone in rows})
-    frames = [_frames(utterance, phones) for utterance in utterances]
-    x, phone, third, neighbour, test = (np.concatenate(part) for part in zip(*frames, strict=True))
+    raw = obtain(name, folder, _read, fetch if download else None)
+    segments = [[line.split() for line in phn.decode().splitlines()] for phn in raw[::2]]
+    signals = [wavfile.read(io.BytesIO(wav))[1] for wav in raw[1::2]]
+    phones = sorted({phone for rows in segments for _, _, phone in rows})
+    frames = [_frames(*pair, phones) for pair in zip(signals, segments, strict=True)]
+    x, phone, third, neighbour = (np.concatenate(part) for part in zip(*frames, strict=True))
+    tests = [wav[4:9] in TIMIT_TEST_SPEAKERS for wav in _recordings(folder)]
+    test = np.repeat(tests, [len(bands) for bands, *_ in frames])
     x = ((x - x[~test].mean(0)) / x[~test].std(0)).astype(np.float32)
     source = f"TIMIT sample of NLTK: 160 utterances, 16 speakers, {len(x):,} frames (the paper's: "
     source += "721,329 + 310,621)"
@@ -59,33 +62,35 @@ def load_timit(name: str, root: Path, download: bool) -> Dataset:
     return Dataset(name, *parts, classes, source, licence, _SHA256)
 
 
-def _read(folder: Path) -> list[_Utterance]:
-    """All utterances, in order of the files' names."""
-    wavs = sorted(path.relative_to(folder).as_posix() for path in folder.glob("dr*/*.wav"))
-    files = [file for wav in wavs for file in (wav.replace(".wav", ".phn"), wav)]
-    raw = verified(folder, files, _SHA256)
-    utterances = []
-    for file, phn, wav in zip(wavs, raw[::2], raw[1::2], strict=True):
-        rows = [line.split() for line in phn.decode().splitlines()]
-        utterances.append((file[4:9], wavfile.read(io.BytesIO(wav))[1], rows))
-    return utterances
+def _recordings(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.glob("dr*/*.wav"))
 
 
-def _frames(utterance: _Utterance, phones: list[str]) -> tuple[np.ndarray, ...]:
-    """Of each frame: input, indices of phone, third and neighbour, whether the speaker tests."""
-    speaker, signal, rows = utterance
+def _read(folder: Path) -> list[bytes]:
+    """The phones and the signal of each utterance, in the order of the files' names."""
+    files = [file for wav in _recordings(folder) for file in (wav.replace(".wav", ".phn"), wav)]
+    return verified(folder, files, _SHA256)
+
+
+def _frames(
+    signal: np.ndarray, segments: list[list[str]], phones: list[str]
+) -> tuple[np.ndarray, ...]:
+    """The input of each frame, and the indices of its phone, third and neighbour.
+
+    ``segments``: begin, end and phone of each, in samples.
+    """
     bands = log_mel(signal)
     n = len(bands)
     window = np.arange(n)[:, None] + np.arange(-4, 5)
     x = bands[window.clip(0, n - 1)].reshape(n, 360)
-    begin, end = np.array([row[:2] for row in rows], dtype=int).T
+    begin, end = np.array([row[:2] for row in segments], dtype=int).T
     end[-1] = max(end[-1], len(signal))
-    phone = np.array([phones.index(p) for p in ("h#", *(row[2] for row in rows), "h#")])
+    phone = np.array([phones.index(p) for p in ("h#", *(row[2] for row in segments), "h#")])
     centre = 160 * np.arange(n) + 200
     i = np.searchsorted(begin, centre, side="right") - 1
     third = 3 * (centre - begin[i]) // (end[i] - begin[i])
     neighbour = np.where(third < 2, phone[i], phone[i + 2])
-    return x, phone[i + 1], third, neighbour, np.full(n, speaker in TIMIT_TEST_SPEAKERS)
+    return x, phone[i + 1], third, neighbour
 
 
 def _tied(
