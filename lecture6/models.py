@@ -74,16 +74,12 @@ def _size(name: str, value: int) -> int:
 def _normalised(layer: nn.Linear | nn.Conv2d, batch_norm: str) -> list[nn.Module]:
     """The layer, its batch norm and its ReLU units."""
     running = checks.one_of("batch_norm", batch_norm, ("batch", "running")) == "running"
-    if isinstance(layer, nn.Linear):
-        norm: nn.Module = nn.BatchNorm1d(layer.out_features, track_running_stats=running)
-    else:
-        norm = nn.BatchNorm2d(layer.out_channels, track_running_stats=running)
-    return [layer, norm, nn.ReLU()]
+    norm = nn.BatchNorm1d if isinstance(layer, nn.Linear) else nn.BatchNorm2d
+    return [layer, norm(len(layer.weight), track_running_stats=running), nn.ReLU()]
 
 
-def _fully_connected(
-    n_inputs: int, n_layers: int, n_classes: int, batch_norm: str, seed: int
-) -> nn.Sequential:
+def _f(n_layers: int, n_inputs: int, n_classes: int, batch_norm: str, seed: int) -> nn.Sequential:
+    """F1 and F2, which differ in the number of hidden layers."""
     n_inputs, n_classes = _size("n_inputs", n_inputs), _size("n_classes", n_classes)
     with local_seed(seed):
         layers: list[nn.Module] = [nn.Flatten()]
@@ -100,7 +96,7 @@ def f1(
     Input (batch, ...) with ``n_inputs`` values a sample, output logits (batch, n_classes).
     Source: Keskar et al., Table 1 and Appendix B.
     """
-    return _fully_connected(n_inputs, 5, n_classes, batch_norm, seed)
+    return _f(5, n_inputs, n_classes, batch_norm, seed)
 
 
 def f2(
@@ -110,7 +106,7 @@ def f2(
 
     Input (batch, 360), output logits (batch, 1973). Source: Keskar et al., Appendix B; Figure 2.
     """
-    return _fully_connected(n_inputs, 7, n_classes, batch_norm, seed)
+    return _f(7, n_inputs, n_classes, batch_norm, seed)
 
 
 def c1(

@@ -66,8 +66,7 @@ class Dataset:
         Raises ``ValueError`` when more samples are asked for than there are, or fewer than one.
         """
         n_train = checks.whole(f"n_train of {self.name}", n_train, least=1, most=self.n_train)
-        if n_test is None:
-            n_test = self.n_test
+        n_test = self.n_test if n_test is None else n_test
         n_test = checks.whole(f"n_test of {self.name}", n_test, least=1, most=self.n_test)
         generator = torch.Generator().manual_seed(checks.seed(seed))
         train = torch.randperm(self.n_train, generator=generator)[:n_train]

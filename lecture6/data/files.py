@@ -42,10 +42,7 @@ def verified(
 
 
 def obtain(
-    name: str,
-    target: Path,
-    read: Callable[[Path], list[bytes]],
-    fetch: Callable[[Path], object] | None = None,
+    name: str, target: Path, read: Callable[[Path], list[bytes]], fetch: Callable | None = None
 ) -> list[bytes]:
     """``read(target)``, downloaded first if it is absent: whole and verified, or not at all.
 
@@ -59,9 +56,9 @@ def obtain(
             target.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".download-", dir=target.parent) as scratch:
                 fetch(Path(scratch))
-                read(Path(scratch) / target.name)
+                read(fetched := Path(scratch) / target.name)
                 if not target.exists():  # another process may have been faster
-                    os.replace(Path(scratch) / target.name, target)
+                    os.replace(fetched, target)
         except (OSError, RuntimeError, ValueError, HTTPException, BadZipFile) as error:
             raise DataError(
                 f"cannot download {name} to {target}: {error}; check the network and the folder "

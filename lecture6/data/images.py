@@ -108,8 +108,8 @@ def load_cifar10_jpeg(name: str, root: Path, download: bool) -> Dataset:
     from PIL import Image
 
     checksum = "3ca838906689c5f8634d5659057d56d9e1753c7a5c76b55f9c315a0bebbea128"
-    path = root / "cifar10_jpeg_60k.npz"
-    (raw,) = obtain(name, path, lambda path: verified(path.parent, [path.name], checksum))
+    file = "cifar10_jpeg_60k.npz"
+    (raw,) = obtain(name, root / file, lambda path: verified(path.parent, [file], checksum))
     arrays = np.load(io.BytesIO(raw))
 
     def samples(part: str) -> tuple[Tensor, Tensor]:

@@ -67,7 +67,7 @@ def _recordings(folder: Path) -> list[str]:
 
 
 def _read(folder: Path) -> list[bytes]:
-    """The phones and the signal of each utterance, in the order of the files' names."""
+    """The segments and the signal of each recording, one after the other."""
     files = [file for wav in _recordings(folder) for file in (wav.replace(".wav", ".phn"), wav)]
     return verified(folder, files, _SHA256)
 
@@ -75,10 +75,7 @@ def _read(folder: Path) -> list[bytes]:
 def _frames(
     signal: np.ndarray, segments: list[list[str]], phones: list[str]
 ) -> tuple[np.ndarray, ...]:
-    """The input of each frame, and the indices of its phone, third and neighbour.
-
-    ``segments``: begin, end and phone of each, in samples.
-    """
+    """Of each frame the input, and the indices of the phone, its third and its neighbour."""
     bands = log_mel(signal)
     n = len(bands)
     window = np.arange(n)[:, None] + np.arange(-4, 5)
