@@ -163,9 +163,9 @@ def as_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     return model._apply(lambda t: t.to(dtype) if t.is_floating_point() else t)
 
 
-def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Inputs as a model of ``dtype`` takes them: real floating ones converted, tokens as they are."""
-    return x.to(dtype) if x.is_floating_point() else x
+def cast(x: Tensor, like: Tensor) -> Tensor:
+    """Inputs for weights such as ``like``: on their device, real floating ones in their dtype."""
+    return x.to(like.device, like.dtype if x.is_floating_point() else x.dtype)
 
 
 def ready(model: nn.Module, x: Any, y: Any, *, name: str = "") -> tuple[Tensor, Tensor]:
@@ -173,11 +173,11 @@ def ready(model: nn.Module, x: Any, y: Any, *, name: str = "") -> tuple[Tensor, 
     x, y = samples(x, y, name=name)
     fits(model, x, y, name=name)
     first = next(iter(parameters(model).values()))
-    return cast(x, first.dtype).to(first.device), y.to(first.device)
+    return cast(x, first), y.to(first.device)
 
 
 def fits(model: nn.Module, x: Tensor, y: Tensor, *, name: str = "") -> None:
-    """Raise ValueError unless ``model`` makes logits (n, classes) of ``x``, with a class for each y.
+    """Raise ValueError unless ``model`` makes logits (n, classes) of ``x``, and has the classes y.
 
     Two samples are tried, in a copy in eval mode, and without touching torch's generators.
     """
@@ -185,7 +185,7 @@ def fits(model: nn.Module, x: Tensor, y: Tensor, *, name: str = "") -> None:
     first = next(iter(parameters(model).values()))
     with torch.no_grad(), torch.random.fork_rng():
         try:
-            z = copy.deepcopy(model).eval()(cast(x[[0, -1]], first.dtype).to(first.device))
+            z = copy.deepcopy(model).eval()(cast(x[[0, -1]], first))
         except (RuntimeError, IndexError, TypeError, ValueError) as error:
             raise ValueError(
                 f"the network does not take {x_name}, {x.dtype} of the shape (n, "
