@@ -62,8 +62,8 @@ class Checkpoint:
     def unreadable(self, error: Exception) -> ValueError:
         """What to raise for a file whose content is not what it should be."""
         return ValueError(
-            f"{self.path} is not a readable checkpoint ({type(error).__name__}: {error}); delete it "
-            "to start afresh"
+            f"{self.path} is not a readable checkpoint ({type(error).__name__}: {error}); "
+            "delete it to start afresh"
         )
 
     def load(self) -> dict[str, Any] | None:

@@ -14,7 +14,6 @@ argument, for sizes that are no whole numbers above 0 and for other options that
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -180,51 +179,6 @@ def mlp(
         return nn.Sequential(*layers, nn.Linear(widths[-1], n_classes, bias=bias))
 
 
-class GhostBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm by groups of ``group`` successive samples, as that many workers would normalise.
-
-    Goyal et al., §2.3: however large the mini-batch is, each worker normalises its own n = 32
-    samples. Hoffer et al. (1705.08741) call it ghost batch norm. N samples make ceil(N / group)
-    nearly equal groups, cut as ``torch.tensor_split`` cuts. The running statistics move once a
-    batch, to the mean over the groups of what each would have made of them, and serve in eval mode;
-    their ``momentum`` 0.1 is Goyal's 0.9. Raises ValueError for a ``group`` below 1.
-    """
-
-    def __init__(self, num_features: int, group: int = 32) -> None:
-        super().__init__(num_features)
-        self.group = _size("group", group)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The output, of the shape of ``x``, (N, C, H, W)."""
-        self._check_input_dim(x)
-        if not self.training:
-            return super().forward(x)
-        n_groups = math.ceil(len(x) / self.group)
-        size, n_larger = divmod(len(x), n_groups)
-        # Groups of one size are normalised together, as channels of their own, on a GPU, where each
-        # would cost a kernel; one by one on a CPU: a third of the time, and no copies.
-        blocks = [(n_larger, size + 1), (n_groups - n_larger, size)]  # groups, samples of each
-        if not x.is_cuda:
-            blocks = [(1, n) for g, n in blocks for _ in range(g)]
-        running_mean, running_var = self.get_buffer("running_mean"), self.get_buffer("running_var")
-        assert self.momentum is not None  # the running statistics are no plain means
-        outputs, means, variances = [], [], []
-        for (g, _), block in zip(blocks, x.split([g * n for g, n in blocks]), strict=True):
-            if g > 0:
-                mean, variance = running_mean.repeat(g), running_var.repeat(g)
-                scale, shift = self.weight.repeat(g), self.bias.repeat(g)
-                z = block.unflatten(0, (g, -1)).transpose(0, 1).flatten(1, 2)  # (n, g·C, H, W)
-                z = F.batch_norm(z, mean, variance, scale, shift, True, self.momentum, self.eps)
-                outputs.append(z.unflatten(1, (g, -1)).transpose(0, 1).flatten(0, 1))
-                means.append(mean.view(g, -1))
-                variances.append(variance.view(g, -1))
-        with torch.no_grad():
-            self.get_buffer("num_batches_tracked").add_(1)
-            running_mean.copy_(torch.cat(means).mean(0))
-            running_var.copy_(torch.cat(variances).mean(0))
-        return torch.cat(outputs)
-
-
 class ResidualBlock(nn.Module):
     """relu(x + F(x)) with F of two 3×3 convolutions; the first has the block's ``stride``.
 
@@ -233,9 +187,9 @@ class ResidualBlock(nn.Module):
     first its shortcut (Goyal et al., §5.1).
     """
 
-    def __init__(self, n_in: int, n_out: int, stride: int, group: int | None) -> None:
+    def __init__(self, n_in: int, n_out: int, stride: int) -> None:
         super().__init__()
-        first, last = _conv3(n_in, n_out, stride, group), _conv3(n_out, n_out, 1, group)
+        first, last = _conv3(n_in, n_out, stride), _conv3(n_out, n_out, 1)
         nn.init.zeros_(last[1].weight)
         self.residual = nn.Sequential(*first, nn.ReLU(), *last)
         self.stride, self.n_new = stride, n_out - n_in
@@ -246,13 +200,11 @@ class ResidualBlock(nn.Module):
         return F.relu(F.pad(shortcut, (0, 0, 0, 0, 0, self.n_new)) + self.residual(x))
 
 
-def _conv3(
-    n_in: int, n_out: int, stride: int, group: int | None
-) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+def _conv3(n_in: int, n_out: int, stride: int) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
     """A 3×3 convolution with He et al.'s initial weights, without bias, and its batch norm."""
     conv = nn.Conv2d(n_in, n_out, 3, stride=stride, padding=1, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    return conv, nn.BatchNorm2d(n_out) if group is None else GhostBatchNorm2d(n_out, group)
+    return conv, nn.BatchNorm2d(n_out)
 
 
 def _small_head(layer: nn.Linear) -> nn.Linear:
@@ -263,34 +215,30 @@ def _small_head(layer: nn.Linear) -> nn.Linear:
 
 
 def resnet(
-    depth: int = 20,
-    n_classes: int = 10,
-    *,
-    in_channels: int = 3,
-    group: int | None = 32,
-    seed: int = 0,
+    depth: int = 20, n_classes: int = 10, *, in_channels: int = 3, seed: int = 0
 ) -> nn.Sequential:
     """He et al.'s ResNet for 32×32 images; 269,722 parameters at depth 20 and 10 classes.
 
     Input (batch, in_channels, H, W), output logits (batch, n_classes). A 3×3 convolution, three
     stages of m = (depth − 2) / 6 blocks with 16, 32 and 64 channels, the mean over the pixels and a
     linear layer: He et al.'s nets for CIFAR-10 (1512.03385, §4.2), with the initial weights of
-    Goyal et al. (§5.1).
+    Goyal et al. (§5.1). Batch norm keeps running statistics. Where each n samples are to be
+    normalised by themselves, as by Goyal's workers (§2.3; Hoffer et al., 1705.08741, call it ghost
+    batch norm), :func:`lecture6.train.train` takes ``micro_batch=n``.
 
-    ``group``: samples that batch norm normalises together, the n of a worker; None: the whole
-    batch. Raises ValueError for a depth that is not 6m + 2.
+    Raises ValueError for a depth that is not 6m + 2.
     """
     n_classes, n_in = _size("n_classes", n_classes), _size("in_channels", in_channels)
     m, rest = divmod(checks.whole("depth", depth) - 2, 6)
     if rest or m < 1:
         raise ValueError(f"depth must be 6m + 2 (8, 14, 20, 32, 44, 56, 110), got {depth}")
     with local_seed(seed):
-        layers: list[nn.Module] = [*_conv3(n_in, 16, 1, group), nn.ReLU()]
+        layers: list[nn.Module] = [*_conv3(n_in, 16, 1), nn.ReLU()]
         n_in = 16
         for n_out in (16, 32, 64):
             for i in range(m):
                 stride = 2 if n_out > 16 and i == 0 else 1
-                layers.append(ResidualBlock(n_in, n_out, stride, group))
+                layers.append(ResidualBlock(n_in, n_out, stride))
                 n_in = n_out
         head = _small_head(nn.Linear(n_in, n_classes))
         return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)

@@ -229,7 +229,7 @@ def test_numpy_numbers_are_numbers():
         (models.c1, {"n_classes": two, "stride": two, "seed": one}),
         (models.mlp, {"n_inputs": eight, "n_hidden": eight, "n_classes": two, "seed": one}),
         (models.mlp, {"n_inputs": eight, "n_hidden": np.array([8, 2]), "n_classes": two}),
-        (models.resnet, {"depth": eight, "n_classes": two, "in_channels": one, "group": two}),
+        (models.resnet, {"depth": eight, "n_classes": two, "in_channels": one}),
     ):
         plain = {name: value.tolist() for name, value in options.items()}
         assert torch.equal(flat_parameters(make(**options)), flat_parameters(make(**plain)))
@@ -264,79 +264,7 @@ def test_mlp_without_biases_is_positively_homogeneous():
         assert not torch.allclose(models.mlp(n_hidden=20)(3 * x), 3 * models.mlp(n_hidden=20)(x))
 
 
-# --- residual networks and ghost batch norm -----------------------------------------------------
-
-
-class OnGPU(torch.Tensor):
-    """Says that it is on a GPU, where groups of one size are normalised together."""
-
-    is_cuda = True
-
-
-def norms(group):
-    """A ghost batch norm and a plain one, in float64, with the same gains and shifts."""
-    plain = nn.BatchNorm2d(5).double()
-    with local_seed(1), torch.no_grad():
-        plain.weight.normal_()
-        plain.bias.normal_()
-    ghost = models.GhostBatchNorm2d(5, group).double()
-    ghost.load_state_dict(plain.state_dict())
-    return ghost, plain
-
-
-@pytest.mark.parametrize("kind", [torch.Tensor, OnGPU])
-@pytest.mark.parametrize(("n", "group"), [(12, 4), (12, 5), (13, 4), (3, 8), (12, 12)])
-def test_ghost_batch_norm_is_batch_norm_of_each_part(n, group, kind):
-    shape = (5, 3, 2)
-    ghost, plain = norms(group)
-    workers = [copy.deepcopy(plain) for _ in range(math.ceil(n / group))]
-    for seed in (0, 1):  # two updates of the running statistics
-        x = 2 + 3 * noise(shape, n, seed).double()
-        direction = noise(shape, n, seed + 5).double()
-        a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
-        y = ghost(a.as_subclass(kind)).as_subclass(torch.Tensor)
-        parts = b.tensor_split(len(workers))
-        expected = torch.cat([norm(part) for norm, part in zip(workers, parts, strict=True)])
-        close = {"atol": 1e-10, "rtol": 0}
-        torch.testing.assert_close(y, expected, **close)
-        (y * direction).sum().backward()
-        (expected * direction).sum().backward()
-        torch.testing.assert_close(a.grad, b.grad, **close)
-    for name in ("weight", "bias"):
-        summed = sum(getattr(norm, name).grad for norm in workers)
-        torch.testing.assert_close(getattr(ghost, name).grad, summed, **close)
-    for name in ("running_mean", "running_var"):
-        mean = torch.stack([getattr(norm, name) for norm in workers]).mean(0)
-        torch.testing.assert_close(getattr(ghost, name), mean, **close)
-    assert ghost.num_batches_tracked == 2
-    plain.load_state_dict(ghost.state_dict())
-    torch.testing.assert_close(ghost.eval()(x), plain.eval()(x), **close)
-
-
-def test_impossible_groups_and_inputs_are_refused():
-    for group in (0, 2.5, True):
-        with pytest.raises(ValueError, match=f"group must be .*, got {group}"):
-            models.GhostBatchNorm2d(5, group)
-    with pytest.raises(ValueError, match="expected 4D input"):
-        models.GhostBatchNorm2d(5)(torch.zeros(5, 3, 3))
-
-
-def test_ghost_groups_are_micro_batches():
-    """One mini-batch of 24 by ghost groups of 8 is the same as its parts of 8 one by one."""
-    images = gaussian_classes(48, 30, shape=(3, 8, 8), n_classes=3)
-    options = {"batch_size": 24, "lr": 0.1, "epochs": 2, "momentum": 0.9, "nesterov": True}
-
-    def net(group):
-        return models.resnet(8, 3, group=group)
-
-    ghost = train(net(8), images, **options)
-    parts = train(net(None), images, micro_batch=8, **options)
-    torch.testing.assert_close(ghost.w, parts.w, atol=2e-5, rtol=0)
-    values = zip(ghost.model.buffers(), parts.model.buffers(), strict=True)
-    for a, b in values:
-        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
-    whole = train(net(None), images, **options)
-    assert (ghost.w - whole.w).abs().max() > 1e-3
+# --- residual networks --------------------------------------------------------------------------
 
 
 def test_a_residual_block_is_at_first_its_shortcut():
@@ -366,10 +294,6 @@ def test_the_initial_weights_of_a_resnet_are_goyals():
 def test_a_resnet_of_other_sizes():
     grey = models.resnet(8, 4, in_channels=1)
     assert grey(noise((1, 28, 28), 6)).shape == (6, 4)
-    groups = {m.group for m in grey.modules() if isinstance(m, models.GhostBatchNorm2d)}
-    assert groups == {32}
-    plain = models.resnet(8, group=None)
-    assert not any(isinstance(m, models.GhostBatchNorm2d) for m in plain.modules())
     for depth in (2, 18, 21):
         with pytest.raises(ValueError, match=rf"depth must be 6m \+ 2 .*, got {depth}"):
             models.resnet(depth)

@@ -426,6 +426,19 @@ def test_a_micro_batch_has_its_own_batch_norm():
     assert not torch.allclose(found.w, run(net, DATA, batch_size=50, epochs=1, seed=1).w)
 
 
+def test_running_statistics_move_by_the_mean_over_the_parts():
+    """What k workers, each with a part of its own, would average."""
+    norm = nn.BatchNorm1d(5)
+    found = run(nn.Sequential(norm, nn.Linear(5, 3)), batch_size=50, micro_batch=17, epochs=1)
+    [batch] = sample_batches(50, 50, generator=torch.Generator().manual_seed(0))
+    parts = [DATA.x_train[part] for part in batch.tensor_split(3)]
+    mean = torch.stack([0.1 * part.mean(0) for part in parts]).mean(0)
+    variance = torch.stack([0.9 + 0.1 * part.var(0) for part in parts]).mean(0)
+    torch.testing.assert_close(found.model[0].running_mean, mean)
+    torch.testing.assert_close(found.model[0].running_var, variance)
+    assert found.model[0].num_batches_tracked == 1
+
+
 def test_a_micro_batch_of_one_sample_is_refused_where_batch_norm_would_fail():
     net = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4, track_running_stats=False))
     with pytest.raises(ValueError, match=r"a batch of 1 sample of the 50.*another micro_batch"):

@@ -140,7 +140,7 @@ def build(net: str, data: Dataset, seed: int) -> torch.nn.Module:
     if net == "MLP":
         n_inputs = math.prod(data.input_shape)
         return models.mlp(n_inputs, 256, data.n_classes, seed=seed)
-    return models.resnet(20, data.n_classes, in_channels=data.input_shape[0], group=N, seed=seed)
+    return models.resnet(20, data.n_classes, in_channels=data.input_shape[0], seed=seed)
 
 
 def select(

@@ -228,7 +228,7 @@ def build(net: str, n_classes: int, seed: int) -> nn.Module:
     if net == "resnet50":
         return models.resnet50(n_classes, seed=seed)
     if net == "resnet20":
-        return models.resnet(20, n_classes, group=None, seed=seed)  # a part is the group
+        return models.resnet(20, n_classes, seed=seed)
     raise ValueError(f"net must be 'resnet50' or 'resnet20', got {net!r}")
 
 
