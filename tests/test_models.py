@@ -203,7 +203,6 @@ SIZES = [
     (models.mlp, "n_classes"),
     (models.resnet, "n_classes"),
     (models.resnet, "in_channels"),
-    (models.resnet, "group"),
     (models.resnet50, "n_classes"),
 ]
 
