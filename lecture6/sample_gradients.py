@@ -123,9 +123,7 @@ class SamplePass:
             self.layers = {}
 
     def _logits(self, w: Tensor, x: Tensor) -> Tensor:
-        return functional_call(
-            self.model, unflatten(w, self.shapes), (cast(x, w.dtype).to(w.device),)
-        )
+        return functional_call(self.model, unflatten(w, self.shapes), (cast(x, w),))
 
     def __call__(self, w: Tensor, x: Tensor, y: Tensor) -> SampleGradients:
         weights = unflatten(w, self.shapes)

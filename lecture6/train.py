@@ -228,14 +228,13 @@ def train(
     """
     recipe = Recipe(**settings)
     team = group or Team(choose(device))
-    with for_training(), local_seed(recipe.seed + team.rank):
+    with for_training(), local_seed((recipe.seed + team.rank) % checks.SEEDS):
         run = _Training(model, data, recipe, team, checkpoint)
         for epoch in run.epochs(progress):
-            for i, batch in enumerate(run.batches()):
-                run.set_rate(epoch, i)
+            for batch in run.batches(epoch):  # in one part, unless micro_batch says otherwise
                 run.optimizer.zero_grad()
-                parts = run.parts(batch)  # one, unless micro_batch says otherwise
-                run.check_finite(gradient(run.net, parts, len(parts), team, bf16=run.bf16))
+                loss = gradient(run.net, batch, len(batch), team, bf16=run.bf16)
+                run.check_finite(loss)
                 run.optimizer.step()  # w ← w − η ∇
         return run.finished()
 
@@ -348,7 +347,7 @@ class _Training:
         with tqdm(
             total=total, initial=self.epoch, unit="epoch", disable=hidden, leave=False
         ) as bar:
-            while self.epoch < total and not self._ceased():
+            while self.epoch < total and self.since_best < (recipe.patience or math.inf):
                 self.model.train()
                 started = perf_counter()
                 yield self.epoch
@@ -360,33 +359,24 @@ class _Training:
                 if self.epoch % recipe.evaluate_every and self.epoch < total:
                     continue
                 loss = self._record()
-                better = loss < self.best
-                self.best = loss if better else self.best
-                self.since_best = 0 if better else self.since_best + 1
+                self.since_best = 0 if loss < self.best else self.since_best + 1
+                self.best = min(loss, self.best)
                 bar.set_postfix(loss=f"{loss:.4f}")
                 self._save()
 
-    def _ceased(self) -> bool:
-        return self.recipe.patience is not None and self.since_best >= self.recipe.patience
-
-    def batches(self) -> Iterator[Tensor]:
-        """The mini-batches of an epoch, as indices."""
-        recipe, n_train = self.recipe, len(self.y)
-        return sample_batches(
-            n_train, recipe.batch_size, sampling=recipe.sampling, generator=self.generator
+    def batches(self, epoch: int) -> Iterator[list[tuple[Tensor, Tensor, float]]]:
+        """What this process takes of each mini-batch, see :func:`gradient`; sets its rate η."""
+        recipe, team = self.recipe, self.team
+        batches = sample_batches(
+            len(self.y), recipe.batch_size, sampling=recipe.sampling, generator=self.generator
         )
-
-    def parts(self, batch: Tensor) -> list[tuple[Tensor, Tensor, float]]:
-        """What this process takes of a mini-batch, see :func:`gradient`."""
-        share = batch.tensor_split(self.team.size)[self.team.rank].to(self.team.device)
-        parts = [part for part in share.tensor_split(self.n_parts) if len(part)]
-        return [(self.x[part], self.y[part], len(part) / len(batch)) for part in parts]
-
-    def set_rate(self, epoch: int, i: int) -> None:
-        """η of update ``i`` of an epoch."""
-        self.update, self.factor = epoch * self.n_updates + i, float(self.factors[epoch, i])
-        for parameters in self.optimizer.param_groups:
-            parameters["lr"] = self.recipe.lr * self.factor
+        for i, batch in enumerate(batches):
+            self.update, self.factor = epoch * self.n_updates + i, float(self.factors[epoch, i])
+            for parameters in self.optimizer.param_groups:
+                parameters["lr"] = recipe.lr * self.factor
+            share = batch.tensor_split(team.size)[team.rank].to(team.device)
+            parts = [part for part in share.tensor_split(self.n_parts) if len(part)]
+            yield [(self.x[part], self.y[part], len(part) / len(batch)) for part in parts]
 
     def check_finite(self, loss: float | Tensor) -> None:
         """Raise DivergenceError for a loss that is not finite."""
