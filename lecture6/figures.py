@@ -8,8 +8,6 @@ Colours are Okabe and Ito's, safe for colour-blind readers; dashes repeat what c
 
 from __future__ import annotations
 
-import html
-import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -543,55 +541,3 @@ def spectrum(
     figure.update_xaxes(title_text="Eigenvalue of the Hessian, λ")
     figure.update_yaxes(title_text="Eigenvalues per unit of λ", type="log", exponentformat="power")
     return figure
-
-
-class BookFigure:
-    """Renders a Plotly output of a notebook as a figure of the book (a myst-nb plug-in).
-
-    The page gets the figure as JSON, which `book/_static/figures.js` draws. The title becomes the
-    caption, which follows the slider when the frames have titles of their own; the subtitle (which
-    run it shows) and the text of `layout.meta["description"]` stand under it.
-    """
-
-    mime_priority_overrides = (("*", "application/vnd.plotly.v1+json", 1),)
-
-    @staticmethod
-    def handle_mime(renderer, data, inline):
-        """Return the docutils nodes of one output, or None for a mime type that is not Plotly's.
-
-        Raises:
-            ValueError: the figure has no title or no text description.
-        """
-        if data.mime_type != "application/vnd.plotly.v1+json":
-            return None
-        from docutils import nodes  # only a build of the book has docutils
-
-        figure = {key: data.content.get(key, []) for key in ("data", "frames")}
-        layout = dict(data.content["layout"])
-        heading = layout.pop("title", {})
-        title, description = heading.get("text"), layout.get("meta", {}).get("description")
-        if not title or not description:
-            raise ValueError(
-                f"the figure {title!r} needs a title (its caption in the book) and a text "
-                "description: set layout.title.text and layout.meta['description']"
-            )
-        caption = f'<span class="title">{html.escape(title)}</span>'
-        if "subtitle" in heading:
-            subtitle = html.escape(heading["subtitle"]["text"])
-            caption += f'<span class="subtitle">{subtitle}</span>'
-        height = layout.get("height", 450)
-        # "<" is escaped so that no text in a figure can end the script element.
-        content = json.dumps(figure | {"layout": layout}).replace("<", "\\u003c")
-        return [
-            nodes.raw(
-                "",
-                '<figure class="plotly-figure">'
-                f'<div class="plot" role="group" aria-label="{html.escape(title)}" '
-                f'aria-busy="true" style="min-height: {height}px"></div>'
-                f'<script type="application/json">{content}</script>'
-                f"<figcaption>{caption}</figcaption>"
-                "<details><summary>Description of the figure</summary>"
-                f"<p>{html.escape(description)}</p></details></figure>",
-                format="html",
-            )
-        ]

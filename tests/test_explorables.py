@@ -1,10 +1,8 @@
 import json
 import os
-import pkgutil
 import re
 import tomllib
 from pathlib import Path
-from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -12,7 +10,7 @@ from nbclient import NotebookClient
 from traitlets import TraitError
 
 from lecture6 import explorables, toys
-from lecture6.explorables import MIME_TYPE, BookExplorable, Box, Steps, Walkers
+from lecture6.explorables import MIME_TYPE, Box, Steps, Walkers
 
 ROOT = Path(__file__).parents[1]
 KINDS = [Walkers, Box, Steps]
@@ -60,8 +58,6 @@ def test_the_modules_are_packaged():
     packaged = {path for glob in globs for path in explorables.HERE.glob(glob)}
     here = {path for path in explorables.HERE.iterdir() if path.suffix not in ("", ".py")}
     assert packaged == here
-    plugin = project["project"]["entry-points"]["myst_nb.mime_renderers"]["lecture6_explorable"]
-    assert pkgutil.resolve_name(plugin) is BookExplorable
 
 
 # ---- with a kernel ---------------------------------------------------------------------------
@@ -115,24 +111,6 @@ def test_in_the_book_the_output_is_the_name_of_the_module_and_the_start(kind):
     assert content["module"] == kind.module
     assert content["start"] == widget.trait_values(start=True)
     assert "It needs JavaScript." in data["text/plain"]
-
-
-@pytest.mark.usefixtures("static")
-def test_the_book_gets_the_module_itself(kind):
-    widget = kind()
-    content = widget._repr_mimebundle_()[MIME_TYPE]
-    output = SimpleNamespace(mime_type=MIME_TYPE, content=content)
-    (node,) = BookExplorable.handle_mime(None, output, inline=False)
-    figure = node.astext()
-    assert figure.count("</script") == 1
-    (held,) = re.findall(r'<script type="application/json">(.*)</script>', figure)
-    assert json.loads(held) == {"module": source(kind), "start": content["start"]}
-    assert kind.about in figure
-
-
-def test_other_outputs_are_left_to_others():
-    output = SimpleNamespace(mime_type="text/html", content="<p>")
-    assert BookExplorable.handle_mime(None, output, inline=False) is None
 
 
 def test_a_notebook_executed_for_the_book_needs_no_widget_manager():

@@ -6,15 +6,11 @@ traits are the start values; with a kernel they follow the sliders, and the slid
 myst-nb stores a widget as a view, a model id, whose state stands in the notebook's metadata, and
 shows it with the 1 MB widget manager, which would load anywidget's front end from another host. So
 in the book (environment variable ``LECTURE6_STATIC``) a widget opens no comm, and its output holds
-the name of the module and the start values; :class:`BookExplorable` writes the module itself into
-the page, since a page opened as a file may import no file, and `book/_static/explorables.js` runs
-it.
+the name of the module and the start values, from which the book's own renderer makes a page.
 """
 
 from __future__ import annotations
 
-import html
-import json
 import os
 from pathlib import Path
 
@@ -126,29 +122,3 @@ class Steps(Explorable):
     curvature = _start(Float(1.0, min=0.1, max=10.0))
     k = _start(Int(8, min=1, max=64))
     warmup = _start(Int(0, min=0, max=10))
-
-
-class BookExplorable:
-    """Renders the output of an explorable as a figure of the book (a myst-nb plug-in)."""
-
-    mime_priority_overrides = (("*", MIME_TYPE, 1),)
-
-    @staticmethod
-    def handle_mime(renderer, data, inline):
-        """Return the docutils nodes of one output, or None for another mime type."""
-        if data.mime_type != MIME_TYPE:
-            return None
-        from docutils import nodes  # only a build of the book has docutils
-
-        module = (HERE / f"{data.content['module']}.js").read_text("utf8")
-        content = json.dumps({"module": module, "start": data.content["start"]})
-        # "<" is escaped so that no text in a module can end the script element.
-        content = content.replace("<", "\\u003c")
-        return [
-            nodes.raw(
-                "",
-                f'<figure class="explorable"><div>{html.escape(data.content["about"])}</div>'
-                f'<script type="application/json">{content}</script></figure>',
-                format="html",
-            )
-        ]
