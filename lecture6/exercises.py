@@ -1,13 +1,14 @@
 """The checks of the exercises: ``check("3.2", 0.7)`` says whether an answer is right.
 
-A wrong answer is told by how much it is off, never what the right one is. Those are computed here,
-in another way than in the notebook's solution wherever there is one. `ANSWERS` has an entry for
-every exercise, named chapter.number.
+Of a wrong answer it says by how much it is off, never what the right one is. Those are computed
+here, in another way than in the notebook's solution wherever there is one. `ANSWERS` has an entry
+for every exercise, named chapter.number.
 """
 
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,11 +24,11 @@ from .studies import smith
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Feedback:
     """What `check` says; prints as one line."""
 
     number: str
-    right: bool | None  #: None: there is no answer yet
+    right: bool | None  #: None: there is no answer yet, or none to this question
     error: float | None  #: of the worst entry, relative to the right one; None for yes and no
     words: str
 
@@ -44,70 +45,68 @@ class Answer:
     tolerance: float = 0.01  #: relative
 
 
-def check(number: str, value: Any) -> Verdict:
+def check(number: str | float, value: Any) -> Feedback:
     """Whether ``value`` answers exercise ``number``, and if not, by how much it is off.
 
     ``value``: a number, or a list, array or tensor of the shape that the exercise asks for; for a
     question of yes and no, of booleans. ``...`` stands where there is no answer yet.
 
-    Raises ValueError for an unknown number, another shape, NaN, or what is not a number (for yes
-    and no: not a boolean).
+    Raises nothing: of a number that no exercise has, and of what cannot be an answer (another
+    shape, NaN, a word, 1 and 0 for yes and no), it says so.
     """
+    number, value = str(number).strip(), _plain(value)
     if number not in ANSWERS:
-        chapter = [known for known in ANSWERS if known.split(".")[0] == str(number).split(".")[0]]
-        known = f"{(chapter or list(ANSWERS))[0]} to {(chapter or list(ANSWERS))[-1]}"
-        raise ValueError(f"there is no exercise {number!r}; the numbers go from {known!r}")
-    value = _without_tensors(value)
+        chapter = [known for known in ANSWERS if known.split(".")[0] == number.split(".")[0]]
+        first, *_, last = chapter or ANSWERS
+        return Feedback(number, None, None, f"there is none; the numbers go from {first} to {last}")
     if _lacks_an_entry(value):
-        return Verdict(number, None, None, "no answer yet")
+        return Feedback(number, None, None, "no answer yet")
     answer = ANSWERS[number]
     right = np.asarray(answer.compute())
-    given = _given(number, value, right)
+    given = _given(value, right)
+    if isinstance(given, str):
+        return Feedback(number, None, None, given)
     if right.dtype == bool:
         wrong = int((given != right).sum())
         words = "right" if not wrong else f"wrong: {wrong} of {right.size}"
-        return Verdict(number, not wrong, None, words)
+        return Feedback(number, not wrong, None, words)
     errors = (given / right - 1).ravel()
     worst = int(np.abs(errors).argmax())
     error = float(errors[worst])
     allowed = f"({100 * answer.tolerance:g} % is allowed)"
     if abs(error) <= answer.tolerance:
-        return Verdict(number, True, error, f"right {allowed}")
+        return Feedback(number, True, error, f"right {allowed}")
     which = f"number {worst + 1}" if right.size > 1 else "it"
-    return Verdict(number, False, error, f"wrong: {which} {_by_how_much(error)} {allowed}")
+    return Feedback(number, False, error, f"wrong: {which} {_by_how_much(error)} {allowed}")
 
 
-def _without_tensors(value: Any) -> Any:
-    """``value`` with a list or a number in the place of every tensor, on whatever device."""
-    if isinstance(value, torch.Tensor):
+def _plain(value: Any) -> Any:
+    """``value`` with lists and numbers of Python for tensors, on whatever device, and arrays."""
+    if isinstance(value, torch.Tensor | np.ndarray | np.generic):
         return value.tolist()
-    if isinstance(value, (list, tuple)):
-        return [_without_tensors(entry) for entry in value]
-    return value
+    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def _lacks_an_entry(value: Any) -> bool:
     return value is ... or (isinstance(value, list) and any(map(_lacks_an_entry, value)))
 
 
-def _given(number: str, value: Any, right: np.ndarray) -> np.ndarray:
-    """The answer as an array like the right one."""
-    kind = "yes or no (True or False)" if right.dtype == bool else "a number"
-    if right.shape:
-        kind = f"a list of shape {right.shape}, each entry {kind}"
+def _given(value: Any, right: np.ndarray) -> np.ndarray | str:
+    """The answer as an array like the right one; in words, what is asked for, if it is none."""
+    kind = "yes or no, True or False" if right.dtype == bool else "a number"
+    kind = f"a list of the shape {right.shape}, each entry {kind}" if right.shape else kind
+    asked = f"asks for {kind}; got {' '.join(reprlib.repr(value).split())}"
     try:
         given = np.asarray(value)
     except ValueError:  # rows of different length
-        given = np.empty(0, dtype=object)
+        return asked
     if given.dtype.kind not in ("b" if right.dtype == bool else "iuf"):
-        raise ValueError(f"exercise {number} asks for {kind}; got {value!r}")
+        return asked
     if given.size == right.size == 1:
         given = given.reshape(right.shape)
     if given.shape != right.shape:
-        raise ValueError(f"exercise {number} asks for {kind}; got {value!r}, shape {given.shape}")
-    if np.isnan(given).any():
-        raise ValueError(f"exercise {number} asks for {kind}; got {value!r}, which has a NaN")
-    return given
+        return f"{asked}, shape {given.shape}"
+    return f"{asked}, which has a NaN" if np.isnan(given).any() else given
 
 
 def _by_how_much(error: float) -> str:

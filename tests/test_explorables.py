@@ -5,9 +5,9 @@ import tomllib
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 from nbclient import NotebookClient
-from traitlets import TraitError
 
 from lecture6 import explorables, toys
 from lecture6.explorables import MIME_TYPE, Box, Steps, Walkers
@@ -86,12 +86,27 @@ def test_the_widget_holds_its_module_and_its_start_values(kind):
         (Box, {"function": "x²"}),
         (Steps, {"k": 65}),
         (Steps, {"warmup": -1}),
+        (Walkers, {"lr": float("nan")}),
+        (Walkers, {"batch_size": 8.5}),
+        (Walkers, {"n_walkers": True}),
+        (Walkers, {"seed": -1}),
+        (Walkers, {"seed": 2**32}),  # would be the walkers of seed 0
+        (Walkers, {"learning_rate": 0.05}),
+        (Box, {"length": float("inf")}),
+        (Box, {"function": None}),
     ],
 )
 def test_a_start_that_no_control_can_show_is_refused(kind, start):
     (name,) = start
-    with pytest.raises(TraitError, match=name):
+    with pytest.raises(ValueError, match=name):
         kind(**start)
+
+
+@pytest.mark.usefixtures("live")
+def test_a_start_may_be_a_number_of_numpy():
+    walkers = Walkers(lr=np.float32(0.05), batch_size=np.int64(8))
+    assert (walkers.lr, walkers.batch_size) == (pytest.approx(0.05), 8)
+    assert (type(walkers.lr), type(walkers.batch_size)) == (float, int)
 
 
 def test_the_functions_of_the_box_are_those_of_figure_6():

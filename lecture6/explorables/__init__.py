@@ -13,9 +13,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import anywidget
 from traitlets import Bool, Enum, Float, Int, TraitType
+
+from .. import checks
 
 HERE = Path(__file__).parent
 MIME_TYPE = "application/vnd.lecture6.explorable+json"
@@ -26,11 +29,30 @@ def _start(trait: TraitType) -> TraitType:
 
 
 class Explorable(anywidget.AnyWidget):
-    """What the three have in common. ``module`` names the file, ``about`` says what it shows."""
+    """What the three have in common. ``module`` names the file, ``about`` says what it shows.
+
+    ``Walkers(lr=0.02)`` raises ValueError for a start value that no control can show.
+    """
 
     _css = HERE / "explorables.css"
     module: str
     about: str
+
+    def __init__(self, **start) -> None:
+        super().__init__(**{name: self._checked(name, value) for name, value in start.items()})
+
+    @classmethod
+    def _checked(cls, name: str, value: Any) -> Any:
+        """A start value as its trait takes it, which knows no NumPy scalar and lets NaN pass."""
+        trait = cls.class_traits().get(name)
+        if trait is None:
+            known = ", ".join(cls.class_traits(start=True))
+            raise ValueError(f"{cls.__name__} has no {name!r}, only {known}")
+        if isinstance(trait, Int):
+            return checks.whole(name, value, least=trait.min, most=trait.max)
+        if isinstance(trait, Float):
+            return checks.real(name, value, least=trait.min, most=trait.max)
+        return checks.one_of(name, value, trait.values) if isinstance(trait, Enum) else value
 
     def open(self) -> None:
         """Connect to the page, unless this is a build of the book."""
@@ -70,7 +92,7 @@ class Walkers(Explorable):
     depth = _start(Float(0.1, min=-0.3, max=0.3))
     curvature = _start(Float(4.0, min=1.0, max=9.0))
     n_walkers = _start(Int(2000, min=100, max=20_000))
-    seed = _start(Int(0))
+    seed = _start(Int(0, min=0, max=2**32 - 1))
     compact = _start(Bool(False))
 
 
