@@ -828,7 +828,7 @@ def test_a_sweep_has_the_seeds_that_have_every_batch_size(table):
         of = {"accuracy": "test", "sharpness": "full space"}[name]
         expected = keskar_study.ends(rows, name, of, 5e-4 if name == "sharpness" else None)
         assert by_size[at][column].item() == expected.loc[3, 20]
-    figures.batch_size(by_size, title="t", provenance="p")
+    figures.accuracy_and_sharpness(by_size, title="t", provenance="p")
 
 
 def test_a_selection_that_is_not_there_says_what_is(table):
