@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from types import SimpleNamespace
@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from IPython.display import HTML
-from numpy.typing import ArrayLike
 from scipy import stats
 
 from . import checks
@@ -24,8 +23,7 @@ VERDICTS = {True: "holds", False: "does not hold", None: "cannot tell"}
 def settings(profile: str, **by_profile: dict[str, Any]) -> SimpleNamespace:
     """The settings of one profile: ``settings("book", smoke={...}, book={...}, full={...}).lr``.
 
-    Raises ValueError for a profile other than smoke, book and full, and where ``profile`` has no
-    settings.
+    Raises ValueError for a profile other than these, and for one without settings.
     """
     for name in (profile, *by_profile):
         if name not in PROFILES:
@@ -34,24 +32,20 @@ def settings(profile: str, **by_profile: dict[str, Any]) -> SimpleNamespace:
                 "notebook's parameter 'profile' or the environment variable LECTURE6_PROFILE"
             )
     if not isinstance(by_profile.get(profile), dict):
-        raise ValueError(
-            f"there are no settings of the profile {profile!r}, of {list(by_profile)} only: add "
-            f"{profile}=dict(…)"
-        )
+        raise ValueError(f"no settings of the profile {profile!r} are given: add {profile}=dict(…)")
     return SimpleNamespace(**by_profile[profile])
 
 
-def provenance(profile: str, data: str, seeds: Iterable[int]) -> str:
+def provenance(profile: str, data: str, seeds: Sequence[int]) -> str:
     """One line that says which run a figure shows: profile, data, seeds, device, date, code.
 
     Raises ValueError for a run without seeds, and for what is no seed.
     """
-    seeds = [checks.seed(seed, "one of the seeds") for seed in np.ravel(seeds)]
+    seeds = [checks.seed(seed, "one of the seeds") for seed in np.ravel(np.asarray(seeds))]
     if not seeds:
-        raise ValueError("a run has at least one seed, got none: name those that it used")
-    first, last = seeds[0], seeds[-1]
-    gapless = len(seeds) > 1 and seeds == list(range(first, last + 1))
-    numbers = f"{first}–{last}" if gapless else ", ".join(map(str, seeds))
+        raise ValueError("a run has at least one seed, got none")
+    gapless = len(seeds) > 1 and seeds == list(range(seeds[0], seeds[-1] + 1))
+    numbers = f"{seeds[0]}–{seeds[-1]}" if gapless else ", ".join(map(str, seeds))
     return (
         f"profile {profile} · {data} · seed{'s' * (len(seeds) > 1)} {numbers} · "
         f"{device_name()} · {date.today().isoformat()} · {code_version()}"
@@ -76,7 +70,7 @@ class Interval:
         return f"{self.mean:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
 
 
-def interval(values: ArrayLike | Iterable[float], level: float = 0.95) -> Interval:
+def interval(values: Iterable[float], level: float = 0.95) -> Interval:
     """Mean of one value a seed and its two-sided t-interval, which covers a share ``level``.
 
     Raises ValueError for fewer than 2 values, values that are not finite, and a ``level`` that
@@ -89,7 +83,7 @@ def interval(values: ArrayLike | Iterable[float], level: float = 0.95) -> Interv
     return Interval(mean, float(mean - half), float(mean + half), len(values))
 
 
-def geometric_interval(values: ArrayLike | Iterable[float], level: float = 0.95) -> Interval:
+def geometric_interval(values: Iterable[float], level: float = 0.95) -> Interval:
     """The same for positive values that differ by factors: of their logarithms, exponentiated."""
     values = _one_a_seed(values)
     if not (values > 0).all():
@@ -99,12 +93,12 @@ def geometric_interval(values: ArrayLike | Iterable[float], level: float = 0.95)
     return Interval(float(np.exp(log.mean)), low, high, log.n_seeds)
 
 
-def _one_a_seed(values: ArrayLike | Iterable[float]) -> np.ndarray:
+def _one_a_seed(values: Iterable[float]) -> np.ndarray:
     values = values if isinstance(values, Iterable) else [values]
-    values = np.asarray([checks.real("the value of each seed", value) for value in values])
-    if len(values) < 2:
-        raise ValueError(f"an interval needs at least 2 seeds, got {len(values)}")
-    return values
+    checked = np.asarray([checks.real("the value of each seed", value) for value in values])
+    if len(checked) < 2:
+        raise ValueError(f"an interval needs at least 2 seeds, got {len(checked)}")
+    return checked
 
 
 @dataclass(frozen=True)
@@ -126,18 +120,9 @@ class Claim:
 
 def claims_table(claims: Iterable[Claim]) -> HTML:
     """The claims of a chapter as an HTML table of class ``claims`` (the scorecard collects it)."""
-    rows = [
-        {
-            "Claim": c.claim,
-            "Source": c.source,
-            "There": c.paper,
-            "Here": c.ours,
-            "Seeds": c.seeds,
-            "Computed": c.run,
-            "Verdict": VERDICTS[c.holds],
-        }
-        for c in claims
-    ]
+    rows = [(c.claim, c.source, c.paper, c.ours, c.seeds, c.run, VERDICTS[c.holds]) for c in claims]
     if not rows:
         raise ValueError("a table of claims needs at least one, got none")
-    return HTML(pd.DataFrame(rows).to_html(classes="claims", index=False, border=0))
+    columns = ["Claim", "Source", "There", "Here", "Seeds", "Computed", "Verdict"]
+    table = pd.DataFrame(rows, columns=columns)
+    return HTML(table.to_html(classes="claims", index=False, border=0))

@@ -3,10 +3,9 @@
 Each is one JavaScript module beside this file, which anywidget shows in Jupyter and Colab. Their
 traits are the start values; with a kernel they follow the sliders, and the sliders them.
 
-myst-nb stores a widget as a view, a model id, whose state stands in the notebook's metadata, and
-shows it with the 1 MB widget manager, which would load anywidget's front end from another host. So
-in the book (environment variable ``LECTURE6_STATIC``) a widget opens no comm, and its output holds
-the name of the module and the start values, from which the book's own renderer makes a page.
+myst-nb would show a widget with the 1 MB widget manager, which loads anywidget's front end from
+another host. So in the book (environment variable ``LECTURE6_STATIC``) a widget opens no comm, and
+its output is the name of the module and the start values, for the book's own renderer.
 """
 
 from __future__ import annotations
@@ -44,15 +43,14 @@ class Explorable(anywidget.AnyWidget):
     @classmethod
     def _checked(cls, name: str, value: Any) -> Any:
         """A start value as its trait takes it, which knows no NumPy scalar and lets NaN pass."""
-        trait = cls.class_traits().get(name)
-        if trait is None:
+        if name not in cls.class_traits():
             known = ", ".join(cls.class_traits(start=True))
             raise ValueError(f"{cls.__name__} has no {name!r}, only {known}")
-        if isinstance(trait, Int):
-            return checks.whole(name, value, least=trait.min, most=trait.max)
-        if isinstance(trait, Float):
-            return checks.real(name, value, least=trait.min, most=trait.max)
-        return checks.one_of(name, value, trait.values) if isinstance(trait, Enum) else value
+        trait = cls.class_traits()[name]
+        if isinstance(trait, Int | Float):
+            number = checks.whole if isinstance(trait, Int) else checks.real
+            return number(name, value, least=trait.min, most=trait.max)
+        return checks.one_of(name, value, trait.values or ()) if isinstance(trait, Enum) else value
 
     def open(self) -> None:
         """Connect to the page, unless this is a build of the book."""
