@@ -35,7 +35,7 @@ from lecture6.parallel.group import ONE_PROCESS, Group, join, unavailable
 from lecture6.train import DivergenceError, Recipe, Run, train
 
 POLL = 0.02  # seconds between the parent's looks at its workers
-START = 60.0  # seconds that a worker may take to import torch on a busy machine
+START = 60.0  # seconds that a worker may take to its first exchange on a busy machine
 
 
 class WorkerError(RuntimeError):
@@ -138,7 +138,7 @@ def _watch(
     while waiting := [rank for rank in range(size) if rank not in answers]:
         if (beats != seen).any():
             seen, moved = beats.copy(), time.monotonic()
-        limit = timeout if seen.all() else max(timeout, START)
+        limit = timeout if (seen > 1).all() else max(timeout, START)
         if time.monotonic() - moved > limit:
             # the stopped ones, else those that got least far before the exchange
             status = {rank: psutil.Process(processes[rank].pid).status() for rank in waiting}
@@ -184,7 +184,7 @@ def work(folder: Path, rank: int, size: int, parent: int) -> None:
         group = join(rank, size, rank, size, store=store, timeout=timedelta(days=1))
         group.beats = np.memmap(folder / "beats", np.int64, "r+", shape=size)
         job = torch.load(folder / "job", map_location="cpu", mmap=True, weights_only=False)
-        group.beat()  # until all have started, the parent is patient
+        group.beat()
         answer = cloudpickle.dumps((time.time(), None, job[0](group, *job[1])))
     except Exception as raised:
         text = f"worker {rank} of {size} raised {type(raised).__name__}: {raised}"
