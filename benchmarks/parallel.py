@@ -120,10 +120,9 @@ def main() -> None:
     shown("images/s, 2 workers", [n / two for _, two, *_ in rows], ",.0f")
     shown("efficiency", [alone / two / 2 for alone, two, *_ in rows], ".1%")
     shown("overhead over bare DDP", [two / plain - 1 for _, two, plain, _ in rows], ".1%")
+    seconds = first_epoch(net, images, args.batch_size)
     print(f"weights apart by at most {max(row[3] for row in rows):.1e}")
-    print(
-        f"an epoch of 2 workers, with their start: {first_epoch(net, images, args.batch_size):.1f} s"
-    )
+    print(f"an epoch of 2 workers, their start included: {seconds:.1f} s")
 
 
 if __name__ == "__main__":
