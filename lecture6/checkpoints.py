@@ -59,6 +59,13 @@ class Checkpoint:
             digest = hashlib.sha256(content).hexdigest().encode()
             write_atomically(self.path, _MARK + digest + b"\n" + content)
 
+    def unreadable(self, error: Exception) -> ValueError:
+        """What to raise for a file whose content is not what it should be."""
+        return ValueError(
+            f"{self.path} is not a readable checkpoint ({type(error).__name__}: {error}); delete it "
+            "to start afresh"
+        )
+
     def load(self) -> dict[str, Any] | None:
         """The saved state; None where there is no file.
 
@@ -77,15 +84,11 @@ class Checkpoint:
             saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             settings, state = saved["settings"], saved["state"]
         except (RuntimeError, KeyError, TypeError, pickle.PickleError) as error:
-            raise ValueError(
-                f"{self.path} is not a readable checkpoint ({type(error).__name__}: {error}); "
-                "delete it to start afresh"
-            ) from error
-        pairs = ((name, settings.get(name), value) for name, value in self.settings.items())
+            raise self.unreadable(error) from error
         differ = [
             f"{name}: {there} there, {here} here"
-            for name, *both in pairs
-            for there, here in (zip(*both) if isinstance(both[1], list) else [both])
+            for name, value in self.settings.items()
+            for there, here in _pairs(settings.get(name), value)
             if there != here
         ]
         if differ:
@@ -96,9 +99,14 @@ class Checkpoint:
         return state
 
 
+def _pairs(there: Any, here: Any) -> list[tuple[Any, Any]]:
+    both = isinstance(there, list) and isinstance(here, list)
+    return list(zip(there, here, strict=False)) if both else [(there, here)]
+
+
 def digest(*tensors: torch.Tensor) -> str:
     """SHA-256 of what tensors hold."""
     found = hashlib.sha256()
     for tensor in tensors:
-        found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        found.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
     return found.hexdigest()

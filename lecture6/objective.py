@@ -248,7 +248,7 @@ class NetworkObjective(_SumObjective):
     then the cut is part of the definition, ``n_batches`` says into how many, and every point w is
     normalised by the statistics of its own activations.
 
-    Raises ValueError for samples that the network does not fit, and for weights that are not finite;
+    Raises ValueError for samples that the network does not fit and for weights that are not finite,
     :class:`NonDeterministicError` when two evaluations at the same weights differ.
     """
 
@@ -288,7 +288,7 @@ class NetworkObjective(_SumObjective):
         return batch
 
     def _logits(self, w: Tensor, x: Tensor) -> Tensor:
-        return functional_call(self.model, unflatten(w, self.shapes), (checks.cast(x, self.dtype),))
+        return functional_call(self.model, unflatten(w, self.shapes), (checks.cast(x, w),))
 
     def _terms(self) -> list[tuple[float, Callable[[Tensor], Tensor]]]:
         return [

@@ -123,7 +123,9 @@ class SamplePass:
             self.layers = {}
 
     def _logits(self, w: Tensor, x: Tensor) -> Tensor:
-        return functional_call(self.model, unflatten(w, self.shapes), (cast(x, w.dtype).to(w.device),))
+        return functional_call(
+            self.model, unflatten(w, self.shapes), (cast(x, w.dtype).to(w.device),)
+        )
 
     def __call__(self, w: Tensor, x: Tensor, y: Tensor) -> SampleGradients:
         weights = unflatten(w, self.shapes)
@@ -139,7 +141,7 @@ class SamplePass:
                 return output + shifts[name]
 
             with _hooks(self.layers, shift):
-                z = functional_call(self.model, weights | free, (cast(x[None], w.dtype),))
+                z = functional_call(self.model, weights | free, (cast(x[None], w),))
             return F.cross_entropy(z, y[None]), inputs
 
         gradient = vmap(grad(loss, argnums=(0, 1), has_aux=True), in_dims=(None, None, 0, 0))

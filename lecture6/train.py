@@ -15,7 +15,6 @@ from dataclasses import dataclass, fields
 from time import perf_counter
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -119,13 +118,13 @@ class Recipe:
 
     def check_fit(self, model: nn.Module, n_train: int, workers: int = 1) -> None:
         """Raise ValueError unless every mini-batch of ``n_train`` samples can be trained on."""
+        if not any(p.requires_grad for p in checks.parameters(model).values()):
+            raise ValueError("every parameter is frozen: set requires_grad_() where it shall move")
         if self.batch_size > n_train:
             raise ValueError(
                 f"batch_size must lie between 1 and the {n_train} training samples, got "
                 f"{self.batch_size}"
             )
-        if not any(p.requires_grad for p in model.parameters()):
-            raise ValueError("every parameter is frozen: set requires_grad_() where it shall move")
         last = (n_train % self.batch_size if self.sampling == "epoch" else 0) or self.batch_size
         if self.batch_size % workers:
             raise ValueError(
@@ -256,7 +255,7 @@ def gradient(
     and of each the part of the whole of B that it is. ``observe`` is called with the logits and the
     labels of each. The loss of a worker is that of its share.
     """
-    total = torch.zeros((), device=team.device)
+    total: float | Tensor = 0.0
     for j, (x, y, share) in enumerate(_with_buffers_of_their_own(net, parts, n_parts)):
         with team.exchange(net, last=j + 1 == n_parts):
             with torch.autocast(team.device.type, torch.bfloat16, enabled=bf16):
@@ -264,10 +263,10 @@ def gradient(
                 loss = team.size * share * F.cross_entropy(z, y)
             team.beat()
             loss.backward()  # added to what is there; the mean of the workers is (1/n) Σ ∇ℓ
-        total += loss.detach()
+        total = total + loss.detach()
         if observe is not None:
             observe(z.detach(), y)
-    return total
+    return torch.as_tensor(total)
 
 
 def _with_buffers_of_their_own(
@@ -415,13 +414,15 @@ class _Training:
         return self.rows[-2][3]
 
     def _save(self) -> None:
-        cuda = self.team.device.type == "cuda"
+        device, cuda_rng = self.team.device, None
+        if device.type == "cuda":
+            cuda_rng = self.team.rows(torch.cuda.get_rng_state(device))
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
             "rng": self.team.rows(torch.get_rng_state()),
-            "cuda_rng": self.team.rows(torch.cuda.get_rng_state(self.team.device)) if cuda else None,
+            "cuda_rng": cuda_rng,
             "rows": self.rows,
             "progress": [self.epoch, self.best, self.since_best, self.seconds],
         }
@@ -432,21 +433,26 @@ class _Training:
         state = self.checkpoint.load()
         if state is None:
             return
-        self.epoch, self.best, self.since_best, self.seconds = state["progress"]
+        device, rank = self.team.device, self.team.rank
+        try:
+            self.epoch, self.best, self.since_best, self.seconds = state["progress"]
+            self.rows = state["rows"]
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.generator.set_state(state["generator"])
+            # of a view, set_rng_state would read past the end: it takes no offset
+            torch.set_rng_state(state["rng"][rank].clone())
+            if device.type == "cuda":
+                torch.cuda.set_rng_state(state["cuda_rng"][rank].clone(), device)
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            raise self.checkpoint.unreadable(error) from error
+        checks.finite(f"{self.checkpoint.path}", flat_parameters(self.model), "delete it")
         if self.epoch > self.recipe.epochs:
             raise ValueError(
                 f"{self.checkpoint.path} already holds {self.epoch} epochs, more than the "
                 f"{self.recipe.epochs} asked for; ask for at least as many, or use another "
                 "checkpoint file"
             )
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.generator.set_state(state["generator"])
-        # of a view, set_rng_state would read past the end: it takes no offset
-        torch.set_rng_state(state["rng"][self.team.rank].clone())
-        if state["cuda_rng"] is not None:
-            torch.cuda.set_rng_state(state["cuda_rng"][self.team.rank].clone(), self.team.device)
-        self.rows = state["rows"]
 
     def finished(self) -> Run:
         """What is known of the run when it has ended."""

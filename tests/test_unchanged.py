@@ -41,7 +41,9 @@ def images():
 
 CASES = {
     "plain": lambda: train(models.mlp(64, 32), digits(), **BASE),
-    "momentum": lambda: train(models.mlp(64, 32), digits(), momentum=0.9, weight_decay=1e-3, **BASE),
+    "momentum": lambda: train(
+        models.mlp(64, 32), digits(), momentum=0.9, weight_decay=1e-3, **BASE
+    ),
     "nesterov": lambda: train(
         models.mlp(64, 32), digits(), momentum=0.9, nesterov=True, schedule=warmup(1.0), **BASE
     ),
@@ -61,23 +63,36 @@ CASES = {
     ),
     "dropout": lambda: train(conv(), images(), **BASE | {"epochs": 1}),
     "patience": lambda: train(
-        models.mlp(64, 8), digits(), patience=1, schedule=step_decay((2,)), **BASE | {"lr": 2.0, "epochs": 12}
+        models.mlp(64, 8),
+        digits(),
+        patience=1,
+        schedule=step_decay((2,)),
+        **BASE | {"lr": 2.0, "epochs": 12},
     ),
     "double": lambda: train(models.mlp(64, 32), digits(), **BASE),
     "workers": lambda: train_parallel(
         models.f1(64, batch_norm="running"), digits(), workers=2, batch_size=50, lr=0.1, epochs=2
     ),
     "many": lambda: train_many(
-        [models.mlp(64, 32, seed=i) for i in range(3)], digits(), lr=[0.1, 0.2, 0.3], **{k: v for k, v in BASE.items() if k != "lr"}
+        [models.mlp(64, 32, seed=i) for i in range(3)],
+        digits(),
+        lr=[0.1, 0.2, 0.3],
+        **{k: v for k, v in BASE.items() if k != "lr"},
     ),
     "many momentum": lambda: train_many(
-        [models.mlp(64, [32, 16], seed=i) for i in range(3)], digits(), momentum=0.9, bf16=True, **BASE
+        [models.mlp(64, [32, 16], seed=i) for i in range(3)],
+        digits(),
+        momentum=0.9,
+        bf16=True,
+        **BASE,
     ),
 }
 
 
 def resumed(folder):
-    options = dict(momentum=0.9, checkpoint=folder / "c", **{k: v for k, v in BASE.items() if k != "epochs"})
+    options = dict(
+        momentum=0.9, checkpoint=folder / "c", **{k: v for k, v in BASE.items() if k != "epochs"}
+    )
     train(conv(), images(), epochs=1, **options)
     return train(conv(), images(), epochs=2, **options)
 
@@ -85,7 +100,11 @@ def resumed(folder):
 def measures():
     x, y = digits().x_train[:120], digits().y_train[:120]
     out = {}
-    for name, net in {"mlp": models.mlp(64, 16), "conv": conv(), "running": models.f1(64, batch_norm="running")}.items():
+    for name, net in {
+        "mlp": models.mlp(64, 16),
+        "conv": conv(),
+        "running": models.f1(64, batch_norm="running"),
+    }.items():
         xs = images().x_train[:120] if name == "conv" else x
         o = NetworkObjective(net, xs, y, batch_size=50)
         v = torch.from_numpy(np.random.default_rng(0).standard_normal(o.n_params)).float()
@@ -96,7 +115,9 @@ def measures():
         out[f"{name} evaluate"] = o.evaluate(o.w)
         if name != "conv":
             out[f"{name} cov"] = o.product(o.w, of="covariance")(v).numpy()
-            out[f"{name} norms"] = torch.cat([g.squared_norms() for g in o.sample_gradients(o.w)]).numpy()
+            out[f"{name} norms"] = torch.cat(
+                [g.squared_norms() for g in o.sample_gradients(o.w)]
+            ).numpy()
     return out
 
 

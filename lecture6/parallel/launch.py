@@ -103,9 +103,9 @@ def launch(
     workers, timeout = whole("workers", workers, least=1), real("timeout", timeout, above=0)
     if threads is None:
         threads = max(1, joblib.cpu_count() // workers)
+    n_threads = str(whole("threads", threads, least=1))
     env = os.environ | {
-        "OMP_NUM_THREADS": str(whole("threads", threads, least=1)),
-        "MKL_NUM_THREADS": str(threads),
+        **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), n_threads),
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),  # to import what the caller can
     }
     # all workers are on this machine: their sockets listen to it alone

@@ -27,9 +27,9 @@ from lecture6.curvature import eigenvalues
 from lecture6.data import Dataset
 from lecture6.objective import NetworkObjective
 from lecture6.results import Stored, listed
+from lecture6.schedules import goyal_schedule, scale_lr
 from lecture6.studies import imagenet
 from lecture6.studies.engine import Study
-from lecture6.schedules import goyal_schedule, scale_lr
 from lecture6.train import DivergenceError, train
 
 RULES, WARMUPS = ("linear", "sqrt", "none"), ("gradual", "none", "constant")
