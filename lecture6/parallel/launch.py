@@ -64,8 +64,7 @@ def train_parallel(
                 f"train_parallel takes no {name}: leave it out, or call "
                 "train(..., group=group) in a script that torchrun starts"
             )
-    settings = {k: v for k, v in options.items() if k not in ("device", "checkpoint")}
-    recipe = Recipe(**settings)
+    recipe = Recipe(**{k: v for k, v in options.items() if k not in ("device", "checkpoint")})
     recipe.check_fit(model, data.n_train, whole("workers", workers, least=1))
     reason = unavailable()
     if reason is None:
@@ -74,8 +73,7 @@ def train_parallel(
         except OSError as error:
             reason = f"the workers cannot be started ({error})"
     warnings.warn(f"training in one process: {reason}", UserWarning, stacklevel=2)
-    options["micro_batch"] = recipe.batch_size // workers
-    return _train(None, model, data, options)
+    return _train(None, model, data, options | {"micro_batch": recipe.batch_size // workers})
 
 
 def _train(group: Group | None, model: nn.Module, data: Dataset, options: dict) -> Any:
@@ -96,9 +94,9 @@ def launch(
     ``timeout`` seconds between two exchanges calls ``group.beat()`` now and then. What workers
     write to stderr is shown when one fails. No worker outlives the call, nor its caller.
 
-    Raises :class:`WorkerError` naming the rank when a worker dies, raises, or makes no progress for
-    ``timeout`` seconds; ValueError and DivergenceError of a worker are raised as such, with a note.
-    OSError when the processes cannot be started; ValueError for arguments out of range.
+    Raises :class:`WorkerError`, naming the rank, when a worker dies, raises, or makes no progress
+    for ``timeout`` seconds; its ValueError or DivergenceError as such, with a note; OSError when
+    processes cannot be started; ValueError for arguments out of range.
     """
     workers, timeout = whole("workers", workers, least=1), real("timeout", timeout, above=0)
     if threads is None:
