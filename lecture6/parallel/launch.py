@@ -200,7 +200,7 @@ def work(folder: Path, rank: int, size: int, parent: int) -> None:
 
 
 def end_with(parent: int, first: Callable[[], Any] = lambda: None) -> None:
-    """Let this process end when ``parent``, which started it, is gone, after calling ``first``."""
+    """Let this process end, after calling ``first``, when ``parent`` that started it is gone."""
 
     def watch() -> None:
         while os.getppid() == parent:
