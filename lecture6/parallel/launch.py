@@ -50,13 +50,12 @@ def train_parallel(
     ``batch_size`` is that of the whole mini-batch, kn; each of the k workers takes n of it, and
     batch norm normalises these n by themselves. The weights are, up to rounding, those of one
     process with ``micro_batch=n``, and without batch norm those of one process with kn; dropout is
-    drawn by each worker for itself. The Run is rank 0's, on the CPU. Where processes cannot be
-    started, one does it all, and a UserWarning says why. Workers that make no progress for
-    ``timeout`` seconds are taken for hung.
+    drawn by each worker for itself. The Run is on the CPU. Where processes cannot be started, one
+    does it all, and a UserWarning says why. ``timeout``: seconds after which workers without
+    progress are taken for hung.
 
-    Raises ValueError for settings that leave a worker without a sample and for the options
-    ``micro_batch``, ``progress`` and ``group``, which train() has for other uses;
-    :class:`WorkerError` when a worker dies or hangs, and what train() raises.
+    Raises ValueError for the options ``micro_batch``, ``progress`` and ``group``, which train() has
+    for other uses; :class:`WorkerError` when a worker dies or hangs, and what train() raises.
     """
     for name in ("micro_batch", "progress", "group"):
         if options.pop(name, None):
