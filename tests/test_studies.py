@@ -153,7 +153,7 @@ def test_code_is_followed_into_the_package():
         assert where in found
     modules = {module for module, _ in found}
     assert not modules & {"lecture6.figures", "lecture6.widgets", "lecture6.studies.engine"}
-    assert ("lecture6.data", "_timit") in digest.reachable(data.load)
+    assert ("lecture6.data.timit", "load_timit") in digest.reachable(data.load)
 
 
 MODULES = {

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from synthetic import gaussian_classes
 from torch import nn
 
 from lecture6 import data, models, train_many
-from lecture6.data import gaussian_classes
 from lecture6.device import has_bf16
 from lecture6.models import flat_parameters, local_seed
 from lecture6.train import DivergenceError, train
