@@ -16,7 +16,7 @@ UNIT_TESTS := tests --ignore=tests/notebooks --ignore=tests/book
 # The kernels of .venv win over any of the same name under the home folder.
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: help book serve test test-fast lint lock exercises repository clean
+.PHONY: help book serve test test-fast lint unit notebooks browser lock exercises repository clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
@@ -40,18 +40,26 @@ book: $(INSTALLED) ## execute the notebooks and render the book into _build/html
 serve: book ## serve the book on this machine: http://127.0.0.1:8000
 	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html 8000
 
-test: lint book ## everything that CI checks: unit tests, notebooks, the book in a browser
+test: lint unit notebooks browser ## everything that CI checks, one after the other:
+
+lint: $(INSTALLED) ## - style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+unit: $(INSTALLED) ## - the unit tests
 	$(PYTEST) $(UNIT_TESTS)
-	$(PYTEST) tests/notebooks tests/book
+
+notebooks: $(INSTALLED) ## - the notebooks at profile smoke
+	$(PYTEST) tests/notebooks
 	OMP_NUM_THREADS=1 LECTURE6_PROFILE=smoke $(BIN)/python -m pytest --nbval-lax --nbval-current-env \
 	  --nbval-cell-timeout=300 notebooks
 
-test-fast: $(INSTALLED) ## the unit tests only
-	$(PYTEST) $(UNIT_TESTS)
+browser: book ## - the book, in a browser
+	$(PYTEST) tests/book
 
-lint: $(INSTALLED)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+test-fast: $(INSTALLED) ## the unit tests that start no processes and take no minutes
+	$(PYTEST) -m "not slow" $(UNIT_TESTS)
 
 lock: ## write requirements.lock anew from pyproject.toml, with the newest versions
 	@$(PYTHON) -m venv _build/uv

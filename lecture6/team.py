@@ -13,8 +13,8 @@ from torch import Tensor, nn
 class Team:
     """One process, which has nobody to exchange anything with.
 
-    :class:`lecture6.parallel.Group` is the team of k workers: it has the same methods, so that a
-    loop is written once.
+    :class:`lecture6.parallel.group.Group` is the team of k workers: it has the same methods, so
+    that a loop is written once.
     """
 
     device: torch.device  #: of this worker

@@ -24,6 +24,7 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     for name, meaning in GPU_MARKERS.items():
         config.addinivalue_line("markers", f"{name}: {meaning}")
+    config.addinivalue_line("markers", "slow: starts processes, or takes long; not in test-fast")
     if config.getoption("gpu") and not torch.cuda.is_available():
         raise pytest.UsageError("--gpu: torch finds no CUDA GPU here; run without --gpu")
 

@@ -320,6 +320,7 @@ def kept(folder):
     return json.loads(file.read_text())
 
 
+@pytest.mark.slow
 def test_the_command_runs_it_alone(tmp_path, folder, name, alone, monkeypatch):
     monkeypatch.setitem(STUDIES, "goyal", study())
     words = ["goyal", "--profile", "imagenet", "--folder", str(tmp_path), "--data", name]
@@ -366,6 +367,7 @@ def test_a_folder_that_is_not_there_is_one_clear_error(tmp_path, monkeypatch, im
     assert CliRunner().invoke(main, [*words, "--dry-run"]).exit_code == 0
 
 
+@pytest.mark.slow
 def test_processes_of_torchrun_give_the_numbers_of_one(tmp_path, name, alone):
     code, output, errors = command(tmp_path, name, processes=2)
     assert code == 0, errors
@@ -377,6 +379,7 @@ def test_processes_of_torchrun_give_the_numbers_of_one(tmp_path, name, alone):
     assert not list(tmp_path.glob("goyal/*.checkpoint"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [None, 2])
 def test_a_killed_trial_goes_on_from_its_last_epoch(tmp_path, name, alone, processes):
     code, _, _ = command(tmp_path, name, processes=processes, KILLED="yes")
@@ -397,6 +400,7 @@ def test_a_killed_trial_goes_on_from_its_last_epoch(tmp_path, name, alone, proce
         assert found[1:] == values(alone)[1:]
 
 
+@pytest.mark.slow
 def test_an_error_under_torchrun_ends_the_job(tmp_path):
     write(tmp_path / "images", 4, 1)
     bad = tmp_path / "images" / "train" / "class1" / "2.png"

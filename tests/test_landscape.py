@@ -196,6 +196,7 @@ print(table.to_csv(index=False))
 """
 
 
+@pytest.mark.slow
 def test_a_killed_plane_goes_on_where_it_stopped(tmp_path):
     file = tmp_path / "plane.pt"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -112,6 +112,7 @@ def test_help_names_every_command_in_the_order_of_their_use(lecture6):
         assert "Usage: main" in lecture6(name, "-h")[1]
 
 
+@pytest.mark.slow
 def test_it_is_installed_as_lecture6_and_runs_as_a_module():
     [script] = metadata.entry_points(group="console_scripts", name="lecture6")
     assert script.load() is main

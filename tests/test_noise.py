@@ -168,6 +168,7 @@ for make, shape in (
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="reads Linux's /proc")
 def test_peak_memory_keeps_to_the_limit_whatever_the_number_of_samples():
     env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed is given back at once

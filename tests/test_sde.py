@@ -441,6 +441,7 @@ print(peak(1_000_000, 5, 1), peak(1_000_000, 40, 1))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="reads Linux's /proc")
 def test_memory_is_that_of_the_walkers():
     out = subprocess.run([sys.executable, "-c", PEAK], check=True, capture_output=True, text=True)

@@ -211,7 +211,7 @@ def test_a_function_without_a_place_is_refused():
 # --- running ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_rows_stand_in_the_order_of_the_grid(tmp_path, jobs):
     study = toy(tmp_path / "log", n=4)
     outcome = run(study, "smoke", jobs=jobs, folder=tmp_path, progress=False)
@@ -431,6 +431,7 @@ def shared(tmp_path, failing=0, fail_on=None, trial="shared", **options):
     return torchrun(SHARED.format(failing=failing, fail_on=fail_on, trial=trial, **values))
 
 
+@pytest.mark.slow
 def test_processes_of_torchrun_share_each_trial(tmp_path):
     done = shared(tmp_path)
     assert done.returncode == 0, done.stderr
@@ -445,6 +446,7 @@ def test_processes_of_torchrun_share_each_trial(tmp_path):
     assert set(again.stdout.split()) == {"finished", "0"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fail_on", [0, 1])
 def test_a_trial_that_fails_in_one_process_ends_the_job_and_keeps_the_others(tmp_path, fail_on):
     done = shared(tmp_path, failing=1, fail_on=fail_on)
@@ -456,6 +458,7 @@ def test_a_trial_that_fails_in_one_process_ends_the_job_and_keeps_the_others(tmp
     assert json.loads(kept.read_text())["parameters"]["i"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -475,6 +478,7 @@ def test_what_processes_of_torchrun_cannot_do_is_refused(tmp_path, options, mess
 # --- interruptions ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_runners_share_a_folder_and_do_nothing_twice(tmp_path):
     runners = [runner(tmp_path / "log", tmp_path, n=12, seconds=0.3) for _ in range(2)]
     done = [int(p.communicate(timeout=120)[0]) for p in runners]
@@ -483,6 +487,7 @@ def test_two_runners_share_a_folder_and_do_nothing_twice(tmp_path):
     assert sorted(ran(tmp_path / "log")) == list(range(12))
 
 
+@pytest.mark.slow
 def test_a_trial_whose_worker_dies_is_tried_again_and_then_given_up(tmp_path):
     log = tmp_path / "log"
     study = toy(log, n=3)
@@ -499,6 +504,7 @@ def test_a_trial_whose_worker_dies_is_tried_again_and_then_given_up(tmp_path):
     assert ran(log).count(3) == 2
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_notebook_lets_the_same_process_go_on(tmp_path):
     study = toy(tmp_path / "log", n=2, interrupt_until=1)
     with pytest.raises(KeyboardInterrupt) as kept:  # as a notebook keeps the last traceback
@@ -509,6 +515,7 @@ def test_ctrl_c_in_a_notebook_lets_the_same_process_go_on(tmp_path):
     assert kept.traceback
 
 
+@pytest.mark.slow
 def test_a_killed_runner_takes_its_workers_along_and_frees_its_trials(tmp_path):
     log = tmp_path / "log"
     first = runner(log, tmp_path, n=4, seconds=60)
@@ -547,6 +554,7 @@ def collected(folder):
     return (folder / "to" / "keskar.csv").read_bytes(), record | {"seconds": 0, "date": 0}
 
 
+@pytest.mark.slow
 def test_twenty_kills_change_nothing(tmp_path, uninterrupted):
     """Kills at random moments; a study that was over before the last kill starts again.
 
@@ -647,6 +655,7 @@ def cluster_of(n_workers, n_threads):
         yield cluster
 
 
+@pytest.mark.slow
 def test_a_cluster_gives_the_same_table_though_a_worker_is_killed(tmp_path, uninterrupted):
     with cluster_of(2, 1) as cluster:
         command = [*SMOKE, "--folder", tmp_path, *["--backend", "dask", "--scheduler"]]
@@ -661,6 +670,7 @@ def test_a_cluster_gives_the_same_table_though_a_worker_is_killed(tmp_path, unin
     assert collected(tmp_path) == uninterrupted[0]
 
 
+@pytest.mark.slow
 def test_a_worker_with_many_threads_runs_one_trial_at_a_time(tmp_path):
     grid = {"smoke": [{"i": i} for i in range(8)]}
     study = Study("drawing", "", toy_study.drawing, grid, ones)
@@ -671,6 +681,7 @@ def test_a_worker_with_many_threads_runs_one_trial_at_a_time(tmp_path):
     assert table["value"].to_list() == [toy_study.drawing(i=i)[0]["value"] for i in range(8)]
 
 
+@pytest.mark.slow
 def test_a_cluster_of_one_worker_does_the_work_and_one_that_cannot_says_so(tmp_path, monkeypatch):
     log = tmp_path / "log"
     with cluster_of(1, 1) as cluster:
@@ -689,6 +700,7 @@ def test_a_cluster_of_one_worker_does_the_work_and_one_that_cannot_says_so(tmp_p
         assert len(trials) == 2
 
 
+@pytest.mark.slow
 def test_a_cluster_that_is_not_there(tmp_path):
     with pytest.raises(StudyError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:1"):
         run(

@@ -299,6 +299,7 @@ run(dropout_net(), epochs=100_000, momentum=0.9, lr=0.01, checkpoint={file!r})
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_bit_for_bit(tmp_path):
     file = tmp_path / "run.pt"
     script = KILLED.format(tests=os.path.dirname(__file__), file=str(file))

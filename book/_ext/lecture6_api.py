@@ -20,7 +20,7 @@ def modules():
     for path in (ROOT / "lecture6").rglob("*.py"):
         parts = path.relative_to(ROOT / "lecture6").with_suffix("").parts
         name = ".".join(parts).removesuffix(".__init__")
-        if not name.startswith("_"):
+        if not name.rpartition(".")[2].startswith("_"):
             found[name] = path
     return dict(sorted(found.items()))
 

@@ -63,8 +63,8 @@ class Study:
     Two arguments of a trial are no parameters, but come from the runner. ``checkpoint`` is the path
     of a file of its own, in which it may keep what it continues from after an interruption; it is
     deleted when the trial has finished, and is None on a Dask cluster, whose workers may have no
-    folder in common. ``workers`` is the :class:`lecture6.parallel.Group` of processes that share
-    the trial (see the module), None for one.
+    folder in common. ``workers`` is the :class:`lecture6.parallel.group.Group` of processes that
+    share the trial (see the module), None for one.
 
     ``grids`` maps a profile to its list of parameters, most wanted trial first; parameters are
     numbers, strings, and lists of them. ``own_trials`` maps a profile to a trial in the place of
