@@ -135,7 +135,7 @@ WELLS = [(0.1, 4.0, 0.2), (-0.3, 1.0, 0.5), (0.3, 9.0, 0.01), (0.0, 2.5, 1.6)]
 
 def two_wells(depth, curvature):
     return toys.TwoWells(
-        [[1.0, 1.0], [curvature, curvature]], [[-1.0, 0.0], [1.0, 0.0]], (0.0, -depth)
+        [np.eye(2), curvature * np.eye(2)], [[-1.0, 0.0], [1.0, 0.0]], (0.0, -depth)
     )
 
 
