@@ -17,7 +17,8 @@ import torch
 from scipy.optimize import brentq
 from torch import nn
 
-from . import curvature, equilibrium, noise, results, sharpness, toys
+from . import curvature, equilibrium, results, sharpness, toys
+from .noise_scale import batch_size_for, covariance_factor, noise_scale
 from .objective import FunctionObjective
 from .studies import smith
 
@@ -183,7 +184,7 @@ def _product_curvature() -> float:
 def _away() -> float:
     """Definition 2 for 100 x² at x = 0.3."""
     parabola = FunctionObjective(lambda w: 100 * w[0] ** 2, n_params=1)
-    return sharpness.keskar(parabola, [0.3], epsilon=1e-3).value
+    return sharpness.worst_case(parabola, [0.3], epsilon=1e-3).value
 
 
 def _within_5_percent(momentum: float) -> float:
@@ -230,7 +231,7 @@ ANSWERS = {
     "3.1": Answer(
         lambda: 100 * math.ceil(60_000 / 256) / 10, "train.sample_batches", tolerance=1e-3
     ),
-    "3.2": Answer(_away, "sharpness.keskar"),
+    "3.2": Answer(_away, "sharpness.worst_case"),
     "3.3": Answer(_updates_to_forget, "torch.nn.BatchNorm1d", tolerance=1e-3),
     "3.4": Answer(lambda: 100 * 20**2 / 10_000, "E[(Σ|a_j·g|)²]/(Σ|g_i|)²", tolerance=0.2),
     # Linear scaling
@@ -241,17 +242,17 @@ ANSWERS = {
     # Noise scale
     "5.1": Answer(
         lambda: (
-            noise.covariance_factor(6, 2, sampling="without_replacement")
-            / noise.covariance_factor(6, 2, sampling="with_replacement")
+            covariance_factor(6, 2, sampling="without_replacement")
+            / covariance_factor(6, 2, sampling="with_replacement")
         ),
-        "noise.covariance_factor",
+        "noise_scale.covariance_factor",
     ),
     "5.2": Answer(
         lambda: [
-            noise.batch_size_for(noise.noise_scale(0.1, 64, 60_000), 0.1, 60_000, momentum=0.9),
+            batch_size_for(noise_scale(0.1, 64, 60_000), 0.1, 60_000, momentum=0.9),
             0.01,
         ],
-        "noise.batch_size_for",
+        "noise_scale.batch_size_for",
     ),
     "5.3": Answer(lambda: 12 / 0.1, "the fourth cumulant of a mean"),
     "5.4": Answer(lambda: _peak(1.5), "studies.smith.optima", tolerance=0.25),

@@ -18,7 +18,7 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 from lecture6 import explorables, toys
 from lecture6.equilibrium import Gibbs, laplace
 from lecture6.explorables import MIME_TYPE, BookExplorable, Box, Steps, Walkers
-from lecture6.sharpness import keskar
+from lecture6.sharpness import worst_case
 from lecture6.train import warmup
 
 STATIC = explorables.HERE.parents[1] / "book" / "_static"
@@ -257,7 +257,7 @@ def test_sharpness_is_that_of_definition_2(visit, browser, address, name):
         a = None if a is None else a[:, None]
         assert found["phi"] == pytest.approx(toy.sharpness(x, epsilon, a), rel=1e-9)
         subspace = None if a is None else torch.from_numpy(a)
-        exact = keskar(
+        exact = worst_case(
             toy, torch.from_numpy(x), epsilon=epsilon, subspace=subspace, method="vertices"
         )
         assert found["phi"] == pytest.approx(exact.value, rel=1e-9)
