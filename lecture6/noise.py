@@ -46,7 +46,7 @@ def per_sample_gradients(
     w = objective.vector(w)
     point = w.clone().requires_grad_()
     two, three = (
-        _graph_bytes(objective._logits(point, objective.x[[0] * n].to(w))) for n in (2, 3)
+        _graph_bytes(objective._logits(point, objective.x[[0] * n].to(w.device))) for n in (2, 3)
     )
     # The two chunks; what goes into them in one piece; the activations, their gradients, and what
     # the convolutions unfold.
