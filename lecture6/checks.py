@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
+import operator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -16,58 +17,52 @@ import torch
 from torch import Tensor, nn
 
 SEEDS = 2**63  # a seed is below: torch's generators take a larger one for another
+_BOUNDS: dict[str, tuple[str, Callable]] = {
+    "above": ("above", operator.gt),
+    "least": ("at least", operator.ge),
+    "below": ("below", operator.lt),
+    "most": ("at most", operator.le),
+}
 
 
-def whole(name: str, value: Any, *, least: int | None = None, most: int | None = None) -> int:
+def whole(name: str, value: Any, **bounds: int) -> int:
     """``value`` as an int: a Python or NumPy integer, or a float without a fraction.
 
-    Raises ValueError for anything else, and outside of ``least`` and ``most``, both included.
+    ``bounds``: above, least, below, most. Raises ValueError for anything else, and out of bounds.
     """
-    number = _number(name, value, "a whole number")
-    if not math.isfinite(number) or number != int(number):
+    value = _plain(value)
+    if not _is_finite(value) or value != int(value):
         raise ValueError(f"{name} must be a whole number, got {value!r}")
-    number = int(number)
-    if (least is not None and number < least) or (most is not None and number > most):
-        high = "" if most is None else f" and at most {most:,}"
-        low = "a whole number" if least is None else f"at least {least:,}"
-        raise ValueError(f"{name} must be {low}{high}, got {number:,}")
-    return number
+    return int(_within(name, int(value), [], bounds))
 
 
-def real(
-    name: str,
-    value: Any,
-    *,
-    above: float | None = None,
-    least: float | None = None,
-    below: float | None = None,
-    most: float | None = None,
-) -> float:
+def real(name: str, value: Any, **bounds: float) -> float:
     """``value`` as a float: any finite real number, of Python or NumPy, or a tensor of one.
 
-    Raises ValueError for anything else, and for a value out of range: ``above`` and ``below`` are
-    excluded, ``least`` and ``most`` included.
+    ``bounds``: above, least, below, most. Raises ValueError for anything else, and out of bounds.
     """
-    number = float(_number(name, value, "a number"))
-    bounds = (
-        (above, number > (above or 0), "above"),
-        (least, number >= (least or 0), "at least"),
-        (below, number < (below or 0), "below"),
-        (most, number <= (most or 0), "at most"),
-    )
-    wanted = [(f"{word} {bound:g}", met) for bound, met, word in bounds if bound is not None]
-    if not (math.isfinite(number) and all(met for _, met in wanted)):
-        must = " and ".join(["a finite number", *(word for word, _ in wanted)])
-        raise ValueError(f"{name} must be {must}, got {number:g}")
-    return number
+    value = _plain(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ValueError(f"{name} must be a number, got {value!r}")
+    return float(_within(name, value, ["a finite number"], bounds))
 
 
-def _number(name: str, value: Any, wanted: str) -> int | float:
-    """A Python number; ValueError for what is none, bool among it."""
-    if isinstance(value, np.ndarray | np.generic | Tensor) and value.ndim == 0:
-        value = value.item()
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{name} must be {wanted}, got {value!r}")
+def _plain(value: Any) -> Any:
+    """What NumPy and torch wrap, as Python's own."""
+    wrapped = isinstance(value, np.ndarray | np.generic | Tensor) and value.ndim == 0
+    return value.item() if wrapped else value
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _within(name: str, value: float, wanted: list[str], bounds: dict[str, Any]) -> float:
+    wanted = wanted + [f"{_BOUNDS[kind][0]} {bound:,}" for kind, bound in bounds.items()]
+    met = all(_BOUNDS[kind][1](value, bound) for kind, bound in bounds.items())
+    if not (met and _is_finite(value)):
+        shown = f"{value:,}" if isinstance(value, int) else f"{value:g}"
+        raise ValueError(f"{name} must be {' and '.join(wanted)}, got {shown}")
     return value
 
 
@@ -118,7 +113,10 @@ def samples(x: Any, y: Any, *, name: str = "") -> tuple[Tensor, Tensor]:
     else, for an empty set and for different lengths; ``name`` is said of the set ("test").
     """
     x_name, y_name = (f"{part}_{name}" if name else part for part in "xy")
-    x, y = _tensor(x_name, x), _tensor(y_name, y)
+    try:
+        x, y = torch.as_tensor(x).detach(), torch.as_tensor(y).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{x_name} and {y_name} must be tensors or arrays: {error}") from None
     if x.dim() == 0 or len(x) == 0:
         raise ValueError(f"{x_name} must hold at least one sample, got the shape {tuple(x.shape)}")
     if x.is_complex() or x.dtype == torch.bool:
@@ -129,13 +127,6 @@ def samples(x: Any, y: Any, *, name: str = "") -> tuple[Tensor, Tensor]:
             f"({len(x)},), got {y.dtype} of the shape {tuple(y.shape)}"
         )
     return finite(x_name, x, "clean the data first"), y.to(torch.int64)
-
-
-def _tensor(name: str, values: Any) -> Tensor:
-    try:
-        return torch.as_tensor(values).detach()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{name} must be a tensor or a NumPy array: {error}") from None
 
 
 def parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -163,22 +154,29 @@ def as_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     return model._apply(lambda t: t.to(dtype) if t.is_floating_point() else t)
 
 
-def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Inputs as a model of ``dtype`` takes them: real floating ones converted, tokens as they are."""
-    return x.to(dtype) if x.is_floating_point() else x
+def cast(x: Tensor, like: Tensor) -> Tensor:
+    """Inputs for weights such as ``like``: on their device, real floating ones in their dtype."""
+    return x.to(like.device, like.dtype if x.is_floating_point() else x.dtype)
+
+
+def ready(model: nn.Module, x: Any, y: Any, *, name: str = "") -> tuple[Tensor, Tensor]:
+    """:func:`samples` that ``model`` :func:`fits`, on its device and in its precision."""
+    x, y = samples(x, y, name=name)
+    fits(model, x, y, name=name)
+    first = next(iter(parameters(model).values()))
+    return cast(x, first), y.to(first.device)
 
 
 def fits(model: nn.Module, x: Tensor, y: Tensor, *, name: str = "") -> None:
-    """Raise ValueError unless ``model`` makes logits (n, classes) of ``x``, with a class for each y.
+    """Raise ValueError unless ``model`` makes logits (n, classes) of ``x``, and has the classes y.
 
     Two samples are tried, in a copy in eval mode, and without touching torch's generators.
     """
     x_name, y_name = (f"{part}_{name}" if name else part for part in "xy")
     first = next(iter(parameters(model).values()))
-    trial = cast(x[[0, -1]], first.dtype).to(first.device)
     with torch.no_grad(), torch.random.fork_rng():
         try:
-            z = copy.deepcopy(model).eval()(trial)
+            z = copy.deepcopy(model).eval()(cast(x[[0, -1]], first))
         except (RuntimeError, IndexError, TypeError, ValueError) as error:
             raise ValueError(
                 f"the network does not take {x_name}, {x.dtype} of the shape (n, "
@@ -187,7 +185,7 @@ def fits(model: nn.Module, x: Tensor, y: Tensor, *, name: str = "") -> None:
     if not isinstance(z, Tensor) or z.dim() != 2 or len(z) != 2 or z.shape[1] < 2:
         got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
         raise ValueError(
-            f"the network must give logits of the shape (n, classes), with 2 classes or more, got "
+            "the network must give logits of the shape (n, classes), with 2 classes or more, got "
             f"{got} for n = 2"
         )
     low, high = int(y.min()), int(y.max())

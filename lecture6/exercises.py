@@ -1,14 +1,16 @@
 """The checks of the exercises: ``check("3.2", 0.7)`` says whether an answer is right.
 
-A wrong answer is told by how much it is off, never what the right one is. Those are computed here,
-in another way than in the notebook's solution wherever there is one. `ANSWERS` has an entry for
-every exercise, named chapter.number.
+Of a wrong answer it says by how much it is off, never what the right one is. Those are computed
+here, in another way than in the notebook's solution wherever there is one. `ANSWERS` computes the
+answer to every exercise, chapter.number, in the shape that the text names: numbers, or yes and no.
+`TOLERANCES` are relative; where there is none, it is 1 %.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import reprlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,11 +26,11 @@ from .studies import smith
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Feedback:
     """What `check` says; prints as one line."""
 
     number: str
-    right: bool | None  #: None: there is no answer yet
+    right: bool | None  #: None: there is no answer yet, or none to this question
     error: float | None  #: of the worst entry, relative to the right one; None for yes and no
     words: str
 
@@ -36,79 +38,67 @@ class Verdict:
         return f"Exercise {self.number}: {self.words}"
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What an exercise asks for: numbers, or yes and no, in the shape that the text names."""
-
-    compute: Callable[[], Any]
-    source: str  #: the equation or function that gives it
-    tolerance: float = 0.01  #: relative
-
-
-def check(number: str, value: Any) -> Verdict:
+def check(number: str | float, value: Any) -> Feedback:
     """Whether ``value`` answers exercise ``number``, and if not, by how much it is off.
 
     ``value``: a number, or a list, array or tensor of the shape that the exercise asks for; for a
     question of yes and no, of booleans. ``...`` stands where there is no answer yet.
 
-    Raises ValueError for an unknown number, another shape, NaN, or what is not a number (for yes
-    and no: not a boolean).
+    Raises nothing: of a number that no exercise has, and of what cannot be an answer (another
+    shape, NaN, a word, 1 and 0 for yes and no), it says so.
     """
+    number, value = str(number).strip(), _plain(value)
     if number not in ANSWERS:
-        chapter = [known for known in ANSWERS if known.split(".")[0] == str(number).split(".")[0]]
-        known = f"{(chapter or list(ANSWERS))[0]} to {(chapter or list(ANSWERS))[-1]}"
-        raise ValueError(f"there is no exercise {number!r}; the numbers go from {known!r}")
-    value = _without_tensors(value)
+        chapter = [known for known in ANSWERS if known.split(".")[0] == number.split(".")[0]]
+        first, *_, last = chapter or ANSWERS
+        return Feedback(number, None, None, f"there is none; the numbers go from {first} to {last}")
     if _lacks_an_entry(value):
-        return Verdict(number, None, None, "no answer yet")
-    answer = ANSWERS[number]
-    right = np.asarray(answer.compute())
-    given = _given(number, value, right)
+        return Feedback(number, None, None, "no answer yet")
+    right, tolerance = np.asarray(ANSWERS[number]()), TOLERANCES.get(number, 0.01)
+    given = _given(value, right)
+    if isinstance(given, str):
+        return Feedback(number, None, None, given)
     if right.dtype == bool:
         wrong = int((given != right).sum())
-        words = "right" if not wrong else f"wrong: {wrong} of {right.size}"
-        return Verdict(number, not wrong, None, words)
+        words = f"wrong: {wrong} of {right.size}" if wrong else "right"
+        return Feedback(number, not wrong, None, words)
     errors = (given / right - 1).ravel()
     worst = int(np.abs(errors).argmax())
     error = float(errors[worst])
-    allowed = f"({100 * answer.tolerance:g} % is allowed)"
-    if abs(error) <= answer.tolerance:
-        return Verdict(number, True, error, f"right {allowed}")
+    allowed = f"({100 * tolerance:g} % is allowed)"
+    if abs(error) <= tolerance:
+        return Feedback(number, True, error, f"right {allowed}")
     which = f"number {worst + 1}" if right.size > 1 else "it"
-    return Verdict(number, False, error, f"wrong: {which} {_by_how_much(error)} {allowed}")
+    return Feedback(number, False, error, f"wrong: {which} {_by_how_much(error)} {allowed}")
 
 
-def _without_tensors(value: Any) -> Any:
-    """``value`` with a list or a number in the place of every tensor, on whatever device."""
-    if isinstance(value, torch.Tensor):
+def _plain(value: Any) -> Any:
+    """``value`` with lists and numbers of Python for tensors, on whatever device, and arrays."""
+    if isinstance(value, torch.Tensor | np.ndarray | np.generic):
         return value.tolist()
-    if isinstance(value, (list, tuple)):
-        return [_without_tensors(entry) for entry in value]
-    return value
+    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def _lacks_an_entry(value: Any) -> bool:
     return value is ... or (isinstance(value, list) and any(map(_lacks_an_entry, value)))
 
 
-def _given(number: str, value: Any, right: np.ndarray) -> np.ndarray:
-    """The answer as an array like the right one."""
-    kind = "yes or no (True or False)" if right.dtype == bool else "a number"
-    if right.shape:
-        kind = f"a list of shape {right.shape}, each entry {kind}"
+def _given(value: Any, right: np.ndarray) -> np.ndarray | str:
+    """The answer as an array like the right one; in words, what is asked for, if it is none."""
+    kind = "yes or no, True or False" if right.dtype == bool else "a number"
+    kind = f"a list of the shape {right.shape}, each entry {kind}" if right.shape else kind
+    asked = f"asks for {kind}; got {' '.join(reprlib.repr(value).split())}"
     try:
         given = np.asarray(value)
     except ValueError:  # rows of different length
-        given = np.empty(0, dtype=object)
+        return asked
     if given.dtype.kind not in ("b" if right.dtype == bool else "iuf"):
-        raise ValueError(f"exercise {number} asks for {kind}; got {value!r}")
+        return asked
     if given.size == right.size == 1:
         given = given.reshape(right.shape)
     if given.shape != right.shape:
-        raise ValueError(f"exercise {number} asks for {kind}; got {value!r}, shape {given.shape}")
-    if np.isnan(given).any():
-        raise ValueError(f"exercise {number} asks for {kind}; got {value!r}, which has a NaN")
-    return given
+        return f"{asked}, shape {given.shape}"
+    return f"{asked}, which has a NaN" if np.isnan(given).any() else given
 
 
 def _by_how_much(error: float) -> str:
@@ -121,7 +111,9 @@ def _by_how_much(error: float) -> str:
     return f"is {100 * abs(error):.2g} % too {'large' if error > 0 else 'small'}"
 
 
-# ---- the answers ----------------------------------------------------------------------------
+def _bits(spectrum: Sequence[float]) -> float:
+    """What a minimum costs to name: ½ h δ² = τ leaves an interval of length 2√(2τ/h)."""
+    return sum(max(0.0, math.log2(10 / (2 * math.sqrt(0.02 / h)))) for h in spectrum)
 
 
 def _updates_to_forget() -> int:
@@ -206,64 +198,51 @@ def _without_a_drift() -> float:
     return float(density([0.0])[0] / density([3.0])[0])
 
 
-ANSWERS = {
+TOLERANCES = {
+    "1.4": 1e-4,
+    "3.1": 1e-3,
+    "3.3": 1e-3,
+    "3.4": 0.2,
+    "4.2": 0.1,
+    "5.4": 0.25,
+}  # else 1 %
+ANSWERS: dict[str, Callable[[], Any]] = {
     # Generalization
-    "1.1": Answer(lambda: 100 * math.sqrt(0.1 * 0.9 / 10_000), "a binomial's standard deviation"),
-    "1.2": Answer(lambda: 100 * (1 - 0.5 * 9 / 10), "data.Dataset.with_random_labels"),
-    "1.3": Answer(lambda: [[True, True], [True, False]], "found by training"),
-    "1.4": Answer(
-        lambda: (0.1 * 60_000 - math.log(20)) / math.log(2),
-        "Occam's bound, inverted",
-        tolerance=1e-4,
-    ),
+    "1.1": lambda: 100 * math.sqrt(0.1 * 0.9 / 10_000),  # a binomial's standard deviation
+    "1.2": lambda: 100 * (1 - 0.5 * 9 / 10),  # data.Dataset.with_random_labels
+    "1.3": lambda: [[True, True], [True, False]],  # found by training
+    "1.4": lambda: (0.1 * 60_000 - math.log(20)) / math.log(2),  # Occam's bound, inverted
     # Flatness
-    "2.1": Answer(
-        lambda: [
-            sum(max(0.0, math.log2(10 / (2 * math.sqrt(0.02 / h)))) for h in spectrum)
-            for spectrum in ((1, 4, 16), (1e-9, 4, 16))
-        ],
-        "½ h δ² = τ: an interval of length 2√(2τ/h)",
-    ),
-    "2.2": Answer(lambda: [1e-4 * 110, 1e-4 * 200], "Definition 2 at ε = 10⁻³"),
-    "2.3": Answer(lambda: [25**0.25, 2 * math.sqrt(100 * 4)], "the minimum of T₁/α² + α²T₂"),
-    "2.4": Answer(_product_curvature, "curvature.matrix"),
+    "2.1": lambda: [_bits(spectrum) for spectrum in ((1, 4, 16), (1e-9, 4, 16))],
+    "2.2": lambda: [1e-4 * 110, 1e-4 * 200],  # Definition 2 at ε = 10⁻³
+    "2.3": lambda: [25**0.25, 2 * math.sqrt(100 * 4)],  # the minimum of T₁/α² + α²T₂
+    "2.4": _product_curvature,
     # Batch size
-    "3.1": Answer(
-        lambda: 100 * math.ceil(60_000 / 256) / 10, "train.sample_batches", tolerance=1e-3
-    ),
-    "3.2": Answer(_away, "sharpness.worst_case"),
-    "3.3": Answer(_updates_to_forget, "torch.nn.BatchNorm1d", tolerance=1e-3),
-    "3.4": Answer(lambda: 100 * 20**2 / 10_000, "E[(Σ|a_j·g|)²]/(Σ|g_i|)²", tolerance=0.2),
+    "3.1": lambda: 100 * math.ceil(60_000 / 256) / 10,  # the updates of train.train
+    "3.2": _away,
+    "3.3": _updates_to_forget,
+    "3.4": lambda: 100 * 20**2 / 10_000,  # E[(Σ|a_j·g|)²]/(Σ|g_i|)²
     # Linear scaling
-    "4.1": Answer(lambda: 32, "kn against k"),
-    "4.2": Answer(_second_order_limit, "the exact gap", tolerance=0.1),
-    "4.3": Answer(lambda: 10 * _nesterov_edge(0.9) / 2, "eigenvalues of the recursion"),
-    "4.4": Answer(lambda: [True, False], "found by training"),
+    "4.1": lambda: 32,  # kn against k
+    "4.2": _second_order_limit,
+    "4.3": lambda: 10 * _nesterov_edge(0.9) / 2,  # eigenvalues of the recursion
+    "4.4": lambda: [True, False],  # found by training
     # Noise scale
-    "5.1": Answer(
-        lambda: (
-            covariance_factor(6, 2, sampling="without_replacement")
-            / covariance_factor(6, 2, sampling="with_replacement")
-        ),
-        "noise_scale.covariance_factor",
+    "5.1": lambda: (
+        covariance_factor(6, 2, sampling="without_replacement")
+        / covariance_factor(6, 2, sampling="with_replacement")
     ),
-    "5.2": Answer(
-        lambda: [
-            batch_size_for(noise_scale(0.1, 64, 60_000), 0.1, 60_000, momentum=0.9),
-            0.01,
-        ],
-        "noise_scale.batch_size_for",
-    ),
-    "5.3": Answer(lambda: 12 / 0.1, "the fourth cumulant of a mean"),
-    "5.4": Answer(lambda: _peak(1.5), "studies.smith.optima", tolerance=0.25),
-    "5.5": Answer(_epoch_power, "equilibrium.epoch_end_variance"),
+    "5.2": lambda: [
+        batch_size_for(noise_scale(0.1, 64, 60_000), 0.1, 60_000, momentum=0.9),
+        0.01,
+    ],
+    "5.3": lambda: 12 / 0.1,  # the fourth cumulant of a mean
+    "5.4": lambda: _peak(1.5),
+    "5.5": _epoch_power,
     # Equilibrium
-    "6.1": Answer(lambda: [_within_5_percent(m) for m in (0.0, 0.9)], "equilibrium.ou_covariance"),
-    "6.2": Answer(lambda: _equal_shares(1.0), "equilibrium.laplace and Gibbs"),
-    "6.3": Answer(
-        lambda: brentq(lambda T: equilibrium.kramers_time(1.0, -1.0, 1.0, T) - 1e4, 0.05, 1.0),
-        "equilibrium.kramers_time",
-    ),
-    "6.4": Answer(lambda: equilibrium.excess_loss([1.0, 30.0], 0.05, 1), "equilibrium.excess_loss"),
-    "6.5": Answer(_without_a_drift, "equilibrium.multiplicative_density"),
+    "6.1": lambda: [_within_5_percent(m) for m in (0.0, 0.9)],
+    "6.2": lambda: _equal_shares(1.0),
+    "6.3": lambda: brentq(lambda T: equilibrium.kramers_time(1.0, -1.0, 1.0, T) - 1e4, 0.05, 1.0),
+    "6.4": lambda: equilibrium.excess_loss([1.0, 30.0], 0.05, 1),
+    "6.5": _without_a_drift,
 }

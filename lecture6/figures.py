@@ -1,28 +1,31 @@
 """One function a figure of the lecture: from a tidy table to a Plotly figure that describes itself.
 
-Nothing is computed here beyond means over seeds. Every figure carries a text description in
-``layout.meta["description"]``, which the book shows under it and reads to screen readers, and every
-one of a run, as its subtitle, the line from :func:`lecture6.report.provenance` that says of which.
-Colours are Okabe and Ito's, safe for colour-blind readers; dashes repeat what colour says.
+Nothing is computed here beyond means and ranges over seeds. Every figure carries a text description
+in ``layout.meta["description"]``, which the book shows under it and reads to screen readers, and
+every one of a run, as its subtitle, the line that says of which (:func:`lecture6.report.provenance`
+or a stored study's). Colours are Okabe and Ito's, safe for colour-blind readers. Every function
+raises ValueError for a table that is empty or lacks a column, and for more curves than colours.
 """
 
 from __future__ import annotations
 
-import html
-import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+from . import checks
+
+BLUE, ORANGE, GREEN, PURPLE = _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 _DASH = {"train": "solid", "test": "dash"}
+_BAND = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip"}
 _TEMPLATE = go.layout.Template(
     layout={
         "font": {"size": 13},
-        "colorway": [BLUE, ORANGE, GREEN, PURPLE],
+        "colorway": _COLOURS,
         "margin": {"l": 60, "r": 60, "t": 120, "b": 60},
         "height": 460,
         "legend": {"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0},
@@ -35,59 +38,57 @@ _TEMPLATE = go.layout.Template(
 
 
 def _figure(title: str, description: str, provenance: str = "") -> go.Figure:
-    figure = go.Figure(layout={"template": _TEMPLATE, "meta": {"description": description}})
-    figure.update_layout(title_text=title)
+    """An empty figure with its title, the start of its description, and which run it shows."""
+    heading: dict[str, Any] = {"text": title}
     if provenance:
-        figure.update_layout(title_subtitle={"text": provenance, "font": {"size": 10}})
-    return figure
+        heading["subtitle"] = {"text": provenance, "font": {"size": 10}}
+    meta = {"description": description}
+    return go.Figure(layout={"template": _TEMPLATE, "meta": meta, "title": heading})
+
+
+def _describe(figure: go.Figure, sentence: str) -> None:
+    figure.layout.meta["description"] += f" {sentence}"
 
 
 def _band(
-    figure: go.Figure, table: pd.DataFrame, x: str, y: str, *, name: str, colour: str, **line
+    figure: go.Figure, rows: pd.DataFrame, x: str, y: str, name: str, colour: str, **look: Any
 ) -> None:
     """Mean over seeds as a line, lowest to highest seed as a band."""
-    yaxis = line.pop("yaxis", "y")
-    mode = line.pop("mode", "lines")
-    stats = table.groupby(x)[y].agg(["mean", "min", "max"])
-    xs = list(stats.index)
-    figure.add_scatter(
-        x=xs + xs[::-1],
-        y=[*stats["max"], *stats["min"][::-1]],
-        mode="lines",
-        fill="toself",
-        fillcolor=colour,
-        opacity=0.15,
-        line={"width": 0},
-        hoverinfo="skip",
-        showlegend=False,
-        legendgroup=name,
-        yaxis=yaxis,
-    )
-    figure.add_scatter(
-        x=xs,
-        y=stats["mean"],
-        name=name,
-        legendgroup=name,
-        mode=mode,
-        line={"color": colour, **line},
-        yaxis=yaxis,
-    )
+    stats = rows.groupby(x)[y].agg(["mean", "min", "max"])
+    there, edge = list(stats.index), [*stats["max"], *stats["min"][::-1]]
+    same = {"legendgroup": name, "yaxis": look.get("yaxis", "y")}
+    fill = {"fill": "toself", "fillcolor": colour, "opacity": 0.15, "showlegend": False}
+    figure.add_scatter(x=there + there[::-1], y=edge, **_BAND, **fill, **same)
+    same |= {"mode": look.get("mode", "lines"), "line": {"color": colour, "dash": look.get("dash")}}
+    figure.add_scatter(x=there, y=stats["mean"], name=name, **same)
 
 
-def _right_axis(title: str, **more) -> dict:
-    """A second y-axis, for curves with ``yaxis="y2"``."""
+def _right_axis(figure: go.Figure, title: str, **more: Any) -> go.Figure:
+    """The figure with a second y-axis, for curves with ``yaxis="y2"``."""
     axis = {"title": title, "overlaying": "y", "side": "right", "showgrid": False}
-    return axis | {"automargin": True} | more
+    return figure.update_layout(yaxis2=axis | {"automargin": True} | more)
+
+
+def _checked(table: pd.DataFrame, *columns: str, finite: bool = False) -> pd.DataFrame:
+    """``table``, which has rows and these columns; with ``finite``, of finite numbers only."""
+    if lacks := [column for column in columns if column not in table]:
+        raise ValueError(f"a column is missing: {lacks} of {', '.join(columns)}")
+    if table.empty:
+        raise ValueError("the table has no rows: there is nothing to show")
+    for column in columns if finite else ():
+        if not np.isfinite(table[column].to_numpy(dtype=float)).all():
+            raise ValueError(f"{column} has values that are not finite: leave their rows out")
+    for split in table["split"].unique() if "split" in columns else ():
+        checks.one_of("split", split, _DASH)
+    return table.reset_index(drop=True)
 
 
 def _coloured(curves: Iterable, colours: Sequence) -> Iterator[tuple]:
     """Pairs (curve, colour); raises ValueError rather than leave a curve out."""
     curves = list(curves)
     if len(curves) > len(colours):
-        raise ValueError(
-            f"this figure shows at most {len(colours)} curves side by side, got {len(curves)}: "
-            "leave some out, or draw two figures"
-        )
+        most = f"this figure shows at most {len(colours)} curves side by side"
+        raise ValueError(f"{most}, got {len(curves)}: leave some out, or draw two figures")
     return zip(curves, colours, strict=False)
 
 
@@ -97,11 +98,14 @@ def _over(table: pd.DataFrame) -> str:
     return f", mean and range of {n_seeds} seeds" if n_seeds > 1 else ""
 
 
-def _summary(table: pd.DataFrame, x: str, y: str, spec: str) -> str:
-    """Where a curve starts and ends, in words: for the text descriptions."""
-    means = table.groupby(x)[y].mean()
+def _course(rows: pd.DataFrame, x: str, y: str, spec: str) -> str:
+    """Where a curve starts and ends, in words; gaps are left out."""
+    means = rows.groupby(x)[y].mean()
+    means = means[np.isfinite(means)]
+    if means.empty:
+        return "nowhere finite"
     x0, x1 = means.index[0], means.index[-1]
-    return f"{means[x0]:{spec}} at {x0:g} to {means[x1]:{spec}} at {x1:g}"
+    return f"from {means[x0]:{spec}} at {x0:g} to {means[x1]:{spec}} at {x1:g}"
 
 
 def schematic(layers: pd.DataFrame, title: str) -> go.Figure:
@@ -110,49 +114,28 @@ def schematic(layers: pd.DataFrame, title: str) -> go.Figure:
     One bar a block (a layer with weights and what follows it up to the next one); its length is
     the number of values a sample has after it, on a logarithmic axis.
     """
-    starts = layers["layer"].isin(["Input", "Linear", "Conv2d"]).cumsum()
-    rows = []
-    for number, block in layers.groupby(starts):
+    layers = _checked(layers, "layer", "output", "parameters")
+    rows, starts = [], layers["layer"].isin(["Input", "Linear", "Conv2d"])
+    for number, block in layers.groupby(starts.cumsum()):
         names = [n.removesuffix("1d").removesuffix("2d") for n in block["layer"] if n != "Flatten"]
-        shape = block["output"].iloc[-1]
-        size = int(pd.Series(shape).prod())
-        shown = "×".join(map(str, shape))
-        parameters = int(block["parameters"].sum())
-        text = f"{shown} · {parameters:,} parameters" if parameters else shown
-        rows.append((f"{number}. {' + '.join(names)}", size, text))
+        shape, parameters = block["output"].iloc[-1], int(block["parameters"].sum())
+        text = "×".join(map(str, shape)) + (f" · {parameters:,} parameters" if parameters else "")
+        rows.append((f"{number}. {' + '.join(names)}", math.prod(shape), text))
     blocks = pd.DataFrame(rows, columns=["block", "size", "text"])
-    total = int(layers["parameters"].sum())
-    figure = _figure(
-        f"{title}: {total:,} parameters",
-        f"{title} as a stack of {len(blocks)} blocks from input to output: "
-        + "; ".join(f"{b} gives {t}" for b, t in zip(blocks["block"], blocks["text"], strict=True))
-        + f". In all {total:,} parameters.",
-    )
-    figure.add_bar(
-        y=blocks["block"],
-        x=blocks["size"],
-        orientation="h",
-        marker={"color": BLUE, "opacity": 0.35},
-        hovertext=blocks["text"],
-        hoverinfo="y+text",
-    )
-    for row in blocks.itertuples(index=False):  # annotations, unlike bar text, are never cut
-        figure.add_annotation(
-            x=0,
-            xref="paper",
-            xanchor="left",
-            xshift=6,
-            y=row.block,
-            text=f"<b>{row.block}</b><br>{row.text}",
-            align="left",
-            showarrow=False,
-            font={"size": 12},
-        )
-    figure.update_xaxes(
-        type="log", dtick=1, title_text="Values per sample after the block", range=[0, 5.2]
-    )
+    total = f"{int(layers['parameters'].sum()):,} parameters"
+    gives = "; ".join(f"{name} gives {text}" for name, _, text in rows)
+    what = f"{title} as a stack of {len(rows)} blocks from input to output"
+    figure = _figure(f"{title}: {total}", f"{what}: {gives}. In all {total}.")
+    bar = {"orientation": "h", "marker": {"color": BLUE, "opacity": 0.35}, "hoverinfo": "y+text"}
+    figure.add_bar(y=blocks["block"], x=blocks["size"], hovertext=blocks["text"], **bar)
+    place = {"x": 0, "xref": "paper", "xanchor": "left", "xshift": 6, "align": "left"}
+    for name, _, text in rows:  # annotations, unlike bar text, are never cut
+        words = {"text": f"<b>{name}</b><br>{text}", "showarrow": False, "font": {"size": 12}}
+        figure.add_annotation(y=name, **words, **place)
+    length = "Values per sample after the block"
+    figure.update_xaxes(type="log", dtick=1, title_text=length, range=[0, 5.2])
     figure.update_yaxes(autorange="reversed", showgrid=False, showticklabels=False)
-    return figure.update_layout(height=170 + 46 * len(blocks), hovermode="closest")
+    return figure.update_layout(height=170 + 46 * len(rows), hovermode="closest")
 
 
 def accuracy(history: pd.DataFrame, *, title: str, provenance: str, x: str = "epoch") -> go.Figure:
@@ -161,33 +144,19 @@ def accuracy(history: pd.DataFrame, *, title: str, provenance: str, x: str = "ep
     ``history`` is :attr:`lecture6.train.Run.history` with two more columns: label (one curve a
     label) and seed. Bands reach from the lowest to the highest seed.
     """
-    percent = history.assign(accuracy=100 * history["accuracy"])
-    curves = [(key, rows) for key, rows in percent.groupby(["label", "split"], sort=False)]
-    figure = _figure(
-        title,
-        f"Accuracy in per cent against {x}{_over(history)}. "
-        + " ".join(
-            f"{label}, {split}: from {_summary(rows, x, 'accuracy', '.1f')}."
-            for (label, split), rows in curves
-        ),
-        provenance,
-    )
-    colours = dict(_coloured(percent["label"].unique(), (BLUE, ORANGE, GREEN, PURPLE)))
-    for (label, split), rows in curves:
-        _band(
-            figure,
-            rows,
-            x,
-            "accuracy",
-            name=f"{label}, {split}",
-            colour=colours[label],
-            dash=_DASH[split],
-        )
     names = {"epoch": "Epoch", "update": "Update (mini-batches seen)"}
+    checks.one_of("x", x, names)
+    percent = _checked(_checked(history, x), "label", "split", "epoch", "accuracy")
+    percent = percent.assign(accuracy=100 * percent["accuracy"])
+    colours = dict(_coloured(percent["label"].unique(), _COLOURS))
+    figure = _figure(title, f"Accuracy in per cent against {x}{_over(history)}.", provenance)
+    for (label, split), rows in percent.groupby(["label", "split"], sort=False):
+        name = f"{label}, {split}"
+        _band(figure, rows, x, "accuracy", name, colours[label], dash=_DASH[split])
+        _describe(figure, f"{name}: {_course(rows, x, 'accuracy', '.1f')}.")
     figure.update_xaxes(title_text=names[x])
     low = percent.loc[percent["epoch"] > 0, "accuracy"].min()
-    figure.update_yaxes(title_text="Accuracy, %", range=[max(0.0, low - 5), 101])
-    return figure
+    return figure.update_yaxes(title_text="Accuracy, %", range=[max(0.0, low - 5), 101])
 
 
 def interpolation(table: pd.DataFrame, *, title: str, provenance: str) -> go.Figure:
@@ -196,140 +165,77 @@ def interpolation(table: pd.DataFrame, *, title: str, provenance: str) -> go.Fig
     ``table`` comes from :func:`lecture6.landscape.interpolate`, with a column seed when there are
     several pairs. α = 0 is the small-batch solution, α = 1 the large-batch one.
     """
-    percent = table.assign(accuracy=100 * table["accuracy"])
-    if "seed" not in percent:
-        percent["seed"] = 0
-    n_pairs = percent["seed"].nunique()
-
-    def at(alpha: float, split: str, column: str) -> float:
-        rows = percent[(percent["split"] == split) & (percent["alpha"] == alpha)]
-        return rows[column].mean()
-
-    ends = sorted({percent["alpha"].min(), 0.0, 1.0, percent["alpha"].max()})
-    splits = list(percent["split"].unique())
-    figure = _figure(
-        title,
-        f"Cross-entropy and accuracy against the position α on the path, mean and range of "
-        f"{n_pairs} pair{'s' * (n_pairs > 1)} of solutions. "
-        + " ".join(
-            f"{split} at α = {a:g}: loss {at(a, split, 'loss'):.2g}, accuracy "
-            f"{at(a, split, 'accuracy'):.1f} per cent."
-            for split in splits
-            for a in ends
-        ),
-        provenance,
-    )
-    for split in splits:
-        rows, dash = percent[percent["split"] == split], _DASH[split]
-        _band(figure, rows, "alpha", "loss", name=f"loss, {split}", colour=BLUE, dash=dash)
-        _band(
-            figure,
-            rows,
-            "alpha",
-            "accuracy",
-            name=f"accuracy, {split}",
-            colour=ORANGE,
-            dash=dash,
-            yaxis="y2",
-        )
+    percent = _checked(_checked(table, "split"), "alpha", "loss", "accuracy", finite=True)
+    percent = percent.assign(accuracy=100 * percent["accuracy"])
+    n_pairs = percent["seed"].nunique() if "seed" in percent else 1
+    what = "Cross-entropy and accuracy against the position α on the path, mean and range of"
+    what += f" {n_pairs} pair{'s' * (n_pairs > 1)} of solutions."
+    figure = _figure(title, what, provenance)
+    for split, rows in percent.groupby("split", sort=False):
+        for y, colour, yaxis in (("loss", BLUE, "y"), ("accuracy", ORANGE, "y2")):
+            look = {"dash": _DASH[split], "yaxis": yaxis}
+            _band(figure, rows, "alpha", y, f"{y}, {split}", colour, **look)
+        means = rows.groupby("alpha")[["loss", "accuracy"]].mean()
+        for a in sorted({means.index[0], 0.0, 1.0, means.index[-1]} & {*means.index}):
+            loss, percents = means.loc[a]
+            what = f"{split} at α = {a:g}: loss {loss:.2g}, accuracy {percents:.1f} per cent."
+            _describe(figure, what)
+    place = {"y": 0.55, "yref": "paper", "xshift": 9, "textangle": -90, "showarrow": False}
     for alpha, name in ((0, "small batch"), (1, "large batch")):
         figure.add_vline(alpha, line={"width": 1, "dash": "dot"})
-        figure.add_annotation(
-            x=alpha, y=0.55, yref="paper", xshift=9, text=name, textangle=-90, showarrow=False
-        )
+        figure.add_annotation(x=alpha, text=name, **place)
     figure.update_xaxes(title_text="Position α on the path")
     figure.update_yaxes(title_text="Cross-entropy", rangemode="tozero")
-    return figure.update_layout(
-        yaxis2=_right_axis("Accuracy, %", range=[0, 102], tickmode="linear", dtick=20)
-    )
+    return _right_axis(figure, "Accuracy, %", range=[0, 102], tickmode="linear", dtick=20)
 
 
-def batch_size(table: pd.DataFrame, *, title: str, provenance: str) -> go.Figure:
+def accuracy_and_sharpness(table: pd.DataFrame, *, title: str, provenance: str) -> go.Figure:
     """Figure 7: test accuracy (left axis) and sharpness (right axis, log) against batch size.
 
     ``table``: one row a run and ε, with columns batch_size, seed, accuracy (fraction), epsilon,
-    sharpness (per cent, Definition 2).
+    sharpness (per cent, Definition 2). At most two ε.
     """
-    percent = table.assign(accuracy=100 * table["accuracy"])
+    percent = _checked(table, "seed", "accuracy", "sharpness")
+    percent = _checked(percent, "batch_size", "epsilon", finite=True)
+    percent = percent.assign(accuracy=100 * percent["accuracy"])
+    x = "batch_size"
+    what = f"Test accuracy and sharpness against batch size{_over(table)}."
+    what += f" Accuracy in per cent goes {_course(percent, x, 'accuracy', '.1f')}."
+    figure = _figure(title, what, provenance)
     by_epsilon = list(percent.groupby("epsilon", sort=False))
-    figure = _figure(
-        title,
-        f"Test accuracy and sharpness against batch size{_over(table)}. "
-        f"Accuracy in per cent goes from {_summary(percent, 'batch_size', 'accuracy', '.1f')}. "
-        + " ".join(
-            f"Sharpness at ε = {epsilon:g} goes from "
-            f"{_summary(rows, 'batch_size', 'sharpness', '.3g')} per cent."
-            for epsilon, rows in by_epsilon
-        ),
-        provenance,
-    )
-    _band(
-        figure,
-        by_epsilon[0][1],
-        "batch_size",
-        "accuracy",
-        name="test accuracy",
-        colour=BLUE,
-        mode="lines+markers",
-    )
-    for (epsilon, rows), (colour, dash) in _coloured(
-        by_epsilon, ((ORANGE, "dash"), (GREEN, "dot"))
-    ):
-        _band(
-            figure,
-            rows,
-            "batch_size",
-            "sharpness",
-            name=f"sharpness, ε = {epsilon:g}",
-            colour=colour,
-            dash=dash,
-            yaxis="y2",
-            mode="lines+markers",
-        )
-    sizes = sorted(percent["batch_size"].unique())
-    figure.update_xaxes(
-        type="log",
-        tickvals=sizes,
-        ticktext=[f"{s:,}" for s in sizes],
-        title_text="Batch size",
-    )
+    look = {"mode": "lines+markers"}
+    _band(figure, by_epsilon[0][1], x, "accuracy", "test accuracy", BLUE, **look)
+    styles = ((ORANGE, "dash"), (GREEN, "dot"))
+    for (epsilon, rows), (colour, look["dash"]) in _coloured(by_epsilon, styles):
+        name, course = f"ε = {epsilon:g}", _course(rows, x, "sharpness", ".3g")
+        _band(figure, rows, x, "sharpness", f"sharpness, {name}", colour, yaxis="y2", **look)
+        _describe(figure, f"Sharpness at {name} goes {course} per cent.")
+    sizes = sorted(percent[x].unique())
+    ticks = {"tickvals": sizes, "ticktext": [f"{size:,}" for size in sizes]}
+    figure.update_xaxes(type="log", title_text="Batch size", **ticks)
     figure.update_yaxes(title_text="Test accuracy, %")
-    return figure.update_layout(
-        yaxis2=_right_axis("Sharpness φ, %", type="log", tickmode="linear", dtick="D2")
-    )
+    return _right_axis(figure, "Sharpness φ, %", type="log", tickmode="linear", dtick="D2")
 
 
 def sharpness_box(curve: pd.DataFrame, boxes: pd.DataFrame, *, title: str) -> go.Figure:
     """Definition 2 in one dimension: the loss, and at each minimiser the box and its maximum.
 
-    ``curve``: columns x, loss. ``boxes``: one row a minimiser, with columns name, x, half_width,
-    x_max, loss_max, sharpness (per cent).
+    ``curve``: columns x, loss. ``boxes``: one row a minimiser, at most two, with columns name, x,
+    half_width, x_max, loss_max, sharpness (per cent).
     """
-    figure = _figure(
-        title,
-        "A one-dimensional loss with a flat and a sharp minimum and a shaded box around each. "
-        + " ".join(
-            f"{b.name}: box {b.x - b.half_width:.2f} to {b.x + b.half_width:.2f}, largest loss "
-            f"{b.loss_max:.3g} at {b.x_max:.2f}, sharpness {b.sharpness:.3g} per cent."
-            for b in boxes.itertuples(index=False)
-        ),
-    )
+    curve = _checked(curve, "x", "loss", finite=True)
+    _checked(boxes, "x", "half_width", "x_max", "loss_max", "sharpness", finite=True)
+    what = "A one-dimensional loss with a flat and a sharp minimum and a shaded box around each."
+    figure = _figure(title, what)
     figure.add_scatter(x=curve["x"], y=curve["loss"], mode="lines", name="loss f(x)")
-    for box, colour in _coloured(boxes.itertuples(index=False), (GREEN, ORANGE)):
-        figure.add_vrect(
-            box.x - box.half_width,
-            box.x + box.half_width,
-            fillcolor=colour,
-            opacity=0.18,
-            line_width=0,
-        )
-        figure.add_scatter(
-            x=[box.x_max],
-            y=[box.loss_max],
-            mode="markers",
-            marker={"color": colour, "size": 11},
-            name=f"{box.name}: φ = {box.sharpness:.3g} %",
-        )
+    for b, colour in _coloured(_checked(boxes, "name").itertuples(), (GREEN, ORANGE)):
+        low, high = b.x - b.half_width, b.x + b.half_width
+        what = f"{b.name}: box {low:.2f} to {high:.2f}, largest loss {b.loss_max:.3g} at"
+        _describe(figure, f"{what} {b.x_max:.2f}, sharpness {b.sharpness:.3g} per cent.")
+        shade = {"fillcolor": colour, "opacity": 0.18, "line_width": 0}
+        figure.add_vrect(low, high, **shade)
+        name, mark = f"{b.name}: φ = {b.sharpness:.3g} %", {"color": colour, "size": 11}
+        figure.add_scatter(x=[b.x_max], y=[b.loss_max], mode="markers", marker=mark, name=name)
     figure.update_xaxes(title_text="Parameter x")
     figure.update_yaxes(title_text="Loss", range=[-0.05, 1.15])
     return figure.update_layout(hovermode="closest")
@@ -352,101 +258,79 @@ def curves(
 ) -> go.Figure:
     """Any quantity against another: one curve a label, its mean and range over seeds.
 
-    ``table`` has the columns ``x`` and ``y``, label (one curve a label), and seed when there are
-    several. ``log`` names the logarithmic axes: "", "x", "y" or "xy". ``xrange`` and ``yrange``
-    are in the units of the data. ``marks`` are points (x, y, text) to point out.
+    ``table`` has the columns ``x`` and ``y``, label (one curve a label, at most eight), and seed
+    when there are several. ``log`` names the logarithmic axes: "", "x", "y" or "xy". ``xrange`` and
+    ``yrange`` are in the units of the data. ``marks`` are points (x, y, text) to point out.
+    A logarithmic axis needs a positive value, or a positive range: else ValueError.
     """
-    by_label = list(table.groupby("label", sort=False))
-    figure = _figure(
-        title,
-        f"{ylabel} against {xlabel}{_over(table)}. "
-        + " ".join(f"{label}: from {_summary(rows, x, y, '.3g')}." for label, rows in by_label)
-        + "".join(f" Marked: {text}, {b:.3g} at {a:.3g}." for a, b, text in marks),
-        provenance,
-    )
-    styles = [(c, dash) for dash in ("solid", "dash") for c in (BLUE, ORANGE, GREEN, PURPLE)]
-    for (label, rows), (colour, dash) in _coloured(by_label, styles):
-        _band(figure, rows, x, y, name=label, colour=colour, dash=dash, mode=mode)
-    for mark_x, mark_y, text in marks:
-        figure.add_scatter(
-            x=[mark_x],
-            y=[mark_y],
-            mode="markers",
-            marker={"color": "black", "size": 9, "symbol": "diamond"},
-            name=text,
-        )
-    for update, name, label, limits in (
-        (figure.update_xaxes, x, xlabel, xrange),
-        (figure.update_yaxes, y, ylabel, yrange),
-    ):
-        update(title_text=label, type="linear", range=limits)
-        if ("x" if name == x else "y") in log:
-            low, high = limits or (table[name].min(), table[name].max())
-            # Plotly's own choice of ticks writes 1µ for 10⁻⁶, and a bare 2 and 5 between decades.
-            ticks = 1 if high / low > 50 else "D2"
-            update(type="log", dtick=ticks, exponentformat="power")
-            update(range=[math.log10(v) for v in limits] if limits else None)
-    return figure
+    checks.one_of("log", log, ("", "x", "y", "xy"))
+    by_label = _checked(table, x, y, "label").groupby("label", sort=False)
+    looks = [(c, dash) for dash in ("solid", "dash") for c in _COLOURS]
+    figure = _figure(title, f"{ylabel} against {xlabel}{_over(table)}.", provenance)
+    for (label, rows), (colour, dash) in _coloured(by_label, looks):
+        _band(figure, rows, x, y, label, colour, dash=dash, mode=mode)
+        _describe(figure, f"{label}: {_course(rows, x, y, '.3g')}.")
+    mark = {"color": "black", "size": 9, "symbol": "diamond"}
+    for at, height, text in marks:
+        _describe(figure, f"Marked: {text}, {height:.3g} at {at:.3g}.")
+        figure.add_scatter(x=[at], y=[height], mode="markers", marker=mark, name=text)
+    figure.update_xaxes(title_text=xlabel, **_scale(table[x], xrange, "x" in log, "xrange"))
+    return figure.update_yaxes(title_text=ylabel, **_scale(table[y], yrange, "y" in log, "yrange"))
 
 
-def noise_scale(
+def _scale(values: pd.Series, limits: tuple[float, float] | None, log: bool, name: str) -> dict:
+    """An axis: linear or logarithmic, and its range."""
+    if not log:
+        return {"type": "linear", "range": limits}
+    if limits is None:
+        positive = values[values > 0]
+        if positive.empty:
+            raise ValueError(f"{values.name} has no positive value for a logarithmic axis")
+        low, high = positive.min(), positive.max()
+    else:
+        low, high = (checks.real(f"{name} of a logarithm", limit, above=0) for limit in limits)
+    # Plotly's own choice of ticks writes 1µ for 10⁻⁶, and a bare 2 and 5 between decades.
+    ticks = {"dtick": 1 if high / low > 50 else "D2", "exponentformat": "power"}
+    return {"type": "log", "range": limits and [math.log10(low), math.log10(high)], **ticks}
+
+
+def noise_scale_and_gain(
     table: pd.DataFrame, *, batch_size: int, predicted: float, title: str, provenance: str
 ) -> go.Figure:
     """Equation (24): the noise scale g (left axis) and what was measured (right axis) against B.
 
     ``table``: columns batch_size, g, and gain, points of test accuracy over the largest batch (NaN
-    where it was not measured).
-    ``batch_size`` is marked on the curve of g, ``predicted``, a batch size, by a line.
+    where it was not measured). ``batch_size`` (or the one of the table that is nearest) is marked
+    on the curve of g, ``predicted``, a batch size, by a line.
     """
-    table = table.sort_values("batch_size")
-    known = table.dropna(subset=["gain"])
-    chosen = table.loc[(table["batch_size"] - batch_size).abs().idxmin()]
+    table = _checked(_checked(table, "gain"), "batch_size", "g", finite=True)
+    table, known = (rows.sort_values("batch_size") for rows in (table, table.dropna(subset="gain")))
+    predicted = checks.real("predicted", predicted, above=0)
+    off = table["batch_size"] - checks.real("batch_size", batch_size, above=0)
+    chosen = table.loc[off.abs().idxmin()]
+    course = _course(table, "batch_size", "g", ".3g")
+    what = f"The noise scale g against the batch size B: {course}; {chosen['g']:.3g} at B ="
+    what += f" {chosen['batch_size']:g}. The predicted optimum is B = {predicted:.3g}."
+    figure = _figure(title, what, provenance)
     if known.empty:
-        found = "The test accuracy was not measured here."
+        _describe(figure, "The test accuracy was not measured here.")
     else:
         best = known.loc[known["gain"].idxmax()]
-        found = (
-            f"The test accuracy measured is highest at B = {best['batch_size']:g}, "
-            f"{best['gain']:.2f} points above that of the largest batch."
-        )
-    figure = _figure(
-        title,
-        f"The noise scale g against the batch size B: from "
-        f"{_summary(table, 'batch_size', 'g', '.3g')}; {chosen['g']:.3g} at B = "
-        f"{chosen['batch_size']:g}. The predicted optimum is B = {predicted:.3g}. {found}",
-        provenance,
-    )
+        what = f"The test accuracy measured is highest at B = {best['batch_size']:g},"
+        _describe(figure, f"{what} {best['gain']:.2f} points above that of the largest batch.")
     g = table[table["g"] > 0]  # at B = N there is no noise, and no place for it on the axis
     figure.add_scatter(x=g["batch_size"], y=g["g"], mode="lines", name="g", line_color=BLUE)
-    figure.add_scatter(
-        x=[chosen["batch_size"]],
-        y=[chosen["g"] if chosen["g"] > 0 else None],
-        mode="markers",
-        name="g at B",
-        marker={"color": BLUE, "size": 12, "symbol": "diamond"},
-    )
-    figure.add_scatter(
-        x=[predicted] * 2,
-        y=[g["g"].min(), g["g"].max()],
-        mode="lines",
-        name="predicted optimum",
-        line={"color": GREEN, "dash": "dash"},
-    )
-    figure.add_scatter(
-        x=known["batch_size"],
-        y=known["gain"],
-        mode="lines+markers",
-        name="gain in test accuracy",
-        line={"color": ORANGE},
-        yaxis="y2",
-    )
+    at, height = [chosen["batch_size"]], [chosen["g"] if chosen["g"] > 0 else None]
+    mark = {"color": BLUE, "size": 12, "symbol": "diamond"}
+    figure.add_scatter(x=at, y=height, mode="markers", name="g at B", marker=mark)
+    line = {"mode": "lines", "name": "predicted optimum", "line": {"color": GREEN, "dash": "dash"}}
+    figure.add_scatter(x=[predicted] * 2, y=[g["g"].min(), g["g"].max()], **line)
+    line = {"mode": "lines+markers", "name": "gain in test accuracy", "line": {"color": ORANGE}}
+    figure.add_scatter(x=known["batch_size"], y=known["gain"], yaxis="y2", **line)
     figure.update_xaxes(title_text="Batch size B", type="log", dtick=1)
     figure.update_yaxes(title_text="Noise scale g", type="log", dtick=1, exponentformat="power")
-    return figure.update_layout(
-        yaxis2=_right_axis(
-            "Gain in test accuracy, points", range=[-1.5, 1], tickmode="linear", dtick=0.5
-        )
-    )
+    axis = {"range": [-1.5, 1], "tickmode": "linear", "dtick": 0.5}
+    return _right_axis(figure, "Gain in test accuracy, points", **axis)
 
 
 def contour(
@@ -463,34 +347,27 @@ def contour(
 ) -> go.Figure:
     """A quantity over two others that form a grid, on a logarithmic scale of colours.
 
-    ``table``: columns ``x``, ``y``, ``z`` (positive), one row a point of the grid.
+    ``table``: columns ``x``, ``y``, ``z`` (positive), one row a point of the grid; else ValueError.
     """
+    table = _checked(table, x, y, z, finite=True)
     grid = table.pivot_table(index=y, columns=x, values=z)
+    if grid.isna().any(axis=None) or table[z].min() <= 0:
+        raise ValueError(f"a contour needs a positive {z} at every point of a grid of {x} and {y}")
+    (x0, x1), (y0, y1) = ((table[name].min(), table[name].max()) for name in (x, y))
     lowest = table.loc[table[z].idxmin()]
-    figure = _figure(
-        title,
-        f"{zlabel} over {xlabel} (from {table[x].min():.3g} to {table[x].max():.3g}) and {ylabel} "
-        f"(from {table[y].min():.3g} to {table[y].max():.3g}), as filled contours: from "
-        f"{lowest[z]:.3g} at ({lowest[x]:.3g}, {lowest[y]:.3g}) to {table[z].max():.3g}.",
-        provenance,
+    what = (
+        f"{zlabel} over {xlabel} (from {x0:.3g} to {x1:.3g}) and {ylabel} (from {y0:.3g} to "
+        f"{y1:.3g}), as filled contours: from {lowest[z]:.3g} at ({lowest[x]:.3g}, "
+        f"{lowest[y]:.3g}) to {table[z].max():.3g}."
     )
+    figure = _figure(title, what, provenance)
     exponents = np.log10(grid.to_numpy())
     ticks = np.linspace(exponents.min(), exponents.max(), 6)
-    figure.add_contour(
-        x=grid.columns,
-        y=grid.index,
-        z=exponents,
-        customdata=grid.to_numpy(),
-        hovertemplate="(%{x:.3g}, %{y:.3g}): %{customdata:.3g}<extra></extra>",
-        colorscale="Cividis",
-        ncontours=16,
-        line={"width": 0.5},
-        colorbar={
-            "title": zlabel,
-            "tickvals": ticks,
-            "ticktext": [f"{10**t:.2g}" for t in ticks],
-        },
-    )
+    bar = {"title": zlabel, "tickvals": ticks, "ticktext": [f"{10**t:.2g}" for t in ticks]}
+    look = {"colorscale": "Cividis", "colorbar": bar, "ncontours": 16, "line": {"width": 0.5}}
+    look["hovertemplate"] = "(%{x:.3g}, %{y:.3g}): %{customdata:.3g}<extra></extra>"
+    look["customdata"] = grid.to_numpy()
+    figure.add_contour(x=grid.columns, y=grid.index, z=exponents, **look)
     figure.update_xaxes(title_text=xlabel, constrain="domain")
     figure.update_yaxes(title_text=ylabel, scaleanchor="x", constrain="domain")  # circles are round
     return figure.update_layout(hovermode="closest")
@@ -502,96 +379,30 @@ def spectrum(
     """The density of a Hessian's eigenvalues, with the leading ones marked.
 
     ``density``: columns eigenvalue, density (of eigenvalues, so that it integrates to their
-    number), low, high (a band around it).
+    number), low, high (a band around it). ``outliers``: one leading eigenvalue or more.
     """
-    figure = _figure(
-        title,
+    density = _checked(density, "eigenvalue", "density", "low", "high", finite=True)
+    outliers = [checks.real("a leading eigenvalue", value) for value in np.ravel(outliers)]
+    if not outliers:
+        raise ValueError("outliers must hold one leading eigenvalue or more, got none")
+    at, top = density["eigenvalue"], density["density"].max()
+    what = (
         "Number of eigenvalues of the Hessian per unit of eigenvalue, on a logarithmic axis, from "
-        f"{density['eigenvalue'].min():.3g} to {density['eigenvalue'].max():.3g}; it is highest, "
-        f"{density['density'].max():.3g}, at "
-        f"{density.loc[density['density'].idxmax(), 'eigenvalue']:.3g}. Marked are "
-        f"{len(outliers)} leading eigenvalues, from {min(outliers):.3g} to {max(outliers):.3g}.",
-        provenance,
+        f"{at.min():.3g} to {at.max():.3g}; it is highest, {top:.3g}, at "
+        f"{at[density['density'].idxmax()]:.3g}. Marked are {len(outliers)} leading eigenvalues, "
+        f"from {min(outliers):.3g} to {max(outliers):.3g}."
     )
-    floor = density["density"].max() * 1e-9
-    for column, name in (("high", None), ("low", "± 2 standard errors")):
-        figure.add_scatter(
-            x=density["eigenvalue"],
-            y=density[column].clip(lower=floor),
-            mode="lines",
-            line={"width": 0, "color": BLUE},
-            fill="tonexty" if name else None,
-            fillcolor="rgba(0, 114, 178, 0.2)",
-            hoverinfo="skip",
-            showlegend=bool(name),
-            name=name,
-        )
-    figure.add_scatter(
-        x=density["eigenvalue"],
-        y=density["density"].clip(lower=floor),
-        mode="lines",
-        name="density",
-        line={"color": BLUE},
-    )
-    figure.add_scatter(
-        x=list(outliers),
-        y=[1.0] * len(outliers),
-        mode="markers",
-        name="leading eigenvalues",
-        marker={"color": ORANGE, "symbol": "line-ns-open", "size": 16, "line": {"width": 2}},
-    )
+    figure = _figure(title, what, provenance)
+    # below this there is no place on a logarithmic axis
+    high, low, mean = (density[name].clip(lower=top * 1e-9) for name in ("high", "low", "density"))
+    edge = _BAND | {"line": {"width": 0, "color": BLUE}, "fillcolor": "rgba(0, 114, 178, 0.2)"}
+    figure.add_scatter(x=at, y=high, showlegend=False, **edge)
+    band = {"name": "± 2 standard errors", "showlegend": True, "fill": "tonexty"}
+    figure.add_scatter(x=at, y=low, **band, **edge)
+    figure.add_scatter(x=at, y=mean, mode="lines", name="density", line={"color": BLUE})
+    mark = {"color": ORANGE, "symbol": "line-ns-open", "size": 16, "line": {"width": 2}}
+    shown = {"mode": "markers", "name": "leading eigenvalues", "marker": mark}
+    figure.add_scatter(x=outliers, y=[1.0] * len(outliers), **shown)
     figure.update_xaxes(title_text="Eigenvalue of the Hessian, λ")
-    figure.update_yaxes(title_text="Eigenvalues per unit of λ", type="log", exponentformat="power")
-    return figure
-
-
-class BookFigure:
-    """Renders a Plotly output of a notebook as a figure of the book (a myst-nb plug-in).
-
-    The page gets the figure as JSON, which `book/_static/figures.js` draws. The title becomes the
-    caption, which follows the slider when the frames have titles of their own; the subtitle (which
-    run it shows) and the text of `layout.meta["description"]` stand under it.
-    """
-
-    mime_priority_overrides = (("*", "application/vnd.plotly.v1+json", 1),)
-
-    @staticmethod
-    def handle_mime(renderer, data, inline):
-        """Return the docutils nodes of one output, or None for a mime type that is not Plotly's.
-
-        Raises:
-            ValueError: the figure has no title or no text description.
-        """
-        if data.mime_type != "application/vnd.plotly.v1+json":
-            return None
-        from docutils import nodes  # only a build of the book has docutils
-
-        figure = {key: data.content.get(key, []) for key in ("data", "frames")}
-        layout = dict(data.content["layout"])
-        heading = layout.pop("title", {})
-        title, description = heading.get("text"), layout.get("meta", {}).get("description")
-        if not title or not description:
-            raise ValueError(
-                f"the figure {title!r} needs a title (its caption in the book) and a text "
-                "description: set layout.title.text and layout.meta['description']"
-            )
-        caption = f'<span class="title">{html.escape(title)}</span>'
-        if "subtitle" in heading:
-            subtitle = html.escape(heading["subtitle"]["text"])
-            caption += f'<span class="subtitle">{subtitle}</span>'
-        height = layout.get("height", 450)
-        # "<" is escaped so that no text in a figure can end the script element.
-        content = json.dumps(figure | {"layout": layout}).replace("<", "\\u003c")
-        return [
-            nodes.raw(
-                "",
-                '<figure class="plotly-figure">'
-                f'<div class="plot" role="group" aria-label="{html.escape(title)}" '
-                f'aria-busy="true" style="min-height: {height}px"></div>'
-                f'<script type="application/json">{content}</script>'
-                f"<figcaption>{caption}</figcaption>"
-                "<details><summary>Description of the figure</summary>"
-                f"<p>{html.escape(description)}</p></details></figure>",
-                format="html",
-            )
-        ]
+    figure.update_yaxes(title_text="Eigenvalues per unit of λ")
+    return figure.update_yaxes(type="log", exponentformat="power")

@@ -28,8 +28,8 @@ def check_batch(n_train: Any, batch_size: Any, sampling: str) -> tuple[int, int]
     """``n_train`` and ``batch_size``; ValueError for ones, or a ``sampling``, that cannot be."""
     checks.one_of("sampling", sampling, SAMPLINGS)
     n_train = checks.whole("n_train", n_train, least=2)
-    most = None if sampling == "with_replacement" else n_train
-    return n_train, checks.whole("batch_size", batch_size, least=1, most=most)
+    bounds = {} if sampling == "with_replacement" else {"most": n_train}
+    return n_train, checks.whole("batch_size", batch_size, least=1, **bounds)
 
 
 def covariance_factor(
@@ -58,8 +58,8 @@ def noise_scale(
     ValueError for impossible settings.
     """
     lr, n_train, momentum = _rates(lr, n_train, momentum)
-    most = None if replacement else n_train
-    batch_size = checks.real("batch_size", batch_size, above=0, most=most)
+    bounds = {} if replacement else {"most": n_train}
+    batch_size = checks.real("batch_size", batch_size, above=0, **bounds)
     return lr * (n_train / batch_size - (not replacement)) / (1 - momentum)
 
 

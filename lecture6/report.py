@@ -2,70 +2,54 @@
 
 from __future__ import annotations
 
-import json
-import platform
-import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
-from importlib import metadata
-from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from IPython.display import HTML
 from scipy import stats
 
+from . import checks
+from .provenance import code_version, device_name
+
 PROFILES = ("smoke", "book", "full")
+VERDICTS = {True: "holds", False: "does not hold", None: "cannot tell"}
 
 
-def settings(profile: str, **by_profile: dict) -> SimpleNamespace:
+def settings(profile: str, **by_profile: dict[str, Any]) -> SimpleNamespace:
     """The settings of one profile: ``settings("book", smoke={...}, book={...}, full={...}).lr``.
 
-    Raises ValueError for a profile other than smoke, book and full.
+    Raises ValueError for a profile other than these, and for one without settings.
     """
-    if profile not in PROFILES:
-        raise ValueError(
-            f"profile must be one of {', '.join(PROFILES)}, got {profile!r}; it is set by the "
-            "notebook's parameter 'profile' or the environment variable LECTURE6_PROFILE"
-        )
+    for name in (profile, *by_profile):
+        if name not in PROFILES:
+            raise ValueError(
+                f"profile must be one of {', '.join(PROFILES)}, got {name!r}; it is set by the "
+                "notebook's parameter 'profile' or the environment variable LECTURE6_PROFILE"
+            )
+    if not isinstance(by_profile.get(profile), dict):
+        raise ValueError(f"no settings of the profile {profile!r} are given: add {profile}=dict(…)")
     return SimpleNamespace(**by_profile[profile])
 
 
 def provenance(profile: str, data: str, seeds: Sequence[int]) -> str:
-    """One line that says which run a figure shows: profile, data, seeds, device, date, code."""
-    first, last = seeds[0], seeds[-1]
-    gapless = len(seeds) > 1 and list(seeds) == list(range(first, last + 1))
-    numbers = f"{first}–{last}" if gapless else ", ".join(map(str, seeds))
+    """One line that says which run a figure shows: profile, data, seeds, device, date, code.
+
+    Raises ValueError for a run without seeds, and for what is no seed.
+    """
+    seeds = [checks.seed(seed, "one of the seeds") for seed in np.ravel(np.asarray(seeds))]
+    if not seeds:
+        raise ValueError("a run has at least one seed, got none")
+    gapless = len(seeds) > 1 and seeds == list(range(seeds[0], seeds[-1] + 1))
+    numbers = f"{seeds[0]}–{seeds[-1]}" if gapless else ", ".join(map(str, seeds))
     return (
         f"profile {profile} · {data} · seed{'s' * (len(seeds) > 1)} {numbers} · "
         f"{device_name()} · {date.today().isoformat()} · {code_version()}"
     )
-
-
-def device_name() -> str:
-    """What computes here: "GPU NVIDIA H200", or "CPU x86_64" when there is no GPU."""
-    if torch.cuda.is_available():
-        return f"GPU {torch.cuda.get_device_name()}"
-    return f"CPU {platform.machine()}"
-
-
-def code_version() -> str:
-    """The commit that the package came from, "+" when changed since; else its version."""
-    folder = Path(__file__).parent
-    git = ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--exclude=*"]
-    tracked = ["git", "-C", str(folder), "ls-files", "--error-unmatch", __file__]
-    try:
-        subprocess.run(tracked, capture_output=True, check=True)
-        found = subprocess.run(git, capture_output=True, text=True, check=True)
-        return f"commit {found.stdout.strip()}"
-    except (OSError, subprocess.CalledProcessError):
-        pass  # not a checkout: installed by pip, which records the commit it fetched
-    record = metadata.distribution("lecture6").read_text("direct_url.json")
-    commit = json.loads(record or "{}").get("vcs_info", {}).get("commit_id")
-    return f"commit {commit[:7]}" if commit else f"version {metadata.version('lecture6')}"
 
 
 @dataclass(frozen=True)
@@ -87,10 +71,13 @@ class Interval:
 
 
 def interval(values: Iterable[float], level: float = 0.95) -> Interval:
-    """Mean of one value a seed and its two-sided t-interval; needs at least 2 values."""
-    values = np.asarray(list(values), dtype=float)
-    if len(values) < 2:
-        raise ValueError(f"an interval needs at least 2 seeds, got {len(values)}")
+    """Mean of one value a seed and its two-sided t-interval, which covers a share ``level``.
+
+    Raises ValueError for fewer than 2 values, values that are not finite, and a ``level`` that
+    does not lie between 0 and 1.
+    """
+    values = _one_a_seed(values)
+    level = checks.real("level", level, above=0, below=1)
     half = stats.sem(values) * stats.t.ppf(0.5 + level / 2, len(values) - 1)
     mean = float(values.mean())
     return Interval(mean, float(mean - half), float(mean + half), len(values))
@@ -98,12 +85,20 @@ def interval(values: Iterable[float], level: float = 0.95) -> Interval:
 
 def geometric_interval(values: Iterable[float], level: float = 0.95) -> Interval:
     """The same for positive values that differ by factors: of their logarithms, exponentiated."""
-    values = np.asarray(list(values), dtype=float)
+    values = _one_a_seed(values)
     if not (values > 0).all():
         raise ValueError(f"a geometric mean needs positive values, got {values.tolist()}")
     log = interval(np.log(values), level)
     low, high = float(np.exp(log.low)), float(np.exp(log.high))
     return Interval(float(np.exp(log.mean)), low, high, log.n_seeds)
+
+
+def _one_a_seed(values: Iterable[float]) -> np.ndarray:
+    values = values if isinstance(values, Iterable) else [values]
+    checked = np.asarray([checks.real("the value of each seed", value) for value in values])
+    if len(checked) < 2:
+        raise ValueError(f"an interval needs at least 2 seeds, got {len(checked)}")
+    return checked
 
 
 @dataclass(frozen=True)
@@ -118,20 +113,16 @@ class Claim:
     holds: bool | None  #: None: these runs cannot tell
     run: str = "this page"  #: or the stored study that it rests on
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.holds, bool | np.bool_ | None):
+            raise ValueError(f"{self.claim!r} holds: True, False or None, not {self.holds!r}")
+
 
 def claims_table(claims: Iterable[Claim]) -> HTML:
     """The claims of a chapter as an HTML table of class ``claims`` (the scorecard collects it)."""
-    words = {True: "holds", False: "does not hold", None: "cannot tell"}
-    table = pd.DataFrame(
-        {
-            "Claim": c.claim,
-            "Source": c.source,
-            "There": c.paper,
-            "Here": c.ours,
-            "Seeds": c.seeds,
-            "Computed": c.run,
-            "Verdict": words[c.holds if c.holds is None else bool(c.holds)],
-        }
-        for c in claims
-    )
+    rows = [(c.claim, c.source, c.paper, c.ours, c.seeds, c.run, VERDICTS[c.holds]) for c in claims]
+    if not rows:
+        raise ValueError("a table of claims needs at least one, got none")
+    columns = ["Claim", "Source", "There", "Here", "Seeds", "Computed", "Verdict"]
+    table = pd.DataFrame(rows, columns=columns)
     return HTML(table.to_html(classes="claims", index=False, border=0))

@@ -12,17 +12,26 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import ipywidgets
 import plotly.graph_objects as go
 from IPython.display import display
+
+from . import checks
 
 FigureOf = Callable[..., go.Figure]
 Controls = Mapping[str, Sequence[float | str]]
 
 _PAD = 60  # px between the plot and the first slider, for the x-axis and its title
 _SLIDER = 85  # px from one slider to the next: its value, its rail and the names of its steps
+
+
+class _Slider(NamedTuple):
+    label: str
+    options: dict[str, float | str]  #: the values by their names
+    start: int  #: index of the value shown first
 
 
 def explore(
@@ -36,18 +45,20 @@ def explore(
     Plotly figure with sliders (:func:`static`).
 
     Raises:
-        ValueError: ``start`` names no control, or an index that its control does not have.
+        ValueError: there is no control, or one without values, with one that is neither a number
+            nor a word, or with two of the same name (numbers show six digits); ``start`` names no
+            control, or an index that its control does not have.
     """
     if os.environ.get("LECTURE6_STATIC"):
         return static(figure_of, controls, start=start)
     sliders = [
         ipywidgets.SelectionSlider(
-            options=list(zip(map(_name, values), values, strict=True)),
-            index=index,
-            description=label,
+            options=list(slider.options.items()),
+            index=slider.start,
+            description=slider.label,
             continuous_update=False,
         )
-        for (label, values), index in zip(controls.items(), _starts(controls, start), strict=True)
+        for slider in _sliders(controls, start)
     ]
     output = ipywidgets.Output()
 
@@ -76,24 +87,24 @@ def static(
     figure must set the same attributes of its curves: Plotly keeps what a frame does not set.
 
     Raises:
-        ValueError: ``start`` names no control, or an index that its control does not have; two
-            frames would have the same name; or the figures have different numbers of curves (of
-            a frame with fewer, Plotly would leave the last one's standing).
+        ValueError: as :func:`explore`; and if two frames would have the same name, or the figures
+            have different numbers of curves (of a frame with fewer, Plotly would leave the last
+            one's standing).
     """
-    starts = _starts(controls, start)
-    combinations = list(itertools.product(*controls.values()))
-    figures = {_join(values): figure_of(*values) for values in combinations}
-    labels = ", ".join(controls)
-    if len(figures) < len(combinations):
-        raise ValueError(f"two values of {labels} have the same name: {list(figures)}")
+    sliders = _sliders(controls, start)
+    labels, figures = ", ".join(controls), {}
+    for chosen in itertools.product(*(slider.options.items() for slider in sliders)):
+        names, values = zip(*chosen, strict=True)
+        name = ", ".join(names)
+        if name in figures:
+            raise ValueError(f"two values of {labels} have the same name: {name}")
+        figures[name] = figure_of(*values)
     counts = {name: len(figure.data) for name, figure in figures.items()}
-    fewest, most = min(counts, key=counts.get), max(counts, key=counts.get)
+    fewest, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
     if counts[fewest] < counts[most]:
-        raise ValueError(
-            f"every value of {labels} must show as many curves, but "
-            f"{fewest} shows {counts[fewest]} and {most} shows {counts[most]}"
-        )
-    shown = figures[_join(v[i] for v, i in zip(controls.values(), starts, strict=True))]
+        shows = " and ".join(f"{name} shows {counts[name]}" for name in (fewest, most))
+        raise ValueError(f"every value of {labels} must show as many curves, but {shows}")
+    shown = figures[", ".join(list(slider.options)[slider.start] for slider in sliders)]
     moving = _moving(list(figures.values()))
     frames = [
         go.Frame(
@@ -105,36 +116,46 @@ def static(
         for name, figure in figures.items()
     ]
     explorer = go.Figure(data=shown.data, layout=shown.layout, frames=frames)
-    sliders = [
+    at_once = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}}
+    explorer.layout.sliders = [
         {
-            "active": index,
-            "steps": [_step(_name(value), alone=len(controls) == 1) for value in values],
-            "currentvalue": {"prefix": f"{label} = "},
+            "active": slider.start,
+            "steps": [
+                {"label": name, "method": "animate", "args": [[name], at_once]}
+                if len(sliders) == 1
+                else {"label": name, "method": "skip"}
+                for name in slider.options
+            ],
+            "currentvalue": {"prefix": f"{slider.label} = "},
             "pad": {"t": _PAD + position * _SLIDER},
         }
-        for position, ((label, values), index) in enumerate(
-            zip(controls.items(), starts, strict=True)
-        )
+        for position, slider in enumerate(sliders)
     ]
-    explorer.update_layout(sliders=sliders)
     if len(sliders) > 1:  # the plot keeps its height; 450 is Plotly's own
         explorer.update_layout(height=(shown.layout.height or 450) + (len(sliders) - 1) * _SLIDER)
     return explorer
 
 
-def _starts(controls: Controls, start: Mapping[str, int] | None) -> list[int]:
-    """The index shown first of each control."""
-    start = start or {}
+def _sliders(controls: Controls, start: Mapping[str, int] | None) -> list[_Slider]:
+    """The controls, checked, with the names of their values and the index shown first of each."""
+    start = dict(start or {})
     if unknown := [label for label in start if label not in controls]:
         raise ValueError(f"start names {unknown}, but the controls are {list(controls)}")
-    starts = {label: start.get(label, 0) for label in controls}
-    for label, index in starts.items():
-        if index not in range(len(controls[label])):
-            raise ValueError(
-                f"start of {label} must be an index of its {len(controls[label])} values, "
-                f"got {index}"
-            )
-    return list(starts.values())
+    sliders = []
+    for label, values in controls.items():
+        options = {_name(label, value): value for value in values}
+        if len(options) < len(values) or not options:
+            raise ValueError(f"{label} needs values, no two of the same name, got {values}")
+        first, most = start.get(label, 0), len(options) - 1
+        index = checks.whole(f"start of {label}", first, least=0, most=most)
+        sliders.append(_Slider(label, options, index))
+    if not sliders:
+        raise ValueError("there is no control: a figure alone needs no explorer")
+    return sliders
+
+
+def _name(label: str, value: float | str) -> str:
+    return str(value) if isinstance(value, str | bool) else f"{checks.real(label, value):g}"
 
 
 def _moving(figures: Sequence[go.Figure]) -> dict[int, set[str]]:
@@ -143,25 +164,9 @@ def _moving(figures: Sequence[go.Figure]) -> dict[int, set[str]]:
     A frame that holds these, and no less, looks the same whichever was shown before it.
     """
     moving = {}
-    for i, (first, *others) in enumerate(
-        zip(*(json.loads(figure.to_json())["data"] for figure in figures), strict=True)
-    ):
+    data = [json.loads(figure.to_json())["data"] for figure in figures]
+    for i, (first, *others) in enumerate(zip(*data, strict=True)):
         keys = {k for other in others for k in first | other if first.get(k) != other.get(k)}
         if keys:
             moving[i] = keys | {"type"}  # which says what the others mean
     return moving
-
-
-def _step(name: str, *, alone: bool) -> dict:
-    if not alone:
-        return {"label": name, "method": "skip"}
-    options = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}}
-    return {"label": name, "method": "animate", "args": [[name], options]}
-
-
-def _join(values: Iterable[float | str]) -> str:
-    return ", ".join(map(_name, values))
-
-
-def _name(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:g}"

@@ -98,14 +98,16 @@ FIGURES = {
     "accuracy": lambda: figures.accuracy(history(), **COMMON),
     "accuracy by update": lambda: figures.accuracy(history(), **COMMON, x="update"),
     "interpolation": lambda: figures.interpolation(path(), **COMMON),
-    "batch_size": lambda: figures.batch_size(sizes(), **COMMON),
+    "accuracy_and_sharpness": lambda: figures.accuracy_and_sharpness(sizes(), **COMMON),
     "sharpness_box": lambda: figures.sharpness_box(curve(), boxes(), title="A title"),
     "curves": lambda: figures.curves(
         lines(), "x", "y", marks=[(1.0, 2.0, "here")], **AXES, **COMMON
     ),
     "contour": lambda: figures.contour(bowl(), "x", "y", "z", zlabel="z", **AXES, **COMMON),
     "spectrum": lambda: figures.spectrum(density(), [3.0, 5.0], **COMMON),
-    "noise_scale": lambda: figures.noise_scale(scales(), batch_size=10, predicted=80.0, **COMMON),
+    "noise_scale_and_gain": lambda: figures.noise_scale_and_gain(
+        scales(), batch_size=10, predicted=80.0, **COMMON
+    ),
 }
 
 
@@ -155,14 +157,16 @@ def test_no_figure_uses_mathjax(drawn, name):
     assert "$" not in drawn[name].to_json()
 
 
-@pytest.mark.parametrize("name", ["accuracy", "batch_size", "curves", "contour", "noise_scale"])
+@pytest.mark.parametrize(
+    "name", ["accuracy", "accuracy_and_sharpness", "curves", "contour", "noise_scale_and_gain"]
+)
 def test_the_subtitle_says_which_run_it_was(drawn, name):
     assert drawn[name].layout.title.subtitle.text == PROVENANCE
     assert drawn[name].layout.title.text == "A title"
 
 
 @pytest.mark.parametrize(
-    "name", ["accuracy", "interpolation", "batch_size", "sharpness_box", "curves"]
+    "name", ["accuracy", "interpolation", "accuracy_and_sharpness", "sharpness_box", "curves"]
 )
 def test_one_legend_entry_a_curve_each_with_a_look_of_its_own(drawn, name):
     shown = curves(drawn[name])
@@ -172,7 +176,7 @@ def test_one_legend_entry_a_curve_each_with_a_look_of_its_own(drawn, name):
     assert len(looks) == len(shown)
 
 
-@pytest.mark.parametrize("name", ["accuracy", "interpolation", "batch_size"])
+@pytest.mark.parametrize("name", ["accuracy", "interpolation", "accuracy_and_sharpness"])
 def test_every_curve_has_the_mean_of_its_seeds_and_their_range_as_a_band(drawn, name):
     figure = drawn[name]
     found = bands(figure)
@@ -254,7 +258,7 @@ def line(figure, name):
 
 
 @pytest.mark.parametrize("x", ["epoch", "update"])
-def test_accuracy_shows_and_tells_the_tables_means(x):
+def test_accuracy_shows_and_says_the_tables_means(x):
     table = history()
     figure = figures.accuracy(table, **COMMON, x=x)
     assert "3 seeds" in description(figure)
@@ -269,11 +273,11 @@ def test_accuracy_shows_and_tells_the_tables_means(x):
             band = bands(figure)[shown.name]
             assert max(band.y) == pytest.approx(100 * rows["accuracy"].max())
             assert min(band.y) == pytest.approx(100 * rows["accuracy"].min())
-            told = f"{label}, {split}: from {means.iloc[0]:.1f} at 0 to {means.iloc[-1]:.1f}"
-            assert told in description(figure)
+            said = f"{label}, {split}: from {means.iloc[0]:.1f} at 0 to {means.iloc[-1]:.1f}"
+            assert said in description(figure)
 
 
-def test_interpolation_shows_and_tells_the_tables_means():
+def test_interpolation_shows_and_says_the_tables_means():
     table = path()
     figure = figures.interpolation(table, **COMMON)
     assert "3 pairs of solutions" in description(figure)
@@ -284,11 +288,11 @@ def test_interpolation_shows_and_tells_the_tables_means():
         np.testing.assert_allclose(accuracy.y, 100 * means["accuracy"])
         assert (loss.yaxis or "y", accuracy.yaxis) == ("y", "y2")
         for alpha in (-1, 0, 1, 2):
-            told = (
+            said = (
                 f"{split} at α = {alpha}: loss {means['loss'][alpha]:.2g}, "
                 f"accuracy {100 * means['accuracy'][alpha]:.1f} per cent"
             )
-            assert told in description(figure)
+            assert said in description(figure)
     assert [s.x0 for s in figure.layout.shapes] == [0, 1]
     assert [a.text for a in figure.layout.annotations] == ["small batch", "large batch"]
 
@@ -301,9 +305,9 @@ def test_interpolation_of_one_pair_needs_no_seeds():
     assert table.equals(before)
 
 
-def test_batch_size_shows_and_tells_the_tables_means():
+def test_accuracy_and_sharpness_shows_and_says_the_tables_means():
     table = sizes()
-    figure = figures.batch_size(table, **COMMON)
+    figure = figures.accuracy_and_sharpness(table, **COMMON)
     accuracy = 100 * table.groupby("batch_size")["accuracy"].mean()
     np.testing.assert_allclose(line(figure, "test accuracy").y, accuracy)
     assert f"{accuracy[16]:.1f} at 16 to {accuracy[1000]:.1f} at 1000" in description(figure)
@@ -312,8 +316,8 @@ def test_batch_size_shows_and_tells_the_tables_means():
         shown = line(figure, f"sharpness, ε = {name}")
         np.testing.assert_allclose(shown.y, means)
         assert shown.yaxis == "y2"
-        told = f"ε = {name} goes from {means[16]:.3g} at 16 to {means[1000]:.3g} at 1000"
-        assert told in description(figure)
+        said = f"ε = {name} goes from {means[16]:.3g} at 16 to {means[1000]:.3g} at 1000"
+        assert said in description(figure)
     assert list(figure.layout.xaxis.ticktext) == ["16", "64", "1,000"]
 
 
@@ -351,7 +355,7 @@ def test_sharpness_box_draws_each_box_and_its_maximum():
     "draw",
     [
         lambda: figures.accuracy(history(labels="abcde"), **COMMON),
-        lambda: figures.batch_size(sizes(epsilons=(1e-3, 5e-4, 1e-4)), **COMMON),
+        lambda: figures.accuracy_and_sharpness(sizes(epsilons=(1e-3, 5e-4, 1e-4)), **COMMON),
         lambda: figures.sharpness_box(curve(), boxes("abc"), title="A title"),
         lambda: figures.curves(lines("abcdefghi"), "x", "y", **AXES, **COMMON),
     ],
@@ -362,7 +366,7 @@ def test_more_curves_than_there_are_colours_are_refused(draw):
         draw()
 
 
-def test_curves_show_and_tell_means_marks_and_ranges():
+def test_curves_show_and_say_means_marks_and_ranges():
     figure = figures.curves(
         lines(),
         "x",
@@ -404,8 +408,8 @@ def test_spectrum_marks_the_outliers_and_keeps_its_logarithm_finite(drawn):
     assert "2 leading eigenvalues, from 3 to 5" in description(figure)
 
 
-def test_noise_scale_shows_g_the_choice_the_prediction_and_what_was_measured(drawn):
-    figure = drawn["noise_scale"]
+def test_noise_scale_and_gain_shows_g_the_choice_the_prediction_and_what_was_measured(drawn):
+    figure = drawn["noise_scale_and_gain"]
     named = {t.name: t for t in figure.data}
     assert list(named["g"].x) == [1, 10, 100]  # g = 0 has no place on a logarithmic axis
     assert (list(named["g at B"].x), list(named["g at B"].y)) == ([10], [99])
@@ -413,6 +417,123 @@ def test_noise_scale_shows_g_the_choice_the_prediction_and_what_was_measured(dra
     assert list(named["gain in test accuracy"].y) == [-0.5, 0.4, 0.0]
     assert "99 at B = 10" in description(figure)
     assert "highest at B = 100, 0.40 points above" in description(figure)
-    unknown = figures.noise_scale(scales(False), batch_size=1000, predicted=80.0, **COMMON)
+    unknown = figures.noise_scale_and_gain(scales(False), batch_size=1000, predicted=80.0, **COMMON)
     assert len(unknown.data) == len(figure.data)  # frames of one explorer
     assert "not measured" in description(unknown)
+
+
+# ---- what cannot be shown ---------------------------------------------------------------------
+
+TABLES = {
+    "schematic": (layers, lambda t: figures.schematic(t, "A net")),
+    "accuracy": (history, lambda t: figures.accuracy(t, **COMMON)),
+    "interpolation": (path, lambda t: figures.interpolation(t, **COMMON)),
+    "accuracy_and_sharpness": (sizes, lambda t: figures.accuracy_and_sharpness(t, **COMMON)),
+    "sharpness_box": (curve, lambda t: figures.sharpness_box(t, boxes(), title="t")),
+    "its boxes": (boxes, lambda t: figures.sharpness_box(curve(), t, title="t")),
+    "curves": (lines, lambda t: figures.curves(t, "x", "y", **AXES, **COMMON)),
+    "contour": (
+        bowl,
+        lambda t: figures.contour(t, "x", "y", "z", zlabel="z", **AXES, **COMMON),
+    ),
+    "spectrum": (density, lambda t: figures.spectrum(t, [1.0], **COMMON)),
+    "noise_scale_and_gain": (
+        scales,
+        lambda t: figures.noise_scale_and_gain(t, batch_size=10, predicted=80.0, **COMMON),
+    ),
+}
+each_table = pytest.mark.parametrize("name", TABLES)
+
+
+@each_table
+def test_a_table_without_rows_or_a_column_is_refused(name):
+    table, draw = TABLES[name]
+    with pytest.raises(ValueError, match="no rows"):
+        draw(table().iloc[:0])
+    for column in set(table().columns) - {"seed", "update"}:
+        with pytest.raises(ValueError, match=f"a column is missing: \\['{column}'\\]"):
+            draw(table().drop(columns=column))
+
+
+GAPS = {
+    "accuracy": ["accuracy"],
+    "accuracy_and_sharpness": ["accuracy", "sharpness"],
+    "curves": ["y"],
+    "noise_scale_and_gain": ["gain"],
+}
+
+
+@each_table
+@pytest.mark.parametrize("rows", [0, slice(None)], ids=["one value", "all values"])
+def test_a_value_that_is_not_finite_is_a_gap_or_refused(name, rows):
+    table, draw = TABLES[name]
+    for column in table().select_dtypes("float"):
+        holed = table()
+        holed.loc[rows, column] = np.nan
+        if column in GAPS.get(name, []):
+            assert "nan" not in description(draw(holed))
+        else:
+            with pytest.raises(ValueError, match=f"{column} has values that are not finite"):
+                draw(holed)
+
+
+@each_table
+def test_the_index_of_a_table_means_nothing(name):
+    table, draw = TABLES[name]
+    shuffled = table().set_index(np.zeros(len(table()), dtype=int))
+    assert draw(shuffled).to_json() == draw(table()).to_json()
+
+
+def test_a_curve_without_a_finite_value_is_said_to_have_none():
+    holed = lines("ab").assign(y=lambda t: t["y"].where(t["label"] == "curve a"))
+    figure = figures.curves(holed, "x", "y", **AXES, **COMMON)
+    assert description(figure).endswith("curve b: nowhere finite.")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"log": "z"}, "log must be .* got 'z'"),
+        ({"log": "x", "xrange": (0, 1)}, "xrange of a logarithm must be .* above 0, got 0"),
+        ({"log": "y", "yrange": (1, np.nan)}, "yrange of a logarithm must be .*, got nan"),
+    ],
+)
+def test_an_axis_that_cannot_be_drawn_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        figures.curves(lines(), "x", "y", **options, **AXES, **COMMON)
+
+
+def test_a_logarithmic_axis_needs_a_positive_value():
+    axes = {"log": "y", **AXES, **COMMON}
+    with pytest.raises(ValueError, match="y has no positive value"):
+        figures.curves(lines().assign(y=0.0), "x", "y", **axes)
+    assert figures.curves(lines().assign(y=lambda t: t.x - 1), "x", "y", **axes)
+
+
+def test_a_contour_needs_a_positive_value_at_every_point():
+    labels = {"zlabel": "z", **AXES, **COMMON}
+    for table in (bowl().iloc[1:], bowl().assign(z=lambda t: t.z - 1)):
+        with pytest.raises(ValueError, match="a positive z at every point of a grid of x and y"):
+            figures.contour(table, "x", "y", "z", **labels)
+
+
+@pytest.mark.parametrize("outliers", [[], [np.nan], ["top"]])
+def test_a_spectrum_has_leading_eigenvalues(outliers):
+    with pytest.raises(ValueError, match=r"leading eigenvalue.*, got"):
+        figures.spectrum(density(), outliers, **COMMON)
+
+
+@pytest.mark.parametrize("value", [0, -1, np.nan, "ten", True])
+@pytest.mark.parametrize("name", ["batch_size", "predicted"])
+def test_a_batch_size_is_positive(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be a .*number.*, got"):
+        figures.noise_scale_and_gain(
+            scales(), **{"batch_size": 10, "predicted": 80.0, name: value}, **COMMON
+        )
+
+
+def test_accuracy_goes_by_epoch_or_update_and_splits_are_two():
+    with pytest.raises(ValueError, match="x must be 'epoch' or 'update', got 'step'"):
+        figures.accuracy(history(), **COMMON, x="step")
+    with pytest.raises(ValueError, match="split must be 'train' or 'test', got 'valid'"):
+        figures.accuracy(history().replace("test", "valid"), **COMMON)

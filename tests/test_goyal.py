@@ -9,13 +9,15 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from synthetic import gaussian_classes
 
 from lecture6 import data, figures, models, results, toys
 from lecture6.curvature import eigenvalues
 from lecture6.objective import NetworkObjective
 from lecture6.results import Stored
+from lecture6.schedules import goyal_schedule, scale_lr
 from lecture6.studies import STUDIES, goyal, imagenet
-from lecture6.train import goyal_schedule, sample_batches, scale_lr, train
+from lecture6.train import sample_batches, train
 
 STUDY = STUDIES["goyal"]
 POINT = {"net": "MLP", "group": "recipe", "k": 4, "rule": "linear", "warmup": "gradual"}
@@ -219,7 +221,7 @@ def test_any_other_rate_differs_in_first_order():
 
 @pytest.fixture(scope="module")
 def double():
-    made = data.gaussian_classes(64, 16, shape=(6,), n_classes=3)
+    made = gaussian_classes(64, 16, shape=(6,), n_classes=3)
     x = {name: getattr(made, name).double() for name in ("x_train", "x_test")}
     return dataclasses.replace(made, **x)
 

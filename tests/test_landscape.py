@@ -2,11 +2,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from synthetic import gaussian_classes
 from torch import nn
 
 from lecture6 import models
 from lecture6.curvature import rescale
-from lecture6.data import gaussian_classes
 from lecture6.landscape import (
     KESKAR_ALPHAS,
     filter_normalised,

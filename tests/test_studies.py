@@ -153,7 +153,7 @@ def test_code_is_followed_into_the_package():
         assert where in found
     modules = {module for module, _ in found}
     assert not modules & {"lecture6.figures", "lecture6.widgets", "lecture6.studies.engine"}
-    assert ("lecture6.data", "_timit") in digest.reachable(data.load)
+    assert ("lecture6.data.timit", "load_timit") in digest.reachable(data.load)
 
 
 MODULES = {
@@ -227,7 +227,7 @@ def test_rows_stand_in_the_order_of_the_grid(tmp_path, jobs):
     assert record["trials"] == [4, 4]
     assert record["seeds"] == [0, 1]
     assert record["libraries"]["torch"] == [metadata.version("torch")]
-    assert record["device"] == [engine.report.device_name()]
+    assert record["device"] == [engine.provenance.device_name()]
     assert re.match(r"commit \w{7}|version", record["code"][0])
     assert record["seconds"] >= 0
     assert len(record["date"]) == 2
@@ -437,7 +437,7 @@ def test_processes_of_torchrun_share_each_trial(tmp_path):
     assert sorted(done.stdout.split("\n")) == ["", "finished 0", "finished 3"]
     kept = [json.loads(path.read_text()) for path in finished(tmp_path, "shared")]
     assert [trial["rows"] for trial in kept] == 3 * [[{"ranks": 1, "size": 2}]]
-    assert kept[0]["record"]["device"] == f"2 × {engine.report.device_name()}"
+    assert kept[0]["record"]["device"] == f"2 × {engine.provenance.device_name()}"
     for r in (0, 1):
         assert Path(f"{tmp_path}/log-{r}").read_text() == "0\n1\n2\n"
     again = shared(tmp_path)
@@ -828,7 +828,7 @@ def test_a_sweep_has_the_seeds_that_have_every_batch_size(table):
         of = {"accuracy": "test", "sharpness": "full space"}[name]
         expected = keskar_study.ends(rows, name, of, 5e-4 if name == "sharpness" else None)
         assert by_size[at][column].item() == expected.loc[3, 20]
-    figures.batch_size(by_size, title="t", provenance="p")
+    figures.accuracy_and_sharpness(by_size, title="t", provenance="p")
 
 
 def test_a_selection_that_is_not_there_says_what_is(table):

@@ -4,6 +4,7 @@ import textwrap
 
 import ipywidgets
 import nbformat
+import numpy as np
 import plotly.graph_objects as go
 import pytest
 from nbclient import NotebookClient
@@ -181,14 +182,37 @@ def test_frames_of_different_numbers_of_curves_are_refused():
         widgets.static(growing, {"n": [1, 2, 3], "rule": ["linear", "sqrt"]})
 
 
+@pytest.mark.parametrize("static", ["", "1"], ids=["live", "static"])
 @pytest.mark.parametrize(
-    "controls",
-    [{"a": [0.12345678, 0.12345679]}, {"a": ["x", "x, y"], "b": ["z", "y, z"]}],
-    ids=["of one control", "of two"],
+    ("controls", "message"),
+    [
+        ({"a": [10**6, 10**6 + 1]}, "a needs values, no two of the same name, got"),
+        ({"a": []}, "a needs values"),
+        ({"a": [1, None]}, "a must be a number, got None"),
+        ({"a": [1, float("nan")]}, "a must be a finite number, got nan"),
+        ({}, "there is no control"),
+    ],
 )
-def test_values_of_the_same_name_are_refused(controls):
-    with pytest.raises(ValueError, match="have the same name"):
-        widgets.static(lambda *_: figure_of(1.0), controls)
+def test_controls_that_cannot_be_shown_are_refused(monkeypatch, static, controls, message):
+    monkeypatch.setenv("LECTURE6_STATIC", static)
+    with pytest.raises(ValueError, match=message):
+        widgets.explore(lambda *_: figure_of(1.0), controls)
+
+
+def test_frames_of_the_same_name_are_refused():
+    with pytest.raises(ValueError, match="two values of a, b have the same name: x, y, z"):
+        widgets.static(lambda *_: figure_of(1.0), {"a": ["x", "x, y"], "b": ["z", "y, z"]})
+
+
+@pytest.mark.parametrize("static", ["", "1"], ids=["live", "static"])
+def test_values_may_be_of_numpy_or_yes_and_no(monkeypatch, static):
+    monkeypatch.setenv("LECTURE6_STATIC", static)
+    calls, controls = [], {"n": np.array([1, 2]), "nesterov": (False, True)}
+    found = widgets.explore(
+        counted(calls, lambda n, _: figure_of(n)), controls, start={"n": np.int64(1)}
+    )
+    names = ["1, False", "1, True", "2, False", "2, True"]
+    assert ([f.name for f in found.frames] == names) if static else (calls == [(2, False)])
 
 
 @pytest.mark.parametrize("static", ["", "1"], ids=["live", "static"])
@@ -196,8 +220,9 @@ def test_values_of_the_same_name_are_refused(controls):
     ("start", "message"),
     [
         ({"n": 0}, r"start names \['n'\], but the controls are \['ε', 'rule'\]"),
-        ({"ε": 4}, "start of ε must be an index of its 4 values, got 4"),
-        ({"rule": -1}, "start of rule must be an index of its 2 values, got -1"),
+        ({"ε": 4}, "start of ε must be at least 0 and at most 3, got 4"),
+        ({"rule": -1}, "start of rule must be at least 0 and at most 1, got -1"),
+        ({"ε": 0.5}, "start of ε must be a whole number, got 0.5"),
     ],
 )
 def test_a_start_that_does_not_exist_is_refused(monkeypatch, static, start, message):

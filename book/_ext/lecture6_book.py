@@ -1,7 +1,4 @@
-"""The book's Sphinx extension: what re-executes the notebooks, what a page loads, the scorecard.
-
-And the directive ``explorable``, which puts one on a page that is not a notebook.
-"""
+"""The book's Sphinx extension: what re-executes the notebooks, what a page loads, the scorecard."""
 
 import hashlib
 import os
@@ -10,17 +7,13 @@ import shutil
 from collections import Counter
 from html import escape
 from pathlib import Path
-from types import SimpleNamespace
 
 import plotly
-import yaml
 from docutils import nodes
 from jupyter_cache import get_cache
 from jupyter_cache.executors import load_executor
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
-
-from lecture6 import explorables
 
 ROOT = Path(__file__).parents[2]
 CLAIMS = re.compile(r'<table[^>]*\bclass="(?:[^"]* )?claims[ "]')
@@ -109,20 +102,6 @@ def finish_page(app, pagename, templatename, context, doctree):
         app.add_css_file("explorables.css")
 
 
-class Explorable(SphinxDirective):
-    """The ``explorable`` directive: a class of lecture6.explorables, and in YAML its start."""
-
-    required_arguments = 1
-    has_content = True
-
-    def run(self):
-        start = yaml.safe_load("\n".join(self.content)) or {}
-        widget = getattr(explorables, self.arguments[0])(**start)
-        ((mime_type, content), _) = widget._repr_mimebundle_().items()
-        output = SimpleNamespace(mime_type=mime_type, content=content)
-        return explorables.BookExplorable.handle_mime(None, output, inline=False)
-
-
 class ScorecardNode(nodes.General, nodes.Element):
     """Where the claims of all chapters go once every page has been read."""
 
@@ -199,9 +178,9 @@ def setup(app):
     os.environ["PLOTLY_RENDERER"] = "plotly_mimetype"  # figures as JSON, for BookFigure
     os.environ["LECTURE6_STATIC"] = "1"  # explorers that work without a kernel
     os.environ.setdefault("LECTURE6_PROFILE", "book")
+    app.setup_extension("lecture6_renderers")
     app.add_js_file("paper.js", loading_method="defer")
     app.add_node(ScorecardNode)
-    app.add_directive("explorable", Explorable)
     app.add_directive("scorecard", Scorecard)
     app.connect("config-inited", configure)
     app.connect("builder-inited", init)

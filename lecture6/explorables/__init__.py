@@ -3,23 +3,21 @@
 Each is one JavaScript module beside this file, which anywidget shows in Jupyter and Colab. Their
 traits are the start values; with a kernel they follow the sliders, and the sliders them.
 
-myst-nb stores a widget as a view, a model id, whose state stands in the notebook's metadata, and
-shows it with the 1 MB widget manager, which would load anywidget's front end from another host. So
-in the book (environment variable ``LECTURE6_STATIC``) a widget opens no comm, and its output holds
-the name of the module and the start values; :class:`BookExplorable` writes the module itself into
-the page, since a page opened as a file may import no file, and `book/_static/explorables.js` runs
-it.
+myst-nb would show a widget with the 1 MB widget manager, which loads anywidget's front end from
+another host. So in the book (environment variable ``LECTURE6_STATIC``) a widget opens no comm, and
+its output is the name of the module and the start values, for the book's own renderer.
 """
 
 from __future__ import annotations
 
-import html
-import json
 import os
 from pathlib import Path
+from typing import Any
 
 import anywidget
 from traitlets import Bool, Enum, Float, Int, TraitType
+
+from .. import checks
 
 HERE = Path(__file__).parent
 MIME_TYPE = "application/vnd.lecture6.explorable+json"
@@ -30,11 +28,29 @@ def _start(trait: TraitType) -> TraitType:
 
 
 class Explorable(anywidget.AnyWidget):
-    """What the three have in common. ``module`` names the file, ``about`` says what it shows."""
+    """What the three have in common. ``module`` names the file, ``about`` says what it shows.
+
+    ``Walkers(lr=0.02)`` raises ValueError for a start value that no control can show.
+    """
 
     _css = HERE / "explorables.css"
     module: str
     about: str
+
+    def __init__(self, **start) -> None:
+        super().__init__(**{name: self._checked(name, value) for name, value in start.items()})
+
+    @classmethod
+    def _checked(cls, name: str, value: Any) -> Any:
+        """A start value as its trait takes it, which knows no NumPy scalar and lets NaN pass."""
+        if name not in cls.class_traits():
+            known = ", ".join(cls.class_traits(start=True))
+            raise ValueError(f"{cls.__name__} has no {name!r}, only {known}")
+        trait = cls.class_traits()[name]
+        if isinstance(trait, Int | Float):
+            number = checks.whole if isinstance(trait, Int) else checks.real
+            return number(name, value, least=trait.min, most=trait.max)
+        return checks.one_of(name, value, trait.values or ()) if isinstance(trait, Enum) else value
 
     def open(self) -> None:
         """Connect to the page, unless this is a build of the book."""
@@ -74,7 +90,7 @@ class Walkers(Explorable):
     depth = _start(Float(0.1, min=-0.3, max=0.3))
     curvature = _start(Float(4.0, min=1.0, max=9.0))
     n_walkers = _start(Int(2000, min=100, max=20_000))
-    seed = _start(Int(0))
+    seed = _start(Int(0, min=0, max=2**32 - 1))
     compact = _start(Bool(False))
 
 
@@ -126,29 +142,3 @@ class Steps(Explorable):
     curvature = _start(Float(1.0, min=0.1, max=10.0))
     k = _start(Int(8, min=1, max=64))
     warmup = _start(Int(0, min=0, max=10))
-
-
-class BookExplorable:
-    """Renders the output of an explorable as a figure of the book (a myst-nb plug-in)."""
-
-    mime_priority_overrides = (("*", MIME_TYPE, 1),)
-
-    @staticmethod
-    def handle_mime(renderer, data, inline):
-        """Return the docutils nodes of one output, or None for another mime type."""
-        if data.mime_type != MIME_TYPE:
-            return None
-        from docutils import nodes  # only a build of the book has docutils
-
-        module = (HERE / f"{data.content['module']}.js").read_text("utf8")
-        content = json.dumps({"module": module, "start": data.content["start"]})
-        # "<" is escaped so that no text in a module can end the script element.
-        content = content.replace("<", "\\u003c")
-        return [
-            nodes.raw(
-                "",
-                f'<figure class="explorable"><div>{html.escape(data.content["about"])}</div>'
-                f'<script type="application/json">{content}</script></figure>',
-                format="html",
-            )
-        ]

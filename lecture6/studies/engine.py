@@ -39,7 +39,7 @@ from filelock import FileLock, Timeout
 from joblib.externals.loky import get_reusable_executor
 from tqdm.auto import tqdm
 
-from lecture6 import data, parallel, report
+from lecture6 import data, parallel, provenance
 from lecture6.studies.digest import StudyError, code_digest
 
 LIBRARIES = ("torch", "numpy", "scipy", "pandas")  # what decides a trial's numbers
@@ -252,7 +252,7 @@ def _run(
     checkpoints: bool,
 ) -> Outcome:
     where = (function.__module__, function.__name__)
-    job = (where, _code(function), report.code_version())
+    job = (where, _code(function), provenance.code_version())
     flying: dict[Future, tuple[Trial, FileLock]] = {}
     failed: dict[str, list[Trial]] = {}
     tried: set[str] = set()
@@ -366,7 +366,7 @@ def _work(
         with _one_at_a_time, contextlib.nullcontext() if workers else _own_gpu():
             function = getattr(import_module(where[0]), where[1])
             if _code(function) != digests:
-                here = f"lecture6 {metadata.version('lecture6')} in {Path(report.__file__).parent}"
+                here = f"lecture6 {metadata.version('lecture6')} in {Path(__file__).parents[1]}"
                 raise StudyError(f"the worker has other code than the runner: {here}")
             started = time.monotonic()
             parameters, record = dict(trial.parameters), {}
@@ -382,7 +382,7 @@ def _work(
             record |= {
                 "seconds": seconds,
                 "date": date.today().isoformat(),
-                "device": (f"{workers.size} × " if workers else "") + report.device_name(),
+                "device": (f"{workers.size} × " if workers else "") + provenance.device_name(),
                 "threads": torch.get_num_threads(),
                 "code": code,
                 "libraries": {name: metadata.version(name) for name in LIBRARIES},

@@ -27,9 +27,10 @@ from lecture6.curvature import eigenvalues
 from lecture6.data import Dataset
 from lecture6.objective import NetworkObjective
 from lecture6.results import Stored, listed
+from lecture6.schedules import goyal_schedule, scale_lr
 from lecture6.studies import imagenet
 from lecture6.studies.engine import Study
-from lecture6.train import DivergenceError, goyal_schedule, scale_lr, train
+from lecture6.train import DivergenceError, train
 
 RULES, WARMUPS = ("linear", "sqrt", "none"), ("gradual", "none", "constant")
 N = 32  # samples a worker: Goyal et al., §5.1
@@ -139,7 +140,7 @@ def build(net: str, data: Dataset, seed: int) -> torch.nn.Module:
     if net == "MLP":
         n_inputs = math.prod(data.input_shape)
         return models.mlp(n_inputs, 256, data.n_classes, seed=seed)
-    return models.resnet(20, data.n_classes, in_channels=data.input_shape[0], group=N, seed=seed)
+    return models.resnet(20, data.n_classes, in_channels=data.input_shape[0], seed=seed)
 
 
 def select(

@@ -198,7 +198,7 @@ def sweep(table: pd.DataFrame, net: str, data: str) -> pd.DataFrame:
 
 
 def by_batch_size(rows: pd.DataFrame, of: str = "full space") -> pd.DataFrame:
-    """Test accuracy and sharpness, as :func:`lecture6.figures.batch_size` wants them."""
+    """Test accuracy and sharpness, for :func:`lecture6.figures.accuracy_and_sharpness`."""
     accuracy = ends(rows, "accuracy", "test")
     tables = []
     for epsilon in EPSILONS:

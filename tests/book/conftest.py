@@ -10,6 +10,7 @@ import pytest
 from browsing import chromium
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "book" / "_ext"))  # as Sphinx has it
 TOC = "format: jb-book\nroot: book/index\nchapters:\n"
 
 

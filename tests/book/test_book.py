@@ -15,6 +15,7 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 from browsing import THEMES, emulate, resize, served, violations
+from lecture6_renderers import BookFigure
 from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
@@ -23,7 +24,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from sphinx_external_toc.parsing import parse_toc_yaml
 
 from lecture6 import widgets
-from lecture6.figures import BLUE, GREEN, ORANGE, PURPLE, BookFigure
+from lecture6.figures import BLUE, GREEN, ORANGE, PURPLE
 
 ROOT = Path(__file__).parents[2]
 HTML = ROOT / "_build" / "html"

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from browsing import resize, served
+from lecture6_renderers import BookExplorable
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -17,9 +18,9 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from lecture6 import explorables, toys
 from lecture6.equilibrium import Gibbs, laplace
-from lecture6.explorables import MIME_TYPE, BookExplorable, Box, Steps, Walkers
+from lecture6.explorables import MIME_TYPE, Box, Steps, Walkers
+from lecture6.schedules import warmup
 from lecture6.sharpness import worst_case
-from lecture6.train import warmup
 
 STATIC = explorables.HERE.parents[1] / "book" / "_static"
 TIMEOUT = 30  # seconds

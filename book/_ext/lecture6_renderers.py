@@ -1,0 +1,114 @@
+"""How a page shows figures and explorables: two plug-ins of myst-nb, and a directive.
+
+myst-nb knows plug-ins by the entry points of what is installed, and a folder ``*.dist-info`` on the
+path counts. The one beside this file names these two; in the package they would take over the
+figures of every other book of the same environment.
+"""
+
+import hashlib
+import json
+from html import escape
+from pathlib import Path
+from types import SimpleNamespace
+
+import yaml
+from docutils import nodes
+from sphinx.util.docutils import SphinxDirective
+
+from lecture6 import explorables
+
+
+def script(content):
+    """Return a script element that holds ``content`` as JSON."""
+    # "<" is escaped so that no text in it can end the element.
+    text = json.dumps(content).replace("<", "\\u003c")
+    return f'<script type="application/json">{text}</script>'
+
+
+class BookFigure:
+    """Renders a Plotly output of a notebook as a figure of the book.
+
+    The page gets the figure as JSON, which `book/_static/figures.js` draws. The title becomes the
+    caption, which follows the slider when the frames have titles of their own; the subtitle (which
+    run it shows) and the text of `layout.meta["description"]` stand under it.
+    """
+
+    mime_priority_overrides = (("*", "application/vnd.plotly.v1+json", 1),)
+
+    @staticmethod
+    def handle_mime(renderer, data, inline):
+        """Return the docutils nodes of one output, or None for a mime type that is not Plotly's.
+
+        Raises:
+            ValueError: the figure has no title or no text description.
+        """
+        if data.mime_type != "application/vnd.plotly.v1+json":
+            return None
+        figure = {key: data.content.get(key, []) for key in ("data", "frames")}
+        layout = dict(data.content["layout"])
+        heading = layout.pop("title", {})
+        title, description = heading.get("text"), layout.get("meta", {}).get("description")
+        if not title or not description:
+            raise ValueError(
+                f"the figure {title!r} needs a title (its caption in the book) and a text "
+                "description: set layout.title.text and layout.meta['description']"
+            )
+        caption = f'<span class="title">{escape(title)}</span>'
+        if "subtitle" in heading:
+            caption += f'<span class="subtitle">{escape(heading["subtitle"]["text"])}</span>'
+        html = (
+            '<figure class="plotly-figure">'
+            f'<div class="plot" role="group" aria-label="{escape(title)}" '
+            f'aria-busy="true" style="min-height: {layout.get("height", 450)}px"></div>'
+            f"{script(figure | {'layout': layout})}"
+            f"<figcaption>{caption}</figcaption>"
+            "<details><summary>Description of the figure</summary>"
+            f"<p>{escape(description)}</p></details></figure>"
+        )
+        return [nodes.raw("", html, format="html")]
+
+
+class BookExplorable:
+    """Renders the output of an explorable as a figure of the book.
+
+    The page gets the module itself, since a page opened as a file may import no file, and the start
+    values; `book/_static/explorables.js` runs it.
+    """
+
+    mime_priority_overrides = (("*", explorables.MIME_TYPE, 1),)
+
+    @staticmethod
+    def handle_mime(renderer, data, inline):
+        """Return the docutils nodes of one output, or None for another mime type."""
+        if data.mime_type != explorables.MIME_TYPE:
+            return None
+        module = (explorables.HERE / f"{data.content['module']}.js").read_text("utf8")
+        html = (
+            f'<figure class="explorable"><div>{escape(data.content["about"])}</div>'
+            f"{script({'module': module, 'start': data.content['start']})}</figure>"
+        )
+        return [nodes.raw("", html, format="html")]
+
+
+class Explorable(SphinxDirective):
+    """The ``explorable`` directive: a class of lecture6.explorables, and in YAML its start.
+
+    It puts one on a page that is not a notebook.
+    """
+
+    required_arguments = 1
+    has_content = True
+
+    def run(self):
+        start = yaml.safe_load("\n".join(self.content)) or {}
+        widget = getattr(explorables, self.arguments[0])(**start)
+        ((mime_type, content), _) = widget._repr_mimebundle_().items()
+        output = SimpleNamespace(mime_type=mime_type, content=content)
+        return BookExplorable.handle_mime(None, output, inline=False)
+
+
+def setup(app):
+    """Register the directive; a change in this file makes Sphinx read every page again."""
+    app.add_directive("explorable", Explorable)
+    digest = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    return {"version": "1", "env_version": digest, "parallel_read_safe": True}

@@ -1,0 +1,86 @@
+"""What makes figures and explorables of a notebook's outputs."""
+
+import json
+import re
+from importlib.metadata import entry_points
+from types import SimpleNamespace
+
+import lecture6_renderers
+import plotly.graph_objects as go
+import pytest
+from lecture6_renderers import BookExplorable, BookFigure
+from myst_nb.core.render import MIME_RENDER_ENTRY_GROUP, load_mime_renders
+
+from lecture6 import explorables
+from lecture6.explorables import MIME_TYPE, Box, Steps, Walkers
+
+PLOTLY = "application/vnd.plotly.v1+json"
+
+
+def html_of(plugin, mime_type, content):
+    output = SimpleNamespace(mime_type=mime_type, content=json.loads(json.dumps(content)))
+    (node,) = plugin.handle_mime(None, output, inline=False)
+    return node.astext()
+
+
+def held(html):
+    assert html.count("</script") == 1
+    (text,) = re.findall(r'<script type="application/json">(.*)</script>', html)
+    return json.loads(text)
+
+
+def figure(title="f < g", description="A curve.", subtitle=None):
+    layout = {"title": {"text": title, "subtitle": {"text": subtitle}}}
+    figure = go.Figure(go.Scatter(y=[1, 2], name="</script><b>"), layout)
+    return figure.update_layout(meta={"description": description}, height=300)
+
+
+def test_myst_nb_finds_both():
+    assert {BookFigure, BookExplorable} <= set(load_mime_renders())
+
+
+def test_the_package_brings_none():
+    found = entry_points(group=MIME_RENDER_ENTRY_GROUP)
+    assert {entry.dist.name for entry in found} <= {"lecture6-book", "myst-nb"}
+
+
+@pytest.mark.parametrize("plugin", [BookFigure, BookExplorable])
+def test_other_outputs_are_left_to_others(plugin):
+    output = SimpleNamespace(mime_type="text/html", content="<p>")
+    assert plugin.handle_mime(None, output, inline=False) is None
+
+
+def test_a_figure_is_on_the_page_with_its_words():
+    drawn = figure(subtitle="profile <smoke>").to_plotly_json()
+    html = html_of(BookFigure, PLOTLY, figure(subtitle="profile <smoke>").to_plotly_json())
+    del drawn["layout"]["title"]
+    assert held(html) == drawn | {"frames": []}
+    assert '<span class="title">f &lt; g</span>' in html
+    assert '<span class="subtitle">profile &lt;smoke&gt;</span>' in html
+    assert "<p>A curve.</p></details>" in html
+    assert "min-height: 300px" in html
+
+
+@pytest.mark.parametrize("lacks", [{"title": ""}, {"description": None}])
+def test_a_figure_without_its_words_is_refused(lacks):
+    with pytest.raises(ValueError, match=r"needs a title .* and a text description"):
+        html_of(BookFigure, PLOTLY, figure(**lacks).to_plotly_json())
+
+
+@pytest.mark.parametrize("kind", [Walkers, Box, Steps])
+def test_the_page_gets_the_module_of_an_explorable_itself(monkeypatch, kind):
+    monkeypatch.setenv("LECTURE6_STATIC", "1")
+    content = kind()._repr_mimebundle_()[MIME_TYPE]
+    html = html_of(BookExplorable, MIME_TYPE, content)
+    module = (explorables.HERE / f"{kind.module}.js").read_text("utf8")
+    assert held(html) == {"module": module, "start": content["start"]}
+    assert kind.about in html
+
+
+def test_a_change_of_the_renderers_is_a_change_of_every_page(monkeypatch, tmp_path):
+    app = SimpleNamespace(add_directive=lambda *_: None)
+    before = lecture6_renderers.setup(app)["env_version"]
+    assert lecture6_renderers.setup(app)["env_version"] == before
+    (tmp_path / "changed.py").write_text("x = 1")
+    monkeypatch.setattr(lecture6_renderers, "__file__", str(tmp_path / "changed.py"))
+    assert lecture6_renderers.setup(app)["env_version"] != before
