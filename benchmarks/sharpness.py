@@ -1,6 +1,6 @@
 """What a sharpness costs beside the passes over the data that it needs.
 
-Times ``keskar`` with A = identity on F1 (1,462,794 parameters), and one value-and-gradient pass
+Times ``worst_case`` with A = identity on F1 (1,462,794 parameters), and one value-and-gradient pass
 over the same data just before and after; prints seconds / (evaluations × seconds a pass).
 """
 
@@ -14,7 +14,7 @@ import torch
 
 from lecture6 import data, models
 from lecture6.objective import NetworkObjective
-from lecture6.sharpness import keskar
+from lecture6.sharpness import worst_case
 from lecture6.train import train
 
 
@@ -48,7 +48,7 @@ def main() -> None:
             objective.value_and_grad(objective.w)
             for _ in range(args.repeats):
                 passes = [seconds(objective.value_and_grad, objective.w)[0] for _ in range(3)]
-                total, result = seconds(keskar, objective, objective.w, method=method)
+                total, result = seconds(worst_case, objective, objective.w, method=method)
                 passes += [seconds(objective.value_and_grad, objective.w)[0] for _ in range(3)]
                 a_pass = statistics.median(passes)
                 ratios.append(total / (result.n_evaluations * a_pass))

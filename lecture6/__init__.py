@@ -2,7 +2,7 @@
 
 Read the modules in the order in which they import each other: ``data`` and ``models``, then
 ``train``, ``train_many``, ``parallel``, ``sample_gradients``, ``objective``, ``toys``,
-``sharpness``, ``curvature``, ``landscape``, ``noise``, ``equilibrium``, ``sde``,
+``sharpness``, ``curvature``, ``landscape``, ``noise_scale``, ``noise``, ``equilibrium``, ``sde``,
 ``diagnostics``, then ``report``, ``studies``, ``results``, ``figures``, ``widgets``,
 ``explorables``, ``exercises``.
 """

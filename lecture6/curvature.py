@@ -17,9 +17,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from lecture6.objective import MEMORY_LIMIT, Objective, Product
+from lecture6 import checks
+from lecture6.objective import MEMORY_LIMIT, Objective, Product, _PartProduct
+
+MOST_COLUMNS = 5000  # of a matrix that is formed: 200 MB in float64
+NOT_FINITE = "a product with the matrix is not finite: is the loss finite at w, and near it?"
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class Eigenpairs:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number estimated from random vectors, with its standard error (0 when it is exact).
+    """A number estimated from random draws, with its standard error (0 when it is exact).
 
     With ``n_samples`` below about ten the standard error is itself uncertain: use Student's t.
     """
@@ -53,7 +58,19 @@ class Estimate:
     value: float
     stderr: float
     n_samples: int  #: independent ones, which the standard error comes from
-    n_products: int
+
+    @classmethod
+    def mean(cls, samples: ArrayLike, groups: np.ndarray | None = None) -> Estimate:
+        """The mean of ``samples`` (n,): independent ones, or groups of them, numbered from 0, (n,).
+
+        A single one is exact. Raises ValueError where one is not finite.
+        """
+        x = np.asarray(samples, dtype=float)
+        checks.finite("an estimate", torch.from_numpy(x), "is the loss finite at w, and near it?")
+        sums = x - x.mean() if groups is None else np.bincount(groups, x - x.mean())
+        n = len(sums)
+        stderr = math.sqrt((sums**2).sum() * n / (n - 1)) / len(x) if n > 1 else 0.0
+        return cls(float(x.mean()), stderr, n)
 
 
 @dataclass(frozen=True)
@@ -67,12 +84,10 @@ class SpectralDensity:
     nodes: np.ndarray  #: (vectors, m)
     weights: np.ndarray  #: (vectors, m), each row sums to 1
     n_params: int
-    n_products: int
 
-    def mean_of(self, function: Callable[[np.ndarray], np.ndarray]) -> tuple[float, float]:
-        """(1/n) Σ_i function(λ_i) over all eigenvalues, and its standard error."""
-        values = (self.weights * function(self.nodes)).sum(1)
-        return float(values.mean()), _stderr(values)
+    def mean_of(self, function: Callable[[np.ndarray], np.ndarray]) -> Estimate:
+        """(1/n) Σ_i function(λ_i) over all n = ``n_params`` eigenvalues."""
+        return Estimate.mean((self.weights * function(self.nodes)).sum(1))
 
     def density(self, grid: np.ndarray, width: float) -> tuple[np.ndarray, np.ndarray]:
         """Density on ``grid`` (g,) under a Gaussian of standard deviation ``width``.
@@ -80,10 +95,11 @@ class SpectralDensity:
         Returns the mean over the random vectors and its standard error, (g,) each; the density
         integrates to 1, so multiply by ``n_params`` for a number of eigenvalues.
         """
+        width = checks.real("width", width, above=0)
         distance = (np.asarray(grid)[:, None, None] - self.nodes) / width  # (g, vectors, m)
         bells = np.exp(-0.5 * distance**2) / (width * math.sqrt(2 * math.pi))
-        curves = (self.weights * bells).sum(2)
-        return curves.mean(1), np.array([_stderr(values) for values in curves])
+        curves = [Estimate.mean(values) for values in (self.weights * bells).sum(2)]
+        return np.array([c.value for c in curves]), np.array([c.stderr for c in curves])
 
 
 def eigenvalues(
@@ -112,18 +128,13 @@ def eigenvalues(
     Source: Lanczos (1950); Golub & Underwood (1977) for blocks. Raises ValueError for impossible
     settings.
     """
-    if end not in ("largest", "smallest", "both"):
-        raise ValueError(f"end must be 'largest', 'smallest' or 'both', got {end!r}")
-    wanted = k * (1 + (end == "both"))
-    if k < 1 or block_size < 1 or wanted > objective.n_params:
-        raise ValueError(
-            f"k and block_size must be at least 1, and {wanted} eigenvalues of "
-            f"{objective.n_params} parameters cannot be had: got k = {k}, block_size = {block_size}"
-        )
-    if max_products < wanted:
-        raise ValueError(f"{wanted} eigenvalues need as many products, got {max_products}")
+    ends = 1 + (checks.one_of("end", end, ("largest", "smallest", "both")) == "both")
+    k = checks.whole("k", k, least=1, most=objective.n_params // ends)
+    wanted, tolerance = k * ends, checks.real("tolerance", tolerance, least=0)
+    block_size = checks.whole("block_size", block_size, least=1)
+    max_products = checks.whole("max_products", max_products, least=wanted)
 
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(checks.seed(seed))
     start = torch.from_numpy(generator.standard_normal((block_size, objective.n_params)))
     limit = min(max_products, objective.n_params)
     space = _krylov(objective.product(w, of=of), start.to(objective.vector(w)), limit, generator)
@@ -158,59 +169,37 @@ def eigenvalues(
 
 
 def trace(
-    objective: Objective,
-    w: Tensor,
-    *,
-    n_products: int = 30,
-    method: str = "hutchinson",
-    of: str = "hessian",
-    seed: int = 0,
+    objective: Objective, w: Tensor, *, n_products: int = 30, of: str = "hessian", seed: int = 0
 ) -> Estimate:
     """tr M at ``w`` from ``n_products`` passes over the data, with its standard error.
 
-    Arguments:
-        method:
-            - "hutchinson": the mean of vᵀ M v over random v with entries ±1 (Hutchinson 1989)
-            - "hutch++": a third of the passes finds the space Q where M is large, a third takes
-              the trace there exactly, a third estimates the rest (Meyer et al., 2010.09649)
-
-    Every micro-batch of the objective gets random vectors of its own: the estimate remains
-    unbiased, and the errors of the batches average out instead of adding up. Smaller batches (the
-    ``batch_size`` of :class:`~lecture6.objective.NetworkObjective`) thus give a smaller error for
-    the same work. With at least n_params passes the trace is computed exactly from the columns of
-    M. Raises ValueError for too few (2 for "hutchinson", 6 for "hutch++").
+    The mean of vᵀ M v over random v with entries ±1 (Hutchinson 1989). Every micro-batch of the
+    objective gets random vectors of its own: the estimate remains unbiased, and the errors of the
+    batches average out instead of adding up. Smaller batches (the ``batch_size`` of
+    :class:`~lecture6.objective.NetworkObjective`) thus give a smaller error for the same work. With
+    n_params passes or more, of at most 5,000, the trace is exact: that of :func:`matrix`. Raises
+    ValueError for fewer than 2.
     """
-    least = {"hutchinson": 2, "hutch++": 6}
-    if method not in least:
-        raise ValueError(f"method must be one of {', '.join(least)}, got {method!r}")
-    if n_products < least[method]:
-        raise ValueError(f"{method!r} needs at least {least[method]} products, got {n_products}")
-    product = objective.product(w, of=of)
-    n, generator = objective.n_params, np.random.default_rng(seed)
-    if n_products >= n:
-        return Estimate(float(np.trace(_columns(product, objective))), 0.0, n, n)
-
-    def signs(count: int) -> Tensor:
-        drawn = 2 * generator.integers(0, 2, (count, n), dtype=np.int8) - 1
-        return torch.from_numpy(drawn).to(objective.vector(w))
-
-    q, value = signs(0), 0.0
-    if method == "hutch++":
-        q = torch.linalg.qr(product(signs(n_products // 3)).T).Q.T
-        value = (q * product(q)).sum().item()
-    rounds = n_products - 2 * len(q)
-    variance, n_samples = 0.0, 0
-    for weight, part in product.parts():
+    n_products = checks.whole("n_products", n_products, least=2)
+    generator = np.random.default_rng(checks.seed(seed))
+    if objective.n_params <= min(n_products, MOST_COLUMNS):
+        return Estimate.mean([np.trace(matrix(objective, w, of=of))])
+    like, parts = objective.vector(w), []
+    for weight, part in objective.product(w, of=of).parts():
         samples = []
-        for i in range(rounds):
-            v = signs(1)[0]
-            v = v - q.T @ (q @ v)  # the part of v outside Q
-            samples.append(weight * (v @ part(v, i + 1 < rounds)).item())
+        for i in range(n_products):
+            v = random_signs(generator, like)
+            samples.append(weight * (v @ part(v, i + 1 < n_products)).item())
         del part
-        value += float(np.mean(samples))
-        variance += _stderr(np.array(samples)) ** 2
-        n_samples += rounds
-    return Estimate(value, math.sqrt(variance), n_samples, n_products)
+        parts.append(Estimate.mean(samples))
+    value, stderr = sum(p.value for p in parts), math.hypot(*(p.stderr for p in parts))
+    return Estimate(value, stderr, n_products * len(parts))
+
+
+def random_signs(generator: np.random.Generator, like: Tensor) -> Tensor:
+    """A vector of independent ±1, of the shape (n,), dtype and device of ``like``."""
+    drawn = 2 * generator.integers(0, 2, len(like), dtype=np.int8) - 1
+    return torch.from_numpy(drawn).to(like)
 
 
 def spectral_density(
@@ -228,23 +217,20 @@ def spectral_density(
     Ghorbani et al., 1901.10159). With n_vectors · n_steps ≥ n_params the eigenvalues are computed
     themselves: one row of nodes, weights 1/n_params. Raises ValueError below 2 vectors or 1 step.
     """
-    if n_vectors < 2 or n_steps < 1:
-        raise ValueError(
-            f"needs at least 2 vectors for a standard error and 1 step, got {n_vectors}, {n_steps}"
-        )
-    n, generator = objective.n_params, np.random.default_rng(seed)
-    product = objective.product(w, of=of)
-    if n_vectors * n_steps >= n:
-        nodes = np.linalg.eigvalsh(_columns(product, objective))[None, :]
-        return SpectralDensity(nodes, np.full((1, n), 1 / n), n, n)
-    rows = []
+    n_vectors = checks.whole("n_vectors", n_vectors, least=2)
+    n_steps = checks.whole("n_steps", n_steps, least=1)
+    n, generator = objective.n_params, np.random.default_rng(checks.seed(seed))
+    if n <= min(n_vectors * n_steps, MOST_COLUMNS):
+        nodes = np.linalg.eigvalsh(matrix(objective, w, of=of))[None, :]
+        return SpectralDensity(nodes, np.full((1, n), 1 / n), n)
+    product, rows = objective.product(w, of=of), []
     for _ in range(n_vectors):
         start = torch.from_numpy(generator.standard_normal((1, n))).to(objective.vector(w))
-        *_, (_, t, _) = _krylov(product, start, n_steps, generator)
+        *_, (_, t, _) = _krylov(product, start, min(n_steps, n), generator)
         nodes, vectors = np.linalg.eigh(t)
         rows.append((nodes, vectors[0] ** 2))
     nodes, weights = (np.stack(part) for part in zip(*rows, strict=True))
-    return SpectralDensity(nodes, weights, n, nodes.size)
+    return SpectralDensity(nodes, weights, n)
 
 
 def log_determinant(density: SpectralDensity, delta: float) -> Estimate:
@@ -252,15 +238,13 @@ def log_determinant(density: SpectralDensity, delta: float) -> Estimate:
 
     Raises ValueError when M + δ I is not positive definite, with the δ that would make it so.
     """
-    lowest = density.nodes.min()
+    lowest, delta = density.nodes.min(), checks.real("delta", delta)
     if not lowest + delta > 0:
         raise ValueError(
             f"M + δI is not positive definite: an eigenvalue lies at {lowest:.3g} or below and "
             f"delta is {delta:g}; take delta above {max(-lowest, 0.0):.3g}"
         )
-    mean, stderr = density.mean_of(lambda nodes: np.log(nodes + delta))
-    n = density.n_params
-    return Estimate(n * mean, n * stderr, len(density.nodes), density.n_products)
+    return density.mean_of(lambda nodes: density.n_params * np.log(nodes + delta))
 
 
 class Restriction(Objective):
@@ -276,8 +260,9 @@ class Restriction(Objective):
         self.w = self.full[indices].clone()  # (n_params,) of the part
         self.n_params = len(self.w)
         self.dtype, self.device = objective.dtype, objective.device
-        if self.n_params == 0:
-            raise ValueError(f"the indices {indices} name no parameter")
+        named = torch.arange(objective.n_params, device=self.device)[indices].unique()
+        if not 0 < self.n_params == len(named):
+            raise ValueError(f"the indices must name parameters, each of them once: got {indices}")
 
     def _embedded(self, part: Tensor, full: Tensor) -> Tensor:
         full = full.clone()
@@ -295,12 +280,13 @@ class Restriction(Objective):
         whole = self.objective.product(point, of=of, memory_limit=memory_limit)
         zeros = torch.zeros_like(self.full)
 
-        def parts() -> Iterator[tuple[float, Callable[[Tensor, bool], Tensor]]]:
+        def parts() -> Iterator[tuple[float, _PartProduct]]:
             for weight, part in whole.parts():
-                yield (
-                    weight,
-                    lambda v, more, part=part: part(self._embedded(v, zeros), more)[self.indices],
-                )
+
+                def block(v: Tensor, more: bool, part: _PartProduct = part) -> Tensor:
+                    return part(self._embedded(v, zeros), more)[self.indices]
+
+                yield weight, block
 
         return Product(self.w, parts)
 
@@ -308,25 +294,28 @@ class Restriction(Objective):
 def matrix(objective: Objective, w: Tensor, *, of: str = "hessian") -> np.ndarray:
     """M itself at ``w``, (n_params, n_params), column by column: for small problems.
 
-    Raises ValueError above 5,000 parameters (200 MB in float64).
+    Raises ValueError above 5,000 parameters (200 MB in float64), and where it is not finite.
     """
-    if objective.n_params > 5000:
-        raise ValueError(f"a matrix of {objective.n_params}² numbers is too large; restrict it")
-    return _columns(objective.product(w, of=of), objective)
+    n = objective.n_params
+    if n > MOST_COLUMNS:
+        raise ValueError(f"a matrix of {n}² numbers is too large: take a Restriction, or products")
+    product, parts = objective.product(w, of=of), torch.eye(n, dtype=objective.dtype).split(64)
+    full = np.concatenate([product(part).double().cpu().numpy() for part in parts])
+    if not np.isfinite(full).all():
+        raise ValueError(NOT_FINITE)
+    return (full + full.T) / 2
 
 
-def rescale(model: nn.Sequential, alpha: float, *, layer: int = 0) -> nn.Sequential:
-    """A copy of a bias-free ReLU net with two successive layers scaled by α and 1/α.
+def rescale(model: nn.Sequential, alpha: float) -> nn.Sequential:
+    """A copy of a bias-free ReLU net with its first two layers scaled by α and 1/α.
 
-    Layer number ``layer`` (of those with weights, from 0) is multiplied by α, the next by 1/α. The
-    function computed is unchanged, since ReLU(α z) = α ReLU(z), and the Hessian becomes D H D with
-    D = diag(1/α, α) on the two layers and 1 elsewhere (Dinh et al., 1703.04933).
+    The function computed is unchanged, since ReLU(α z) = α ReLU(z), and the Hessian becomes D H D
+    with D = diag(1/α, α) on the two layers and 1 elsewhere (Dinh et al., 1703.04933).
 
     Raises ValueError for α that is not positive and finite, for a net with biases or anything but
-    Flatten, Linear and ReLU, and when there are no two such layers.
+    Flatten, Linear and ReLU, and when there are no two layers with weights.
     """
-    if not (math.isfinite(alpha) and alpha > 0):
-        raise ValueError(f"alpha must be a positive finite number, got {alpha}")
+    alpha = checks.real("alpha", alpha, above=0)
     odd = [type(m).__name__ for m in model if not isinstance(m, nn.Flatten | nn.Linear | nn.ReLU)]
     if odd or any(m.bias is not None for m in model if isinstance(m, nn.Linear)):
         raise ValueError(
@@ -335,11 +324,11 @@ def rescale(model: nn.Sequential, alpha: float, *, layer: int = 0) -> nn.Sequent
         )
     scaled = copy.deepcopy(model)
     layers = [m for m in scaled if isinstance(m, nn.Linear)]
-    if not 0 <= layer < len(layers) - 1:
-        raise ValueError(f"layer must lie between 0 and {len(layers) - 2}, got {layer}")
+    if len(layers) < 2:
+        raise ValueError(f"rescaling needs two layers with weights, this net has {len(layers)}")
     with torch.no_grad():
-        layers[layer].weight.mul_(alpha)
-        layers[layer + 1].weight.div_(alpha)
+        layers[0].weight.mul_(alpha)
+        layers[1].weight.div_(alpha)
     return scaled
 
 
@@ -363,12 +352,12 @@ def _krylov(
         image = product(block)
         scale = image.norm(dim=1).max().item()
         if not math.isfinite(scale):
-            raise ValueError("a product with the matrix is not finite: is the loss finite at w?")
-        inner = image @ known.T
-        image = image - inner @ known
+            raise ValueError(NOT_FINITE)
+        first = image @ known.T
+        image = image - first @ known
         again = image @ known.T  # twice is enough (Kahan, Parlett)
         image = image - again @ known
-        inner = (inner + again).double().cpu().numpy()
+        inner = (first + again).double().cpu().numpy()
         t[m : m + b, : m + b] = inner
         t[: m + b, m : m + b] = inner.T
         t[m : m + b, m : m + b] = (inner[:, m:] + inner[:, m:].T) / 2
@@ -386,17 +375,3 @@ def _krylov(
                     v = v - others.T @ (others @ v)
                 block[i] = v / v.norm()
         yield known, t[:m, :m], coupling if m < n else np.zeros_like(coupling)
-
-
-def _columns(product: Product, objective: Objective) -> np.ndarray:
-    rows = []
-    for part in torch.eye(objective.n_params, dtype=objective.dtype).split(64):
-        rows.append(product(part).double().cpu().numpy())
-    full = np.concatenate(rows)
-    return (full + full.T) / 2
-
-
-def _stderr(samples: np.ndarray) -> float:
-    if len(samples) < 2:
-        return 0.0  # one row: exact
-    return float(np.std(samples, ddof=1) / math.sqrt(len(samples)))

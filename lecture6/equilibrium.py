@@ -21,7 +21,7 @@ import torch
 from numpy.typing import ArrayLike
 from scipy.special import logsumexp
 
-from lecture6.noise import check_batch, covariance_factor
+from lecture6.noise_scale import check_batch, covariance_factor
 from lecture6.objective import FunctionObjective
 
 Function = Callable[[np.ndarray], ArrayLike]

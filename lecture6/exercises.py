@@ -19,7 +19,8 @@ import torch
 from scipy.optimize import brentq
 from torch import nn
 
-from . import curvature, equilibrium, noise, results, sharpness, toys
+from . import curvature, equilibrium, results, sharpness, toys
+from .noise_scale import batch_size_for, covariance_factor, noise_scale
 from .objective import FunctionObjective
 from .studies import smith
 
@@ -175,7 +176,7 @@ def _product_curvature() -> float:
 def _away() -> float:
     """Definition 2 for 100 x² at x = 0.3."""
     parabola = FunctionObjective(lambda w: 100 * w[0] ** 2, n_params=1)
-    return sharpness.keskar(parabola, [0.3], epsilon=1e-3).value
+    return sharpness.worst_case(parabola, [0.3], epsilon=1e-3).value
 
 
 def _within_5_percent(momentum: float) -> float:
@@ -228,11 +229,11 @@ ANSWERS: dict[str, Callable[[], Any]] = {
     "4.4": lambda: [True, False],  # found by training
     # Noise scale
     "5.1": lambda: (
-        noise.covariance_factor(6, 2, sampling="without_replacement")
-        / noise.covariance_factor(6, 2, sampling="with_replacement")
+        covariance_factor(6, 2, sampling="without_replacement")
+        / covariance_factor(6, 2, sampling="with_replacement")
     ),
     "5.2": lambda: [
-        noise.batch_size_for(noise.noise_scale(0.1, 64, 60_000), 0.1, 60_000, momentum=0.9),
+        batch_size_for(noise_scale(0.1, 64, 60_000), 0.1, 60_000, momentum=0.9),
         0.01,
     ],
     "5.3": lambda: 12 / 0.1,  # the fourth cumulant of a mean

@@ -21,19 +21,21 @@ default ε of its own, and gives a :class:`SharpnessResult` in per cent of 1 + f
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
-from typing import Protocol
 
 import numpy as np
 import torch
 from scipy.optimize import Bounds, minimize
 from torch import Tensor
 
+from lecture6 import checks
 from lecture6.objective import Objective
 
 KESKAR_ITERATIONS = 10  # of L-BFGS-B: Keskar et al., §2.2.2
 MAX_VERTEX_DIM = 16  # 2^16 vertices
+TOLERANCE = 0.01  # of a search: the gap that it leaves, as a fraction of φ
 _ROWS = 1 << 15  # rows of A drawn from one seed
 
 
@@ -48,50 +50,33 @@ class SharpnessResult:
     """
 
     value: float  #: φ, per cent
-    maximizer: Tensor | None  #: (p,) z in the box; the loss is largest at x + A z
     loss: float  #: f(x)
     loss_max: float  #: f(x + A z); of average: the mean over the perturbations
     epsilon: float
-    gap: float  #: per cent
-    stderr: float  #: per cent
     n_evaluations: int  #: of f and its gradient together; vertices, average: of f
     converged: bool
     method: str
     message: str
+    maximizer: Tensor | None = None  #: (p,) z in the box; the loss is largest at x + A z
+    gap: float = 0.0  #: per cent
+    stderr: float = 0.0  #: per cent
 
 
-class _Subspace(Protocol):
+@dataclass(frozen=True)
+class _Subspace:
     """A matrix A (n, p) by its products."""
 
     p: int
-
-    def apply(self, z: Tensor) -> Tensor: ...  # A z, (p,) -> (n,)
-    def transpose(self, g: Tensor) -> Tensor: ...  # Aᵀ g, (n,) -> (p,)
-    def pinv(self, x: Tensor) -> Tensor: ...  # A⁺ x, (n,) -> (p,)
-
-
-class _Identity:
-    def __init__(self, n: int) -> None:
-        self.p = n
-
-    def apply(self, z: Tensor) -> Tensor:
-        return z
-
-    transpose = pinv = apply
+    apply: Callable[[Tensor], Tensor]  # A z, (p,) -> (n,)
+    transpose: Callable[[Tensor], Tensor]  # Aᵀ g, (n,) -> (p,)
+    pinv: Callable[[Tensor], Tensor]  # A⁺ x, (n,) -> (p,)
 
 
-class _Matrix:
-    def __init__(self, a: Tensor) -> None:
-        self.a, self.p = a, a.shape[1]
+def _identity(n: int) -> _Subspace:
+    def same(v: Tensor) -> Tensor:
+        return v
 
-    def apply(self, z: Tensor) -> Tensor:
-        return self.a @ z
-
-    def transpose(self, g: Tensor) -> Tensor:
-        return self.a.T @ g
-
-    def pinv(self, x: Tensor) -> Tensor:
-        return torch.linalg.pinv(self.a) @ x
+    return _Subspace(n, same, same, same)
 
 
 class RandomSubspace:
@@ -112,14 +97,16 @@ class RandomSubspace:
         device: str | torch.device = "cpu",
         memory_limit: int = 1 << 30,
     ) -> None:
-        if not 1 <= p <= n:
-            raise ValueError(f"p must lie between 1 and the {n} parameters, got {p}")
-        self.n, self.p, self.seed, self.device = n, p, seed, device
-        self._kept: dict[int, Tensor] | None = {} if 4 * n * p <= memory_limit else None
-        gram = sum(a.T.double() @ a.double() for _, a in self.blocks())
+        self.n, self.device = checks.whole("n", n, least=1), device
+        self.p = checks.whole("p, the number of columns,", p, least=1, most=self.n)
+        self.shape, self.seed = (self.n, self.p), checks.seed(seed)
+        self._kept: dict[int, Tensor] | None = {} if 4 * self.n * self.p <= memory_limit else None
+        gram = torch.zeros(self.p, self.p, dtype=torch.float64, device=device)
+        for _, a in self.blocks():
+            gram += a.T.double() @ a.double()
         self._gram_pinv = torch.linalg.pinv(gram, hermitian=True)
 
-    def blocks(self):
+    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """Pairs (row slice, block of A in float32), in order."""
         for start in range(0, self.n, _ROWS):
             rows = slice(start, min(start + _ROWS, self.n))
@@ -142,7 +129,10 @@ class RandomSubspace:
 
     def transpose(self, g: Tensor) -> Tensor:
         """Aᵀ g, (n,) to (p,)."""
-        return sum(a.T.to(g.dtype) @ g[rows] for rows, a in self.blocks())
+        out = g.new_zeros(self.p)
+        for rows, a in self.blocks():
+            out += a.T.to(g.dtype) @ g[rows]
+        return out
 
     def pinv(self, x: Tensor) -> Tensor:
         """A⁺ x, (n,) to (p,)."""
@@ -155,9 +145,9 @@ class _Search:
     def __init__(
         self, objective: Objective, x: Tensor, subspace: _Subspace, epsilon: float, margin: float
     ) -> None:
-        _check_epsilon(epsilon)
-        self.objective, self.x, self.subspace, self.epsilon = objective, x, subspace, epsilon
-        self.half_width = epsilon * (subspace.pinv(x).abs() + margin)  # equation (3)
+        self.objective, self.x, self.subspace = objective, x, subspace
+        self.epsilon = checks.real("epsilon", epsilon, above=0)
+        self.half_width = self.epsilon * (subspace.pinv(x).abs() + margin)  # equation (3)
         self.base = _finite(objective.value(x), "at x")
         self.n_evaluations = 0
         self.best_rise, self.best_u = -math.inf, torch.zeros_like(self.half_width)
@@ -188,15 +178,14 @@ class _Search:
         return self.x + self.subspace.apply(self.half_width * u)
 
     def rise(self, value: float) -> float:
-        if not math.isfinite(value):
-            raise ValueError(f"the loss is {value} inside the box of x: take a smaller epsilon")
-        return value - self.base
+        return _finite(value, "inside the box of x", "; take a smaller epsilon") - self.base
 
     def evaluate(self, u: Tensor) -> tuple[float, Tensor]:
         """The rise above f(x) at u, and its gradient with respect to u."""
         value, grad = self.objective.value_and_grad(self.point(u))
         self.n_evaluations += 1
         rise = self.rise(value)
+        checks.finite("the gradient inside the box of x", grad, "is the loss smooth there?")
         grad = self.half_width * self.subspace.transpose(grad)
         if rise > self.best_rise:
             self.best_rise, self.best_u = rise, u
@@ -252,7 +241,7 @@ class _Search:
         return f"sign ascent: all {n_iterations} iterations used"
 
 
-def keskar(
+def worst_case(
     objective: Objective,
     x: Tensor,
     *,
@@ -261,10 +250,10 @@ def keskar(
     method: str = "lbfgsb",
     n_iterations: int = KESKAR_ITERATIONS,
     n_starts: int = 1,
-    tolerance: float = 0.01,
+    tolerance: float = TOLERANCE,
     seed: int = 0,
 ) -> SharpnessResult:
-    """The sharpness φ of Definition 2 of ``objective`` at ``x``, in per cent.
+    """The sharpness φ of Definition 2 of ``objective`` at ``x``, in per cent: the worst case.
 
     Arguments:
         x: (n_params,)
@@ -287,35 +276,23 @@ def keskar(
     The result is never a silent 0: when no point of the box lies above f(x), ``value`` is 0,
     ``converged`` is False and ``message`` says so. Raises ValueError for impossible settings.
     """
-    if n_iterations < 1 or n_starts < 1:
-        raise ValueError(
-            f"n_iterations and n_starts must be at least 1, got {n_iterations} and {n_starts}"
-        )
+    checks.one_of("method", method, ("lbfgsb", "ascent", "converged", "vertices"))
+    n_iterations = checks.whole("n_iterations", n_iterations, least=1)
+    n_starts = checks.whole("n_starts", n_starts, least=1)
+    tolerance, seed = checks.real("tolerance", tolerance, least=0), checks.seed(seed)
     x = objective.vector(x)
     search = _Search(objective, x, _as_subspace(subspace, objective, seed), epsilon, margin=1.0)
     if method == "vertices":
         message = _enumerate_vertices(search)
-    elif method in ("lbfgsb", "ascent", "converged"):
+    else:
         if method == "converged":
             n_starts, n_iterations = max(n_starts, 4), max(n_iterations, 100)
-        rng = np.random.default_rng(seed)
-        message = _best_of_starts(search, method, n_starts, n_iterations, tolerance, rng)
-    else:
-        raise ValueError(
-            f"method must be 'lbfgsb', 'ascent', 'converged' or 'vertices', got {method!r}"
-        )
-
+        message = _best_of_starts(search, method, n_starts, n_iterations, tolerance, seed)
     return search.result(method, message, tolerance)
 
 
 def adaptive(
-    objective: Objective,
-    x: Tensor,
-    *,
-    epsilon: float = 1e-3,
-    n_iterations: int = 20,
-    tolerance: float = 0.01,
-    seed: int = 0,
+    objective: Objective, x: Tensor, *, epsilon: float = 1e-3, seed: int = 0
 ) -> SharpnessResult:
     """Adaptive sharpness: the largest rise where every weight moves by at most a fraction ε of it.
 
@@ -325,20 +302,13 @@ def adaptive(
     Andriushchenko et al. (2302.07011). A lower bound, like every search.
     """
     x = objective.vector(x)
-    search = _Search(objective, x, _Identity(objective.n_params), epsilon, margin=0.0)
-    message = _best_of_starts(
-        search, "ascent", 1, n_iterations, tolerance, np.random.default_rng(seed)
-    )
-    return search.result("ascent", message, tolerance)
+    search = _Search(objective, x, _identity(objective.n_params), epsilon, margin=0.0)
+    message = _best_of_starts(search, "ascent", 1, 20, TOLERANCE, checks.seed(seed))
+    return search.result("ascent", message, TOLERANCE)
 
 
 def average(
-    objective: Objective,
-    x: Tensor,
-    *,
-    epsilon: float = 1e-2,
-    n_samples: int = 30,
-    seed: int = 0,
+    objective: Objective, x: Tensor, *, epsilon: float = 1e-2, n_samples: int = 30, seed: int = 0
 ) -> SharpnessResult:
     """Average-case sharpness: the mean rise under noise N(0, ε²) on every weight, ≈ ½ ε² tr H.
 
@@ -347,29 +317,25 @@ def average(
     error; ``converged`` means that it is known to a tenth of itself. The value is negative where
     the loss falls on average.
     """
-    _check_epsilon(epsilon)
-    if n_samples < 2:
-        raise ValueError(f"a standard error needs at least 2 samples, got {n_samples}")
-    x = objective.vector(x)
+    epsilon = checks.real("epsilon", epsilon, above=0)
+    n_samples = checks.whole("n_samples", n_samples, least=2)
+    rng, x = np.random.default_rng(checks.seed(seed)), objective.vector(x)
     base = _finite(objective.value(x), "at x")
-    rng = np.random.default_rng(seed)
     rises = []
     for _ in range(n_samples):
         step = epsilon * torch.from_numpy(rng.standard_normal(len(x))).to(x)
         pair = [_finite(objective.value(x + sign * step), "near x") for sign in (1, -1)]
         rises.append(sum(pair) / 2 - base)
-    mean, stderr = float(np.mean(rises)), float(np.std(rises, ddof=1) / math.sqrt(n_samples))
+    rise, stderr = float(np.mean(rises)), float(np.std(rises, ddof=1) / math.sqrt(n_samples))
     percent = 100 / (1 + base)
     return SharpnessResult(
-        value=percent * mean,
-        maximizer=None,
+        value=percent * rise,
         loss=base,
-        loss_max=base + mean,
+        loss_max=base + rise,
         epsilon=epsilon,
-        gap=0.0,
         stderr=percent * stderr,
         n_evaluations=2 * n_samples,
-        converged=stderr <= 0.1 * abs(mean),
+        converged=stderr <= 0.1 * abs(rise),
         method="average",
         message=f"mean of {n_samples} pairs of perturbations",
     )
@@ -384,73 +350,64 @@ def sam(
     where g is 0, there is no such step; ``value`` is then 0, ``converged`` False, and the message
     says so. ``seed`` is not used: nothing is random.
     """
-    _check_epsilon(epsilon)
-    x = objective.vector(x)
+    epsilon, x = checks.real("epsilon", epsilon, above=0), objective.vector(x)
     base, g = objective.value_and_grad(x)
     _finite(base, "at x")
+    checks.finite("the gradient at x", g, "SAM steps along it; take another x")
     norm = g.norm().item()
     step = epsilon * g / norm if norm > 0 else torch.zeros_like(g)
     top = _finite(objective.value(x + step), "at the end of the step")
     percent = 100 / (1 + base)
+    message = f"one step along the gradient, of norm {norm:.3g}"
     return SharpnessResult(
         value=percent * (top - base),
         maximizer=step,
         loss=base,
         loss_max=top,
         epsilon=epsilon,
-        gap=0.0,
-        stderr=0.0,
         n_evaluations=2,
         converged=norm > 0,
         method="sam",
-        message=f"one step along the gradient, of norm {norm:.3g}"
-        if norm > 0
-        else "the gradient at x is 0: SAM has no direction to step along",
+        message=message if norm > 0 else "the gradient at x is 0: SAM has no direction to step in",
     )
 
 
 #: The measures that one table compares, by their names.
-MEASURES = {"Definition 2": keskar, "adaptive": adaptive, "average": average, "SAM": sam}
+MEASURES = {"Definition 2": worst_case, "adaptive": adaptive, "average": average, "SAM": sam}
 
 
-def _check_epsilon(epsilon: float) -> None:
-    if not (math.isfinite(epsilon) and epsilon > 0):
-        raise ValueError(f"epsilon must be a positive finite number, got {epsilon}")
-
-
-def _finite(loss: float, where: str) -> float:
+def _finite(loss: float, where: str, remedy: str = "") -> float:
     if not math.isfinite(loss):
-        raise ValueError(f"the loss {where} is {loss}; sharpness needs a finite loss")
+        raise ValueError(f"the loss {where} is {loss}; sharpness needs a finite loss{remedy}")
     return loss
 
 
 def _as_subspace(
     subspace: int | Tensor | RandomSubspace | None, objective: Objective, seed: int
 ) -> _Subspace:
-    n, kind = objective.n_params, {"dtype": objective.dtype, "device": objective.device}
+    n = objective.n_params
     if subspace is None:
-        return _Identity(n)
-    if isinstance(subspace, int | np.integer):
-        return RandomSubspace(n, subspace, seed=seed, device=objective.device)
-    if isinstance(subspace, RandomSubspace):
-        shape = (subspace.n, subspace.p)
-    else:
-        subspace = torch.as_tensor(subspace).to(**kind)
-        shape = tuple(subspace.shape)
+        return _identity(n)
+    if isinstance(subspace, int | float | np.generic):
+        p = checks.whole("subspace", subspace, least=1, most=n)
+        subspace = RandomSubspace(n, p, seed=seed, device=objective.device)
+    if not isinstance(subspace, RandomSubspace):
+        subspace = torch.as_tensor(subspace, dtype=objective.dtype, device=objective.device)
+    shape = tuple(subspace.shape)
     if len(shape) != 2 or shape[0] != n or shape[1] < 1:
         raise ValueError(f"subspace must have shape ({n}, p), got {shape}")
-    return subspace if isinstance(subspace, RandomSubspace) else _Matrix(subspace)
+    if isinstance(subspace, RandomSubspace):
+        return _Subspace(shape[1], subspace.apply, subspace.transpose, subspace.pinv)
+    a = checks.finite("subspace", subspace, "give a matrix of finite numbers")
+    if not a.any():
+        raise ValueError("subspace has no entry but 0: it gives no direction to search along")
+    return _Subspace(shape[1], a.mv, a.T.mv, lambda x: torch.linalg.pinv(a) @ x)
 
 
 def _best_of_starts(
-    search: _Search,
-    method: str,
-    n_starts: int,
-    n_iterations: int,
-    tolerance: float,
-    rng: np.random.Generator,
+    search: _Search, method: str, n_starts: int, n_iterations: int, tolerance: float, seed: int
 ) -> str:
-    outcomes: list[tuple[float, str]] = []
+    rng, outcomes = np.random.default_rng(seed), []
     best = (-math.inf, search.best_u, math.inf)
     for _ in range(n_starts):
         search.best_rise = -math.inf

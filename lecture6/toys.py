@@ -17,9 +17,25 @@ from scipy.optimize import brentq
 from scipy.special import expit
 from torch import Tensor
 
+from lecture6 import checks
 from lecture6.objective import FunctionObjective
 
 MAX_DIM = 16  # of a box whose corners are enumerated: 2^16
+
+
+def _numbers(name: str, values: ArrayLike, shape: tuple[int, ...] | None = None) -> np.ndarray:
+    """``values`` as a new array of finite floats, of ``shape`` if it is given; else ValueError."""
+    array = np.array(values, dtype=float)
+    if shape is not None and array.shape != shape:
+        raise ValueError(f"{name} must have the shape {shape}, got {array.shape}")
+    return checks.finite(name, torch.from_numpy(array), "give finite numbers").numpy()
+
+
+def _corners(p: int) -> np.ndarray:
+    """The corners of the box [−1, 1]^p, (2^p, p); ValueError for p > 16."""
+    if p > MAX_DIM:
+        raise ValueError(f"the box has 2^p corners: p may be up to {MAX_DIM}, got p = {p}")
+    return np.array(list(product((-1, 1), repeat=p)))
 
 
 class Toy(FunctionObjective):
@@ -37,7 +53,7 @@ class Toy(FunctionObjective):
 
     def highest(self, low: np.ndarray, high: np.ndarray) -> float:
         """The largest loss in the box low ≤ w ≤ high (both (n_params,))."""
-        raise NotImplementedError
+        raise ValueError(f"the highest loss in a box is not known for {type(self).__name__}")
 
     def sharpness(self, x: ArrayLike, epsilon: float, a: ArrayLike | None = None) -> float:
         """φ of Definition 2 at x, per cent; A is the identity, or ``a`` of shape (n_params, p).
@@ -45,22 +61,19 @@ class Toy(FunctionObjective):
         With a matrix the corners of its box are enumerated, which is exact for a convex loss.
         Raises ValueError for p > 16, and for a loss that is not convex.
         """
-        x = np.asarray(x, dtype=float)
+        epsilon, x = checks.real("epsilon", epsilon, above=0), _numbers("x", x, (self.n_params,))
+        base = self.value(torch.from_numpy(x))
         if a is None:
             half = epsilon * (np.abs(x) + 1)
             top = self.highest(x - half, x + half)
         else:
-            top = max(self.value(x + step) for step in self._corners(x, epsilon, np.asarray(a)))
-        base = self.value(x)
+            if not self.convex:
+                raise ValueError("with a matrix A the sharpness is known for convex losses only")
+            matrix = _numbers("a", a, (len(x), np.shape(a)[-1]))
+            half = epsilon * (np.abs(np.linalg.lstsq(matrix, x, rcond=None)[0]) + 1)
+            steps = (_corners(len(half)) * half) @ matrix.T
+            top = max(self.value(torch.from_numpy(x + step)) for step in steps)
         return 100 * (top - base) / (1 + base)
-
-    def _corners(self, x: np.ndarray, epsilon: float, a: np.ndarray) -> np.ndarray:
-        if not self.convex:
-            raise ValueError("with a matrix A the sharpness is known for convex losses only")
-        if a.shape[1] > MAX_DIM:
-            raise ValueError(f"2^p corners: p may be up to {MAX_DIM}, got p = {a.shape[1]}")
-        half = epsilon * (np.abs(np.linalg.lstsq(a, x, rcond=None)[0]) + 1)
-        return (np.array(list(product((-1, 1), repeat=a.shape[1]))) * half) @ a.T
 
 
 class Powers(Toy):
@@ -70,12 +83,9 @@ class Powers(Toy):
     """
 
     def __init__(self, coefficients: Sequence[float], exponents: Sequence[int]) -> None:
-        c, k = np.array(coefficients, dtype=float), np.array(exponents)
+        c, k = _numbers("coefficients", coefficients), np.array(exponents)
         if c.shape != k.shape or (c <= 0).any() or (k < 2).any() or (k % 2).any():
-            raise ValueError(
-                "needs as many positive coefficients as even exponents, got "
-                f"{list(coefficients)} and {list(exponents)}"
-            )
+            raise ValueError(f"needs positive coefficients, as many even exponents: got {c}, {k}")
         self.c, self.k = c, k
         self.minimisers = np.zeros((1, len(c)))
         terms = [(i, ci, int(ki)) for i, (ci, ki) in enumerate(zip(c, k, strict=True))]
@@ -111,16 +121,16 @@ class Quadratic(Toy):
     def __init__(
         self, eigenvalues: ArrayLike, *, minimiser: ArrayLike | None = None, seed: int | None = 0
     ) -> None:
-        self.eigenvalues = np.asarray(eigenvalues, dtype=float)  # in the order of Q's columns
-        n = len(self.eigenvalues)
+        spectrum = _numbers("eigenvalues", eigenvalues)
+        n = len(spectrum)
         q = np.eye(n)
         if seed is not None:
-            q, r = np.linalg.qr(np.random.default_rng(seed).standard_normal((n, n)))
+            generator = np.random.default_rng(checks.seed(seed))
+            q, r = np.linalg.qr(generator.standard_normal((n, n)))
             q = q * np.sign(np.diag(r))  # Haar: uniform over the orthogonal matrices
-        self.eigenvectors = q
-        self.h = (q * self.eigenvalues) @ q.T
-        self.centre = np.zeros(n) if minimiser is None else np.asarray(minimiser, dtype=float)
-        self.convex = bool((self.eigenvalues >= 0).all())
+        self.h = (q * spectrum) @ q.T
+        self.centre = _numbers("minimiser", np.zeros(n) if minimiser is None else minimiser, (n,))
+        self.convex = bool((spectrum >= 0).all())
         self.minimisers = self.centre[None, :] if self.convex else np.empty((0, n))
         h, centre = torch.from_numpy(self.h), torch.from_numpy(self.centre)
         super().__init__(lambda w: 0.5 * (w - centre) @ h @ (w - centre), n)
@@ -129,9 +139,9 @@ class Quadratic(Toy):
         return self.h
 
     def highest(self, low: np.ndarray, high: np.ndarray) -> float:
-        if not self.convex or len(low) > MAX_DIM:
-            raise ValueError(f"known for convex quadratics of at most {MAX_DIM} parameters only")
-        corners = np.array(list(product(*zip(low, high, strict=True)))) - self.centre
+        if not self.convex:
+            raise ValueError("the highest loss in a box is known for convex quadratics only")
+        corners = np.where(_corners(len(low)) > 0, high, low) - self.centre
         return float(0.5 * np.einsum("ki,ij,kj->k", corners, self.h, corners).max())
 
 
@@ -147,35 +157,25 @@ class TwoParabolas(Toy):
     def __init__(
         self, curvatures: Sequence[float] = (1.0, 25.0), centres: Sequence[float] = (-2.0, 2.0)
     ) -> None:
-        (h0, h1), (c0, c1) = curvatures, centres
+        self.curvatures = h = _numbers("curvatures", curvatures, (2,))
+        self.centres = c = _numbers("centres", centres, (2,))
+        self.minimisers = c[:, None]
+        (h0, h1), (c0, c1) = h.tolist(), c.tolist()
         if not (h0 > 0 and h1 > 0 and c0 < c1):
-            raise ValueError(
-                f"needs positive curvatures and increasing centres, got {curvatures}, {centres}"
-            )
-        self.curvatures, self.centres = np.array(curvatures), np.array(centres)
-        self.minimisers = self.centres[:, None]
+            raise ValueError(f"needs positive curvatures and increasing centres, got {h} and {c}")
         root = math.sqrt(h1 / h0)
         self.edge = (c0 + root * c1) / (1 + root)  # where the parabolas cross between the minima
         super().__init__(
             lambda w: torch.minimum(0.5 * h0 * (w[0] - c0) ** 2, 0.5 * h1 * (w[0] - c1) ** 2), 1
         )
 
-    def _well(self, w: ArrayLike) -> int:
-        heights = self.curvatures * (np.asarray(w, dtype=float).item() - self.centres) ** 2
-        return int(heights.argmin())
-
     def hessian(self, w: ArrayLike) -> np.ndarray:
-        return np.array([[self.curvatures[self._well(w)]]])
+        heights = self.curvatures * (np.asarray(w, dtype=float).item() - self.centres) ** 2
+        return self.curvatures[[heights.argmin()]][:, None]
 
     def highest(self, low: np.ndarray, high: np.ndarray) -> float:
-        candidates = [low.item(), high.item()]
-        if low.item() < self.edge < high.item():
-            candidates.append(self.edge)
-        return max(self.value([w]) for w in candidates)
-
-    def gap(self, well: int, shift: float) -> float:
-        """Test loss minus training loss at minimum ``well`` when the test loss is shifted."""
-        return 0.5 * float(self.curvatures[well]) * shift**2
+        candidates = np.clip([low, [self.edge], high], low, high)
+        return max(map(self.value, torch.from_numpy(candidates)))
 
     def bits(self, well: int, *, tolerance: float, width: float) -> float:
         """Bits that place w within the well, out of a prior interval of ``width``.
@@ -183,8 +183,9 @@ class TwoParabolas(Toy):
         The loss stays below ``tolerance`` on an interval of length 2 √(2·tolerance/h), so
         log2(width / that) bits say where it lies (after Hochreiter & Schmidhuber 1997).
         """
-        length = 2 * math.sqrt(2 * tolerance / float(self.curvatures[well]))
-        return math.log2(width / length)
+        h = float(self.curvatures[checks.whole("well", well, least=0, most=1)])
+        length = 2 * math.sqrt(2 * checks.real("tolerance", tolerance, above=0) / h)
+        return math.log2(checks.real("width", width, above=0) / length)
 
 
 class DoubleWell(Toy):
@@ -212,13 +213,15 @@ class DoubleWell(Toy):
         scale: float = 4.0,
         across: Sequence[float] = (),
     ) -> None:
-        if not (left < saddle < right and scale > 0 and all(h > 0 for h in across)):
+        left, saddle, right = _numbers("left, saddle, right", [left, saddle, right]).tolist()
+        self.saddle, self.across = saddle, _numbers("across", across)
+        if not (left < saddle < right and (self.across > 0).all()):
             raise ValueError(
-                "needs left < saddle < right, a positive scale and positive curvatures across, got "
-                f"{left}, {saddle}, {right}, {scale} and {tuple(across)}"
+                "needs left < saddle < right and positive curvatures across, got "
+                f"{left}, {saddle}, {right} and {self.across.tolist()}"
             )
-        self.saddle, self.across = saddle, np.array(across, dtype=float)
-        slope = scale * np.polynomial.Polynomial.fromroots([left, saddle, right])
+        slope = np.polynomial.Polynomial.fromroots([left, saddle, right])
+        slope *= checks.real("scale", scale, above=0)
         self.profile = slope.integ()
         self.profile -= min(self.profile(left), self.profile(right))
         self.minimisers = np.zeros((2, 1 + len(self.across)))
@@ -241,8 +244,7 @@ class DoubleWell(Toy):
         return np.diag([along, *self.across])
 
     def highest(self, low: np.ndarray, high: np.ndarray) -> float:
-        inside = [w for w in (self.saddle,) if low[0] < w < high[0]]
-        along = max(self.profile(w) for w in (low[0], high[0], *inside))
+        along = self.profile(np.clip([low[0], self.saddle, high[0]], low[0], high[0])).max()
         farthest = np.maximum(np.abs(low[1:]), np.abs(high[1:]))
         return float(along + 0.5 * self.across @ farthest**2)
 
@@ -254,7 +256,7 @@ class TwoWells(Toy):
     is min_j q_j, which has a kink where the wells meet.
 
     Arguments:
-        curvatures: (2,) for one parameter; (2, d) along the axes; or H_j, (2, d, d)
+        curvatures: H_j, (2, d, d); (2,) for one parameter
         centres: (2,) or (2, d)
         levels: ℓ at the minima, (2,)
         softness: s
@@ -273,27 +275,23 @@ class TwoWells(Toy):
         *,
         softness: float = 0.05,
     ) -> None:
-        self.minimisers = np.asarray(centres, dtype=float).reshape(2, -1)
+        self.minimisers = _numbers("centres", centres).reshape(2, -1)
         d = self.minimisers.shape[1]
-        h = np.asarray(curvatures, dtype=float)
-        if h.ndim < 3:
-            h = h.reshape(2, d)[:, :, None] * np.eye(d)
-        self.hessians, self.levels, self.softness = h, np.asarray(levels, dtype=float), softness
-        if not (softness > 0 and (np.linalg.eigvalsh(h) > 0).all()):
-            raise ValueError(
-                f"needs positive curvatures and softness, got {curvatures} and {softness}"
-            )
+        h = _numbers("curvatures", curvatures).reshape(2, d, d)
+        self.hessians, self.levels = h, _numbers("levels", levels, (2,))
+        self.softness = softness = checks.real("softness", softness, above=0)
+        if not (np.linalg.eigvalsh(h) > 0).all():
+            raise ValueError(f"needs positive curvatures, got {h.tolist()}")
         weight = self._weights(self.minimisers)[0]
         if max(1 - weight[0], weight[1]) > 1e-9:
             raise ValueError(
-                f"the wells run into each other: lower softness = {softness}, or set the centres "
-                f"{centres} farther apart"
+                f"the wells run into each other: lower softness = {softness:g}, or set the "
+                f"centres {self.minimisers.tolist()} farther apart"
             )
-        c, h_torch = torch.from_numpy(self.minimisers), torch.from_numpy(h)
-        levels_torch = torch.from_numpy(self.levels)
+        c, hessians, levels = map(torch.from_numpy, (self.minimisers, h, self.levels))
 
         def loss(w: Tensor) -> Tensor:
-            q = levels_torch + 0.5 * torch.einsum("ji,jik,jk->j", w - c, h_torch, w - c)
+            q = levels + 0.5 * torch.einsum("ji,jik,jk->j", w - c, hessians, w - c)
             return -softness * torch.logsumexp(-q / softness, 0)
 
         super().__init__(loss, d)
@@ -321,9 +319,6 @@ class TwoWells(Toy):
         mean = p[0] * self.hessians[0] + (1 - p[0]) * self.hessians[1]
         return mean - p[0] * (1 - p[0]) / self.softness * np.outer(apart, apart)
 
-    def highest(self, low: np.ndarray, high: np.ndarray) -> float:
-        raise ValueError("the highest loss in a box is not known for TwoWells: take TwoParabolas")
-
     @property
     def saddle(self) -> float:
         """Of one parameter: the top between the two minima. Raises ValueError for more."""
@@ -333,8 +328,3 @@ class TwoWells(Toy):
         # Between them ℓ' goes from + to − once; it is 0 at the ends.
         room = 1e-6 * (high - low)
         return brentq(lambda x: float(self.gradients([[x]])[0, 0]), low + room, high - room)
-
-    @property
-    def barriers(self) -> np.ndarray:
-        """Of one parameter: height of the saddle above each minimum, (2,)."""
-        return float(self.losses([[self.saddle]])[0]) - self.levels

@@ -10,7 +10,7 @@ from scipy import integrate, linalg, stats
 
 from lecture6 import equilibrium, toys
 from lecture6.equilibrium import Gibbs
-from lecture6.noise import SAMPLINGS
+from lecture6.noise_scale import SAMPLINGS
 
 LR, B = 0.1, 4
 
@@ -628,7 +628,7 @@ def test_occupation_of_a_diffusion_between_wells():
         ),
         (
             lambda: equilibrium.linear_regression_covariance(X, Y, LR, 7, replacement=False),
-            "batch_size = 7",
+            "batch_size must be .* at most 6, got 7",
         ),
         (
             lambda: equilibrium.linear_regression_covariance(

@@ -28,7 +28,7 @@ from lecture6 import data, figures, models
 from lecture6.landscape import interpolate
 from lecture6.objective import NetworkObjective
 from lecture6.results import Stored, select
-from lecture6.sharpness import RandomSubspace, keskar
+from lecture6.sharpness import RandomSubspace, worst_case
 from lecture6.studies import STUDIES, Study, StudyError, collect, digest, engine, plan, run
 from lecture6.studies import keskar as keskar_study
 from lecture6.train import train
@@ -776,7 +776,7 @@ def test_a_trial_reports_what_training_and_sharpness_give(pair):
         columns = RandomSubspace(f.n_params, 3, seed=3)
         for of, subspace in (("full space", None), ("p = 3", columns)):
             for epsilon in (1e-3, 5e-4):
-                phi = keskar(
+                phi = worst_case(
                     f,
                     f.w,
                     epsilon=epsilon,

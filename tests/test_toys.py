@@ -100,8 +100,6 @@ def test_quadratic_has_its_spectrum():
     wanted = np.array([-2.0, 0.0, 1.0, 7.0])
     f = toys.Quadratic(wanted, seed=5)
     np.testing.assert_allclose(np.linalg.eigvalsh(f.h), wanted, atol=1e-12)
-    np.testing.assert_allclose(f.eigenvectors @ f.eigenvectors.T, np.eye(4), atol=1e-12)
-    np.testing.assert_allclose(f.h @ f.eigenvectors, f.eigenvectors * wanted, atol=1e-12)
     assert len(f.minimisers) == 0
     assert np.abs(f.h - toys.Quadratic(wanted, seed=6).h).max() > 0.1
     np.testing.assert_array_equal(toys.Quadratic(wanted, seed=None).h, np.diag(wanted))
@@ -111,8 +109,8 @@ def test_quadratic_has_its_spectrum():
 def test_a_shift_costs_half_h_delta_squared(shift):
     f = toys.TwoParabolas((1.0, 25.0), (-2.0, 2.0))
     for well, centre in enumerate(f.centres):
-        assert f.value([centre - shift]) == pytest.approx(f.gap(well, shift), abs=1e-12)
-    assert f.gap(1, shift) == pytest.approx(25 * f.gap(0, shift))
+        exact = 0.5 * f.curvatures[well] * shift**2
+        assert f.value([centre - shift]) == pytest.approx(exact, abs=1e-12)
 
 
 def test_bits_of_a_flat_minimum():
@@ -144,8 +142,6 @@ def test_two_wells_have_the_places_widths_and_depths_asked_for():
         assert f.hessian(w)[0, 0] == pytest.approx(h)
     assert f.grad([f.saddle]).abs().max() < 1e-9
     assert f.hessian([f.saddle])[0, 0] < 0
-    for w, barrier in zip(f.minimisers, f.barriers, strict=True):
-        assert barrier == pytest.approx(f.value([f.saddle]) - f.value(w))
     hard = toys.TwoParabolas((1.0, 16.0), (-1.0, 1.0))
     sharp = toys.TwoWells((1.0, 16.0), (-1.0, 1.0), (0.0, 0.0), softness=1e-3)
     for w in (-2.0, -0.3, 0.4, 0.9):  # away from the kink of the hard minimum
@@ -177,6 +173,19 @@ def test_two_wells_take_many_points_at_once(name):
         (lambda: toys.DoubleWell(0, -1, 1), "left < saddle < right"),
         (lambda: toys.DoubleWell(across=(-1.0,)), "positive curvatures across"),
         (lambda: toys.DoubleWell().sharpness([1.0], 0.1, np.ones((1, 1))), "convex losses only"),
+        (lambda: toys.DoubleWell(scale=0.0), "scale must be a finite number and above 0, got 0"),
+        (lambda: toys.DoubleWell(right=np.nan), "left, saddle, right has 1 of 3 values .* finite"),
+        (lambda: toys.Powers([np.nan], [2]), "coefficients has 1 of 1 values .* not finite"),
+        (lambda: toys.Powers([1], [2.5]), "even exponents"),
+        (lambda: toys.Quadratic([1.0], minimiser=[1.0, 2.0]), r"minimiser .* \(1,\), got \(2,\)"),
+        (lambda: toys.Quadratic([1.0], seed=-1), "seed must be at least 0"),
+        (lambda: toys.Quadratic([1.0]).sharpness([np.nan], 0.1), "x has 1 of 1 values"),
+        (lambda: toys.Quadratic([1.0]).sharpness([0.0, 1.0], 0.1), r"x .* \(1,\), got \(2,\)"),
+        (lambda: toys.Quadratic([1.0]).sharpness([0.0], np.nan), "epsilon must be .* got nan"),
+        (lambda: toys.Quadratic([1.0]).sharpness([0.0], 0.1, np.ones((2, 1))), r"a must have"),
+        (lambda: toys.TwoParabolas().bits(2, tolerance=0.1, width=1), "well must be at least 0"),
+        (lambda: toys.TwoParabolas().bits(0, tolerance=0.0, width=1), "tolerance must be"),
+        (lambda: toys.TwoWells(levels=(0.5,)), r"levels must have the shape \(2,\), got \(1,\)"),
         (lambda: toys.Quadratic([-1.0, 1.0]).sharpness([0.0, 0.0], 0.1), "convex quadratics"),
         (
             lambda: toys.Quadratic(np.ones(20)).sharpness(np.zeros(20), 0.1, np.ones((20, 17))),

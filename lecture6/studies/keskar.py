@@ -26,7 +26,7 @@ from lecture6.data import Dataset
 from lecture6.landscape import interpolate
 from lecture6.objective import NetworkObjective
 from lecture6.results import Stored, listed, select
-from lecture6.sharpness import KESKAR_ITERATIONS, RandomSubspace, keskar
+from lecture6.sharpness import KESKAR_ITERATIONS, RandomSubspace, worst_case
 from lecture6.studies.engine import Study
 from lecture6.train import train
 
@@ -129,7 +129,7 @@ def trial(
             suffix = "" if solver == "ascent" else "_lbfgsb"
             for of, subspace in (("full space", None), (f"p = {n_columns}", columns)):
                 for epsilon in EPSILONS:
-                    found = keskar(
+                    found = worst_case(
                         f,
                         run.w,
                         epsilon=epsilon,
