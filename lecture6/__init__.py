@@ -2,9 +2,9 @@
 
 Read the modules in the order in which they import each other: ``data`` and ``models``, then
 ``train``, ``train_many``, ``parallel``, ``sample_gradients``, ``objective``, ``toys``,
-``sharpness``, ``curvature``, ``landscape``, ``noise_scale``, ``noise``, ``equilibrium``, ``sde``,
-``diagnostics``, then ``report``, ``studies``, ``results``, ``figures``, ``widgets``,
-``explorables``, ``exercises``.
+``sharpness``, ``curvature``, ``landscape``, ``noise``, ``equilibrium``, ``sde``,
+then ``report``, ``studies``, ``results``, ``figures``, ``widgets``, ``explorables``,
+``exercises``.
 """
 
 __version__ = "0.2.0"

@@ -66,6 +66,23 @@ def _within(name: str, value: float, wanted: list[str], bounds: dict[str, Any]) 
     return value
 
 
+def array(name: str, values: Any) -> np.ndarray:
+    """``values``, a number, list, array or tensor, as a float64 array of finite real numbers.
+
+    Raises ValueError for anything else, bool and complex among it.
+    """
+    try:
+        found = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
+    except ValueError:  # rows of different lengths
+        found = np.empty(0, dtype=object)
+    if found.dtype.kind not in "iuf":
+        raise ValueError(f"{name} must be real numbers, got {values!r}")
+    found = found.astype(np.float64, copy=False)
+    if not np.isfinite(found).all():
+        raise ValueError(f"{name} must be finite, got {values!r}")
+    return found
+
+
 def one_of(name: str, value: Any, known: Iterable[str]) -> str:
     """``value``, which must be one of the words ``known``: else ValueError."""
     known = list(known)

@@ -21,12 +21,15 @@ import torch
 from numpy.typing import ArrayLike
 from scipy.special import logsumexp
 
+from lecture6 import checks
 from lecture6.noise_scale import check_batch, covariance_factor
 from lecture6.objective import FunctionObjective
 
 Function = Callable[[np.ndarray], ArrayLike]
+Values = Callable[[np.ndarray], np.ndarray]
 NODES, NODE_WEIGHTS = np.polynomial.legendre.leggauss(8)  # of one cell, [−1, 1]
-TOLERANCE = 1e-4  # of the logarithm of an integral, between n_cells and half as many
+CELLS = 1000  # of a way in one dimension
+TOLERANCE = 1e-4  # of the logarithm of an integral, between so many cells and half as many
 
 
 # Quadratics: the covariance at rest
@@ -34,9 +37,9 @@ TOLERANCE = 1e-4  # of the logarithm of an integral, between n_cells and half as
 
 def _spectrum(matrix: ArrayLike, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvalues and eigenvectors of a symmetric positive definite matrix."""
-    h = np.atleast_2d(np.asarray(matrix, dtype=float))
-    if h.ndim != 2 or not np.isfinite(h).all() or h.shape != h.T.shape or not np.allclose(h, h.T):
-        raise ValueError(f"{name} must be a finite symmetric matrix, got {h.tolist()}")
+    h = np.atleast_2d(checks.array(name, matrix))
+    if h.ndim != 2 or h.shape != h.T.shape or not np.allclose(h, h.T):
+        raise ValueError(f"{name} must be a symmetric matrix, got {h.tolist()}")
     values, vectors = np.linalg.eigh(h)
     if not values[0] > len(h) * np.finfo(float).eps * abs(values[-1]):
         raise ValueError(
@@ -46,16 +49,17 @@ def _spectrum(matrix: ArrayLike, name: str) -> tuple[np.ndarray, np.ndarray]:
     return values, vectors
 
 
-def _check_stable(
-    largest: float, lr: float, batch_size: float, momentum: float, discrete: bool
-) -> None:
-    if not (lr > 0 and batch_size > 0 and 0 <= momentum < 1):
-        raise ValueError(
-            f"needs lr > 0, batch_size > 0 and 0 ≤ momentum < 1: got {lr = }, {batch_size = }, "
-            f"{momentum = }"
-        )
+def _rates(lr: float, batch_size: float, momentum: float) -> tuple[float, float, float]:
+    return (
+        checks.real("lr", lr, above=0),
+        checks.real("batch_size", batch_size, above=0),
+        checks.real("momentum", momentum, least=0, below=1),
+    )
+
+
+def _check_stable(largest: float, lr: float, momentum: float = 0.0) -> None:
     limit = 2 * (1 + momentum)
-    if discrete and lr * largest >= limit:
+    if lr * largest >= limit:
         raise ValueError(
             f"no stationary law: lr · h_max = {lr * largest:.4g} reaches 2(1 + momentum) = "
             f"{limit:g}; lower lr = {lr:g} below {limit / largest:.4g}"
@@ -89,8 +93,10 @@ def ou_covariance(
     in discrete time for η h_max ≥ 2(1 + m).
     """
     values, q = _spectrum(h, "h")
-    _check_stable(values[-1], lr, batch_size, momentum, discrete)
-    c = np.atleast_2d(np.asarray(c, dtype=float))
+    lr, batch_size, momentum = _rates(lr, batch_size, momentum)
+    if discrete:
+        _check_stable(values[-1], lr, momentum)
+    c = np.atleast_2d(checks.array("c", c))
     if c.shape != q.shape or not np.allclose(c, c.T):
         raise ValueError(f"c must be symmetric and of the shape of h, {q.shape}: got {c.tolist()}")
     noise, e = lr**2 / batch_size * (q.T @ c @ q), lr * values
@@ -102,33 +108,19 @@ def ou_covariance(
     return q @ ((1 - momentum**2) * noise / below) @ q.T
 
 
-def excess_loss(
-    eigenvalues: ArrayLike,
-    lr: float,
-    batch_size: float,
-    *,
-    variances: ArrayLike | None = None,
-    momentum: float = 0.0,
-    discrete: bool = True,
-) -> float:
-    """E[ℓ − ℓ_min] = ½ tr(HS) at rest on a quadratic, S being that of :func:`ou_covariance`.
+def excess_loss(eigenvalues: ArrayLike, lr: float, batch_size: float) -> float:
+    """E[ℓ − ℓ_min] = ½ tr(HS) of SGD at rest on a quadratic whose noise is the Hessian's, C = H.
 
-    Arguments:
-        eigenvalues: h_i of H, (d,), positive
-        variances: C_ii in the eigenbasis of H: (d,), or σ² of isotropic noise; default: the
-            eigenvalues, which is C = H (Jastrzębski et al., 1711.04623v3)
-
-    Continuous: (η/4B) Σ C_ii/(1 − m), so η tr H/(4B) for C = H, and dT/2, equipartition, for
-    C = σ² I. Discrete, without momentum: (η/2B) Σ C_ii/(2 − η h_i). Raises ValueError where there
-    is no stationary law.
+    (η/2B) Σ h_i/(2 − η h_i) of the ``eigenvalues`` h_i > 0 of H, (d,), S being that of
+    :func:`ou_covariance`; η tr H/(4B) for the SDE (Jastrzębski et al., 1711.04623v3). Raises
+    ValueError where there is no stationary law.
     """
-    h = np.atleast_1d(np.asarray(eigenvalues, dtype=float))
-    if h.ndim != 1 or not (h > 0).all():
+    h = np.atleast_1d(checks.array("eigenvalues", eigenvalues))
+    if h.ndim != 1 or h.size == 0 or not (h > 0).all():
         raise ValueError(f"needs positive eigenvalues (d,), got {h.tolist()}")
-    _check_stable(h.max(), lr, batch_size, momentum, discrete)
-    c = h if variances is None else np.broadcast_to(np.asarray(variances, dtype=float), h.shape)
-    shrink = (1 - momentum) * (2 - discrete * lr * h / (1 + momentum))
-    return float(0.5 * lr / batch_size * (c / shrink).sum())
+    lr, batch_size, _ = _rates(lr, batch_size, 0.0)
+    _check_stable(h.max(), lr)
+    return float(0.5 * lr / batch_size * (h / (2 - lr * h)).sum())
 
 
 @dataclass(frozen=True)
@@ -155,14 +147,15 @@ def linear_regression_covariance(
     of d² equations; its spectral radius below 1 is mean-square stability, and raises ValueError
     otherwise. Where the residuals are 0, so are C and S.
     """
-    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    x, y = checks.array("x", x), checks.array("y", y)
     if x.ndim != 2 or y.shape != x.shape[:1]:
         raise ValueError(f"needs x (N, d) and y (N,), got {x.shape} and {y.shape}")
     n, d = x.shape
+    lr, batch_size = checks.real("lr", lr, above=0), checks.whole("batch_size", batch_size)
     sampling = "with_replacement" if replacement else "without_replacement"
     kappa = covariance_factor(n, batch_size, sampling=sampling)
     h = x.T @ x / n
-    _check_stable(_spectrum(h, "the Hessian xᵀx/N")[0][-1], lr, batch_size, 0.0, True)
+    _check_stable(_spectrum(h, "the Hessian xᵀx/N")[0][-1], lr)
     minimiser = np.linalg.lstsq(x, y, rcond=None)[0]
     gradients = x * (x @ minimiser - y)[:, None]
     c = gradients.T @ gradients / n
@@ -182,86 +175,81 @@ def linear_regression_covariance(
 # Epochs and stability
 
 
-def epoch_end_variance(
-    lr_h: float, n_train: int, batch_size: int, *, sampling: str, variance: float = 1.0
-) -> float:
+def epoch_end_variance(lr_h: float, n_train: int, batch_size: int, *, sampling: str) -> float:
     """Stationary variance of w at the end of an epoch of SGD on the losses ½ h (w − c_i)².
 
-    Arguments:
-        lr_h: η h, between 0 and 2
-        variance: of the c_i, (1/N) Σ (c_i − c̄)²
+    In units of that of the c_i, (1/N) Σ (c_i − c̄)²; ``lr_h`` is η h, between 0 and 2.
 
     K = N/B steps give w ← a^K w + η h Σ_k p_k c̄_k with a = 1 − η h and p_k = a^(K−1−k), where c̄_k
     is the mean of batch k. Independent batches leave Var(c̄) η h/(2 − η h). Those of an epoch have
-    Cov(c̄_j, c̄_k) = variance (K δ_jk − 1)/(N − 1), whose sum sees only how the p_k differ:
-    variance · K/(N − 1) · Σ (p_k − p̄)²/Σ p_k² · η h/(2 − η h).
+    Cov(c̄_j, c̄_k) = (K δ_jk − 1)/(N − 1), whose sum sees only how the p_k differ:
+    K/(N − 1) · Σ (p_k − p̄)²/Σ p_k² · η h/(2 − η h).
 
     Raises ValueError for an unstable rate and for B that does not divide N.
     """
+    lr_h = checks.real("lr_h", lr_h, above=0, below=2)
+    n_train, batch_size = (
+        checks.whole(name, n) for name, n in (("n_train", n_train), ("batch_size", batch_size))
+    )
     check_batch(n_train, batch_size, sampling)
-    if not 0 < lr_h < 2 or n_train % batch_size:
-        raise ValueError(
-            "needs 0 < lr_h < 2 and a batch_size that divides n_train: got "
-            f"lr_h = {lr_h}, batch_size = {batch_size}, n_train = {n_train}"
-        )
+    if n_train % batch_size:
+        raise ValueError(f"batch_size must divide n_train, got {batch_size = } and {n_train = }")
     each = covariance_factor(n_train, batch_size, sampling=sampling)
     if sampling == "epoch":
         k = n_train // batch_size
-        p = (1 - lr_h) ** np.arange(k)
-        each = k / (n_train - 1) * float(((p - p.mean()) ** 2).sum() / (p**2).sum())
-    return variance * each * lr_h / (2 - lr_h)
+        steps = np.arange(k)
+        # p − 1, whose differences are exact where those of p drown
+        less = np.expm1(steps * np.log1p(-lr_h)) if lr_h < 1 else (1 - lr_h) ** steps - 1
+        each = (
+            k / (n_train - 1) * float(((less - less.mean()) ** 2).sum() / ((1 + less) ** 2).sum())
+        )
+    return each * lr_h / (2 - lr_h)
 
 
-def smallest_stable_batch(
-    lr: float, curvature: float, spread: float, n_train: int, *, replacement: bool = False
-) -> int:
+def smallest_stable_batch(lr: float, curvature: float, spread: float, n_train: int) -> int:
     """The smallest batch at which E[w²] does not grow for losses ½ h_i w² (Wu, Ma & E 2018).
 
     ``curvature`` a and ``spread`` s are the mean and the standard deviation (dividing by N) of the
-    h_i: (1 − η a)² + η² s² (N − B)/(B (N − 1)) ≤ 1; with replacement the second term is
-    η² s²/B. Raises ValueError where no batch is stable.
+    h_i: (1 − η a)² + η² s² (N − B)/(B (N − 1)) ≤ 1, batches without replacement. Raises ValueError
+    where no batch is stable.
     """
+    lr, n_train = checks.real("lr", lr, above=0), checks.whole("n_train", n_train, least=2)
+    curvature = checks.real("curvature", curvature, least=0)
+    noise = (lr * checks.real("spread", spread, least=0)) ** 2
     room = lr * curvature * (2 - lr * curvature)  # 1 − (1 − ηa)²
-    noise = (lr * spread) ** 2
-    if not (lr > 0 and n_train >= 2 and spread >= 0 and room >= 0 and curvature >= 0):
+    if room < 0:
         raise ValueError(
-            "needs lr > 0, n_train ≥ 2, spread ≥ 0 and 0 ≤ lr · curvature ≤ 2 (beyond it no batch "
-            f"is stable): got {lr = }, {n_train = }, {spread = }, {curvature = }"
+            f"no batch is stable: lr · curvature = {lr * curvature:g} is above 2, lower {lr = :g}"
         )
     if noise == 0:
         return 1
-    if replacement and room == 0:
-        raise ValueError(
-            f"at lr · curvature = {lr * curvature:g} no batch is stable with replacement: lower lr"
-        )
-    least = noise / room if replacement else n_train * noise / (noise + room * (n_train - 1))
+    least = n_train * noise / (noise + room * (n_train - 1))
     return max(1, math.ceil(least * (1 - 1e-12)))  # a batch on the edge counts as stable
 
 
 # Any loss of one or two parameters: the density at rest, by quadrature
 
 
-def temperature(lr: float, batch_size: float, sigma: float, *, momentum: float = 0.0) -> float:
-    """T = η σ²/(2B (1 − m)) of noise with covariance σ² I: equation (25) is exp(−ℓ/T)/Z."""
-    _check_stable(0.0, lr, batch_size, momentum, discrete=False)
-    return lr * sigma**2 / (2 * batch_size * (1 - momentum))
+def temperature(lr: float, batch_size: float, sigma: float) -> float:
+    """T = η σ²/(2B) of noise with covariance σ² I: equation (25) is exp(−ℓ/T)/Z.
+
+    With momentum m it is 1/(1 − m) times that.
+    """
+    lr, batch_size, _ = _rates(lr, batch_size, 0.0)
+    return lr * checks.real("sigma", sigma, least=0) ** 2 / (2 * batch_size)
 
 
-def _check_temperature(temperature: float) -> None:
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"needs a positive temperature, got {temperature}")
-
-
-def _vectorised(loss: Function | FunctionObjective, d: int) -> Function:
+def _vectorised(loss: Function | FunctionObjective, d: int) -> Values:
     """The loss as a function of arrays (..., d), with values (...)."""
-    is_toy = isinstance(loss, FunctionObjective)
-    if is_toy and loss.n_params != d:
+    if isinstance(loss, FunctionObjective) and loss.n_params != d:
         raise ValueError(f"expected a loss of {d} parameters, got one of {loss.n_params}")
 
     def values(w: np.ndarray) -> np.ndarray:
         rows = w.reshape(-1, d)
-        out = torch.vmap(loss.function)(torch.from_numpy(rows)) if is_toy else loss(rows)
-        out = np.asarray(out, dtype=float)
+        if isinstance(loss, FunctionObjective):
+            out = torch.vmap(loss.function)(torch.from_numpy(rows)).double().numpy()
+        else:
+            out = np.asarray(loss(rows), dtype=float)
         if out.size != len(rows) or not np.isfinite(out).all():
             raise ValueError(
                 f"the loss of points {rows.shape} must be {len(rows)} finite numbers, got shape "
@@ -278,23 +266,18 @@ def _nodes(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return low[..., None] + half * (1 + NODES), np.abs(half) * NODE_WEIGHTS
 
 
-def _log_integral(log_f: Function, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+def _log_integral(log_f: Values, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """log |∫ f| between each ``low`` and ``high``, for f as large or small as it may be."""
     points, weights = _nodes(low, high)
     return logsumexp(log_f(points[..., None]), b=weights, axis=-1)
 
 
-def _check_converged(what: str, n_cells: int, fine: float, coarse: float) -> None:
+def _check_converged(what: str, fine: float, coarse: float, remedy: str) -> None:
     if not abs(fine - coarse) < TOLERANCE:
         raise ValueError(
-            f"the quadrature of {what} has not converged: its logarithm is {coarse:.8g} with "
-            f"{n_cells // 2} cells and {fine:.8g} with {n_cells}; raise n_cells or narrow the box"
+            f"the quadrature of {what} has not converged: its logarithm is {coarse:.8g}, and "
+            f"{fine:.8g} with twice as many cells; {remedy}"
         )
-
-
-def _check_cells(n_cells: int) -> None:
-    if n_cells < 2:
-        raise ValueError(f"needs n_cells ≥ 2, got {n_cells}")
 
 
 class Gibbs:
@@ -308,9 +291,9 @@ class Gibbs:
         n_cells: on each side of the box, with 8 Gauss–Legendre points each; default 1000, or 64 in
             two dimensions
 
-    ``points`` (n, d) have the probabilities ``weights`` (n,) and the losses ``losses`` (n,);
-    ``log_partition`` is log Z. Raises ValueError for other dimensions, a temperature that is not
-    positive, a loss that is not finite, and cells too wide for the wells.
+    ``points`` (n, d) have the probabilities ``weights`` (n,); ``log_partition`` is log Z. Raises
+    ValueError for other dimensions, a temperature that is not positive, a loss that is not finite,
+    and cells too wide for the wells.
     """
 
     def __init__(
@@ -322,52 +305,59 @@ class Gibbs:
         *,
         n_cells: int | None = None,
     ) -> None:
-        _check_temperature(temperature)
-        self.low, self.high = (np.atleast_1d(np.asarray(a, dtype=float)) for a in (low, high))
+        self.temperature = checks.real("temperature", temperature, above=0)
+        self.low = np.atleast_1d(checks.array("low", low))
+        self.high = np.atleast_1d(checks.array("high", high))
         d = len(self.low)
         if d not in (1, 2) or self.high.shape != (d,) or not (self.low < self.high).all():
             raise ValueError(
                 "needs a box of 1 or 2 dimensions with low < high, got "
                 f"{self.low.tolist()} and {self.high.tolist()}"
             )
-        self.temperature, self._loss = temperature, _vectorised(loss, d)
-        n = (1000 if d == 1 else 64) if n_cells is None else n_cells
-        _check_cells(n)
-        _, _, coarse = self._quadrature(n // 2)
-        self.points, self.losses, log_mass = self._quadrature(n)
+        self._loss = _vectorised(loss, d)
+        n = (CELLS if d == 1 else 64) if n_cells is None else n_cells
+        n = checks.whole("n_cells", n, least=2)
+        _, coarse = self._quadrature(n // 2)
+        self.points, log_mass = self._quadrature(n)
         self.log_partition = float(logsumexp(log_mass))
-        _check_converged("Z", n, self.log_partition, float(logsumexp(coarse)))
+        remedy = "raise n_cells or narrow the box"
+        _check_converged("Z", self.log_partition, float(logsumexp(coarse)), remedy)
         self.weights = np.exp(log_mass - self.log_partition)
         self.weights /= self.weights.sum()  # log Z is rounded, by much where ℓ/T is large
         if d == 1:
             self._edges = np.linspace(self.low[0], self.high[0], n + 1)
             self._below = np.append(0.0, self.weights.reshape(n, -1).sum(1).cumsum())
 
-    def _quadrature(self, n_cells: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Points (n, d), their losses, and the logarithms of what they contribute to Z."""
+    def _quadrature(self, n_cells: int) -> tuple[np.ndarray, np.ndarray]:
+        """Points (n, d), and the logarithms of what they contribute to Z."""
         edges = np.linspace(self.low, self.high, n_cells + 1).T
         points, weights = (
             np.stack(np.meshgrid(*a.reshape(len(a), -1), indexing="ij"), -1).reshape(-1, len(a))
             for a in _nodes(edges[:, :-1], edges[:, 1:])
         )
-        losses = self._loss(points)
-        return points, losses, np.log(weights).sum(1) - losses / self.temperature
+        return points, np.log(weights).sum(1) - self._loss(points) / self.temperature
+
+    def _at(self, w: ArrayLike) -> np.ndarray:
+        points = np.asarray(w, dtype=float).reshape(-1, len(self.low))
+        if np.isnan(points).any():
+            raise ValueError("w must not be NaN")
+        return points
 
     def pdf(self, w: ArrayLike) -> np.ndarray:
         """The density at ``w`` (n, d), or (n,) for d = 1: shape (n,)."""
-        w = np.asarray(w, dtype=float).reshape(-1, len(self.low))
-        inside = ((w >= self.low) & (w <= self.high)).all(1)
-        out = np.zeros(len(w))
-        out[inside] = np.exp(-self._loss(w[inside]) / self.temperature - self.log_partition)
+        points = self._at(w)
+        inside = ((points >= self.low) & (points <= self.high)).all(1)
+        out = np.zeros(len(points))
+        out[inside] = np.exp(-self._loss(points[inside]) / self.temperature - self.log_partition)
         return out
 
     def cdf(self, w: ArrayLike) -> np.ndarray:
         """P(below w), to rounding, in one dimension: ``w`` (n,) or (n, 1), result (n,)."""
         if len(self.low) != 1:
             raise ValueError("cdf is for one dimension; use probability(region)")
-        w = np.clip(np.asarray(w, dtype=float).reshape(-1), self.low, self.high)
-        cell = np.clip(np.searchsorted(self._edges, w, side="right") - 1, 0, len(self._edges) - 2)
-        part = _log_integral(lambda z: -self._loss(z) / self.temperature, self._edges[cell], w)
+        z = np.clip(self._at(w)[:, 0], self.low, self.high)
+        cell = np.clip(np.searchsorted(self._edges, z, side="right") - 1, 0, len(self._edges) - 2)
+        part = _log_integral(lambda v: -self._loss(v) / self.temperature, self._edges[cell], z)
         return self._below[cell] + np.exp(part - self.log_partition)
 
     def probability(self, region: Callable[[np.ndarray], ArrayLike]) -> float:
@@ -376,32 +366,12 @@ class Gibbs:
         A point is in or out with its weight: where the density at the region's border is not small,
         the error is that density times the distance between points.
         """
-        return float(self.weights[np.reshape(region(self.points), -1)].sum())
-
-    @property
-    def mean(self) -> np.ndarray:
-        """E[w], (d,)."""
-        return self.weights @ self.points
-
-    @property
-    def covariance(self) -> np.ndarray:
-        """Cov(w), (d, d)."""
-        centred = self.points - self.mean
-        return (self.weights * centred.T) @ centred
-
-    @property
-    def expected_loss(self) -> float:
-        """E[ℓ(w)]: about ℓ_min + dT/2 in a single well at a low temperature."""
-        return float(self.weights @ self.losses)
+        inside = np.reshape(region(self.points), -1).astype(bool)
+        return float(self.weights[inside].sum())
 
 
 def multiplicative_density(
-    gradient: Function,
-    diffusion: Function,
-    low: float,
-    high: float,
-    *,
-    n_cells: int = 1000,
+    gradient: Function, diffusion: Function, low: float, high: float
 ) -> Gibbs:
     """The stationary density p ∝ (1/D) exp(−∫ ℓ'/D) of dw = −ℓ'(w) dt + √(2 D(w)) dW, 1-D.
 
@@ -413,9 +383,9 @@ def multiplicative_density(
     of :class:`Gibbs` between reflecting walls at ``low`` and ``high``; its "loss" is
     log D + ∫ ℓ'/D, at temperature 1. Raises ValueError as Gibbs does, and for D ≤ 0.
     """
-    _check_cells(n_cells)
+    low, high = checks.real("low", low), checks.real("high", high)
     if not low < high:
-        raise ValueError(f"needs low < high, got {low} and {high}")
+        raise ValueError(f"needs low < high, got {low:g} and {high:g}")
 
     def positive_diffusion(w: np.ndarray) -> np.ndarray:
         d = np.broadcast_to(np.asarray(diffusion(w), dtype=float), w.shape)
@@ -427,18 +397,17 @@ def multiplicative_density(
         points, weights = _nodes(a, b)
         return (weights * np.asarray(gradient(points)) / positive_diffusion(points)).sum(-1)
 
-    edges = np.linspace(low, high, n_cells + 1)
+    edges = np.linspace(low, high, CELLS + 1)
     up_to = np.append(0.0, integral(edges[:-1], edges[1:]).cumsum())
-    coarse = np.linspace(low, high, n_cells // 2 + 1)
-    total = integral(coarse[:-1], coarse[1:]).sum()
-    _check_converged("exp(∫ ℓ'/D)", n_cells, float(up_to[-1]), float(total))
+    coarse = integral(edges[:-1:2], edges[2::2]).sum()
+    _check_converged("exp(∫ ℓ'/D)", float(up_to[-1]), float(coarse), "narrow the box")
 
     def potential(w: np.ndarray) -> np.ndarray:
         z = w[:, 0]
-        cell = np.clip(np.searchsorted(edges, z, side="right") - 1, 0, n_cells - 1)
+        cell = np.clip(np.searchsorted(edges, z, side="right") - 1, 0, CELLS - 1)
         return np.log(positive_diffusion(z)) + up_to[cell] + integral(edges[cell], z)
 
-    return Gibbs(potential, 1.0, low, high, n_cells=n_cells)
+    return Gibbs(potential, 1.0, low, high)
 
 
 # Wells: how much of the density each holds, and how long w stays
@@ -463,8 +432,8 @@ def laplace(
     Raises ValueError for a Hessian that is not positive definite: with a zero eigenvalue (26) is
     infinite.
     """
-    _check_temperature(temperature)
-    levels = np.asarray(losses, dtype=float)
+    temperature = checks.real("temperature", temperature, above=0)
+    levels = checks.array("losses", losses)
     if levels.shape != (len(hessians),):
         raise ValueError(
             f"needs the loss and the Hessian of each well, got losses {levels.shape} and "
@@ -489,7 +458,6 @@ def escape_time(
     end: float,
     *,
     wall: float,
-    n_cells: int = 1000,
 ) -> float:
     """Exact mean time until w, from ``start``, first reaches ``end``: dw = −ℓ' dt + √(2T) dW, 1-D.
 
@@ -498,12 +466,12 @@ def escape_time(
         (1/T) ∫_start^end e^(ℓ(y)/T) ∫_wall^y e^(−ℓ(z)/T) dz dy
 
     ``wall`` reflects; it lies on the other side of the start, far enough up the loss not to matter.
-    Time is η times the number of steps. ``loss`` as for :class:`Gibbs`, of one parameter;
-    ``n_cells`` between wall and start, and as many between start and end. Raises ValueError for
-    points in another order, and where the quadrature is too coarse.
+    Time is η times the number of steps. ``loss`` as for :class:`Gibbs`, of one parameter. Raises
+    ValueError for points in another order, and where the quadrature is too coarse.
     """
-    _check_temperature(temperature)
-    _check_cells(n_cells)
+    temperature = checks.real("temperature", temperature, above=0)
+    wall = checks.real("wall", wall)
+    start, end = checks.real("start", start), checks.real("end", end)
     if not (wall <= start < end or wall >= start > end):
         raise ValueError(
             f"start must lie between wall and end: got {wall = }, {start = }, {end = }"
@@ -522,8 +490,8 @@ def escape_time(
         behind = np.logaddexp(mass[n - 1 : -1, None], _log_integral(log_density, low, y))
         return float(logsumexp(behind - log_density(y[..., None]), b=weights))
 
-    fine = log_time(n_cells)
-    _check_converged("the escape time", n_cells, fine, log_time(n_cells // 2))
+    fine = log_time(CELLS)
+    _check_converged("the escape time", fine, log_time(CELLS // 2), "bring the wall nearer")
     return _time(fine - math.log(temperature))
 
 
@@ -538,14 +506,11 @@ def kramers_time(
 
     Arguments: ℓ''(a) > 0, ℓ''(b) < 0, and the barrier Δℓ = ℓ(b) − ℓ(a) > 0.
     """
-    _check_temperature(temperature)
-    if not (curvature_well > 0 > curvature_saddle and barrier > 0):
-        raise ValueError(
-            "needs curvature_well > 0, curvature_saddle < 0 and barrier > 0, got "
-            f"{curvature_well}, {curvature_saddle} and {barrier}"
-        )
-    prefactor = 2 * math.pi / math.sqrt(-curvature_well * curvature_saddle)
-    return _time(math.log(prefactor) + barrier / temperature)
+    well = checks.real("curvature_well", curvature_well, above=0)
+    saddle = checks.real("curvature_saddle", curvature_saddle, below=0)
+    temperature = checks.real("temperature", temperature, above=0)
+    prefactor = 2 * math.pi / math.sqrt(-well * saddle)
+    return _time(math.log(prefactor) + checks.real("barrier", barrier, above=0) / temperature)
 
 
 def occupation(t: ArrayLike, rate_ab: float, rate_ba: float) -> np.ndarray:
@@ -554,7 +519,8 @@ def occupation(t: ArrayLike, rate_ab: float, rate_ba: float) -> np.ndarray:
     It relaxes as e^(−(rate_ab + rate_ba) t) to rate_ba/(rate_ab + rate_ba), the share of A in the
     Gibbs density when the rates are those of :func:`kramers_time` (1/time).
     """
-    total = rate_ab + rate_ba
-    if not (rate_ab >= 0 and rate_ba >= 0 and total > 0):
-        raise ValueError(f"needs rates ≥ 0, not both 0: got {rate_ab} and {rate_ba}")
-    return (rate_ba + rate_ab * np.exp(-total * np.asarray(t, dtype=float))) / total
+    ab, ba = checks.real("rate_ab", rate_ab, least=0), checks.real("rate_ba", rate_ba, least=0)
+    times = np.asarray(t, dtype=float)
+    if ab + ba == 0 or not (times >= 0).all():
+        raise ValueError(f"needs times ≥ 0 and rates that are not both 0, got {times}, {ab}, {ba}")
+    return (ba + ab * np.exp(-(ab + ba) * times)) / (ab + ba)
