@@ -5,10 +5,9 @@ mini-batch: k parts of n images, each normalised by itself, as Goyal's k workers
 has several parts accumulates their gradients (§5.3), so that the number of processes changes
 nothing but the rounding. Augmentation is drawn for each image and epoch from the trial's seed.
 
-Rows are those of the study ``goyal``: quantity, of, at, value. Of "train" and "test" at an epoch,
-loss and error (a fraction): of "train" over the mini-batches of that epoch, augmented and with the
-weights that each of them met, as Goyal plots it; of "test" over all validation images. Then
-updates, and diverged (1 when the loss stopped being finite: then there are no other rows).
+Tables are those of the study ``goyal``: history, with epoch, split, loss and error (a fraction): of
+"train" over the mini-batches of that epoch, augmented and with the weights that each of them met,
+as Goyal plots it; of "test" over all validation images; and runs (:class:`lecture6.studies.Rows`).
 
 Of the images left over when kn does not divide their number, others in each epoch, that epoch makes
 no use, so that every part has n images; the paper does not say what it does with them.
@@ -33,6 +32,7 @@ from torch.utils.data import DataLoader
 
 from lecture6 import models
 from lecture6.data import DataError
+from lecture6.studies.trials import Rows
 from lecture6.train import (
     DivergenceError,
     Schedule,
@@ -66,8 +66,8 @@ def trial(
     loaders: int | None = None,
     workers: Workers | None = None,
     checkpoint: str | os.PathLike | None = None,
-) -> list[dict]:
-    """Train ``net`` with mini-batches of ``k * n`` images; see the module for the rows.
+) -> Rows:
+    """Train ``net`` with mini-batches of ``k * n`` images; see the module for the tables.
 
     ``images``: "imagefolder:PATH", with class folders in PATH/train and PATH/val (or PATH/test), at
     the same PATH for all processes. ``net``: "resnet50", or "resnet20" for small images. ``lr`` is
@@ -95,15 +95,11 @@ def trial(
     shared = team.wrap(model)  # its backward() averages the gradients over the processes
     rate, factor = schedule(k * n, lr=lr, rule=rule, warmup=warmup, epochs=epochs)
     opt = optimizer(model, rate)
-    rows, start = [], 0
+    rows, start = Rows(), 0
     if state := _saved(checkpoint, settings, team):
         model.load_state_dict(state["model"])
         opt.load_state_dict(state["optimizer"])
-        rows, start = state["rows"], state["epoch"]
-
-    def row(quantity: str, of: str, at: float, value: float) -> None:
-        rows.append({"quantity": quantity, "of": of, "at": at, "value": value})
-
+        rows, start = Rows(state["rows"]), state["epoch"]
     autocast = torch.autocast(team.device.type, torch.bfloat16, enabled=bf16)
     try:
         for epoch in range(start, epochs):
@@ -120,17 +116,17 @@ def trial(
                 model.eval()
                 found = {"train": (total / updates).tolist()}
                 found["test"] = evaluate(model, test, team, loaders)
-            for of, (loss, error) in found.items():
-                row("loss", of, epoch + 1, loss)
-                row("error", of, epoch + 1, error)
+            for split, (loss, error) in found.items():
+                rows.add("history", epoch=epoch + 1, split=split, loss=loss, error=error)
             if checkpoint is not None and team.rank == 0:
                 state = {"model": model.state_dict(), "optimizer": opt.state_dict()}
-                state |= {"settings": settings, "rows": rows, "epoch": epoch + 1}
+                state |= {"settings": settings, "rows": dict(rows), "epoch": epoch + 1}
                 save_checkpoint(checkpoint, state)
     except DivergenceError:  # all processes meet it at the same update
-        return [{"quantity": "diverged", "of": "", "at": epochs, "value": 1.0}]
-    row("updates", "", epochs, epochs * updates)
-    row("diverged", "", epochs, 0.0)
+        rows = Rows()
+        rows.add("runs", diverged=True)
+        return rows
+    rows.add("runs", n_updates=epochs * updates, diverged=False)
     return rows
 
 
