@@ -10,7 +10,8 @@ import pandas as pd
 
 from lecture6 import results
 from lecture6.studies import STUDIES, Study, StudyError, collect, plan, run
-from lecture6.studies.engine import default_folder, rank, spoken
+from lecture6.studies.runner import duration, rank
+from lecture6.studies.trials import default_folder
 
 _folder = click.option(
     "--folder",
@@ -85,7 +86,7 @@ def list_studies() -> None:
         click.echo(f"{study.name}: {study.about}")
         for profile in study.grids:
             trials = study.trials(profile)
-            seconds = spoken(sum(t.cost for t in trials))
+            seconds = duration(sum(t.cost for t in trials))
             click.echo(f"  {profile:8}{len(trials):4} trials, about {seconds} one after another")
         stored = results.load(study.name).caption if results.has(study.name) else "none"
         click.echo(f"  stored results: {stored}")
@@ -117,13 +118,13 @@ def run_study(ctx, study, profile, jobs, folder, replace, backend, scheduler, dr
     left = len(todo.trials) - len(todo.finished)
     click.echo(
         f"{study} at profile {profile}: {len(todo.trials)} trials, {len(todo.finished)} finished, "
-        f"{left} to run, about {spoken(todo.seconds / (jobs or 1))}; kept in "
+        f"{left} to run, about {duration(todo.seconds / (jobs or 1))}; kept in "
         f"{(folder or default_folder()) / study}"
     )
     if dry_run:
         finished = {t.key for t in todo.finished}
         for trial in todo.trials:
-            state = "finished" if trial.key in finished else spoken(trial.cost)
+            state = "finished" if trial.key in finished else duration(trial.cost)
             click.echo(f"  {state:>8}  {trial}")
         return
     outcome = run(chosen, profile, jobs=jobs, backend=backend, scheduler=scheduler, **where)
@@ -142,12 +143,13 @@ def run_study(ctx, study, profile, jobs, folder, replace, backend, scheduler, dr
 @click.option("--partial", is_flag=True, help="Collect what is there, though trials are missing.")
 @click.option("--to", type=click.Path(path_type=Path, file_okay=False), help="Another folder.")
 def collect_study(study, profile, folder, replace, partial, to) -> None:
-    """Store one table of the finished trials of STUDY."""
+    """Store the tables of the finished trials of STUDY."""
     chosen = STUDIES[study]
     replace = _replacements(replace, chosen, profile)
-    table, record = collect(chosen, profile, folder=folder, replace=replace, partial=partial)
-    path = results.save(study, table, record, folder=to)
-    click.echo(f"{len(table):,} rows in {path}")
+    tables, record = collect(chosen, profile, folder=folder, replace=replace, partial=partial)
+    path = results.save(study, tables, record, folder=to)
+    lengths = ", ".join(f"{kind} ({len(table):,} rows)" for kind, table in tables.items())
+    click.echo(f"{path}: {lengths}")
 
 
 @main.command("show")
@@ -160,12 +162,16 @@ def collect_study(study, profile, folder, replace, partial, to) -> None:
     help="Where collect put it with --to. [default: the package]",
 )
 def show_study(study: str, rows: int, folder: Path | None) -> None:
-    """What is stored of STUDY: how it was computed, and the first rows."""
+    """What is stored of STUDY: how it was computed, and the first rows of each table."""
     stored = results.load(study, folder=folder)
+    for kind, entry in stored.record["tables"].items():
+        click.echo(f"table      {kind}, {entry['rows']:,} rows, {entry['file']}")
     for key, value in stored.record.items():
-        click.echo(f"{key:10} {value}")
+        if key != "tables":
+            click.echo(f"{key:10} {value}")
     with pd.option_context("display.width", 200, "display.max_columns", None):
-        click.echo(stored.table.head(rows).to_string(index=False))
+        for kind, table in stored.tables.items():
+            click.echo(f"\n{kind}\n{table.head(rows).to_string(index=False)}")
 
 
 if __name__ == "__main__":

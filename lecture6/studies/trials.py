@@ -44,9 +44,9 @@ class StudyError(RuntimeError):
 class Rows(dict[str, list[dict[str, Any]]]):
     """What a trial returns: the rows of its tables, by their kind.
 
-    Kind "runs" has one row for each run, with ``n_updates``, and ``diverged`` where that may happen:
-    True if the loss stopped being finite; there are then no other rows. Kind "history" has one for
-    each evaluation and split.
+    Kind "runs" has one row for each run, with ``n_updates``, and ``diverged`` where that may
+    happen: True if the loss stopped being finite; there are then no other rows. Kind "history" has
+    one for each evaluation and split.
     """
 
     def add(self, kind: str, **columns: Any) -> None:
