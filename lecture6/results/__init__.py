@@ -75,6 +75,9 @@ def select(tables: Mapping[str, pd.DataFrame], **wanted: Any) -> dict[str, pd.Da
     what there is.
     """
     for i, (name, value) in enumerate(wanted.items(), 1):
+        if name not in tables["runs"]:
+            there = ", ".join(tables["runs"].columns)
+            raise ValueError(f"no run has {name} = {value!r}; the parameters are {there}")
         values = value if isinstance(value, list) else [value]
         found = {
             kind: rows[rows[name].isin(values)] if name in rows else rows.iloc[:0]
@@ -163,7 +166,7 @@ def _record(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_text("utf8"))
         if isinstance(record["tables"], dict):
             return record
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):
         pass
     raise ResultsError(
         f"{path} is damaged, or of an older lecture6: delete it, and lecture6 collect {path.stem} "

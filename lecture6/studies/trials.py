@@ -172,29 +172,35 @@ def code_digest(function: Function) -> str:
         raise StudyError(f"{name} must be in a module that workers can import")
     if getattr(sys.modules[module], name, None) is not function:
         raise StudyError(f"{name} must be a top-level function of its module")
+    used = sorted(_used_modules(module).items())
+    return hashlib.sha256(json.dumps([module, name, used]).encode()).hexdigest()
+
+
+def _used_modules(module: str) -> dict[str, str]:
+    """The modules whose code a trial of ``module`` can use, and the digest of each."""
     packages = {"lecture6", module.partition(".")[0]}
     digests: dict[str, str] = {}
     todo = ["lecture6.data", module]
     while todo:
-        used = todo.pop()
-        if used in digests or used in _MACHINERY or used.partition(".")[0] not in packages:
+        name = todo.pop()
+        if name in digests or name in _MACHINERY or name.partition(".")[0] not in packages:
             continue
-        digests[used], imported = _read_module(used)
+        digests[name], imported = _read_module(name)
         todo += imported
-    return hashlib.sha256(json.dumps([module, name, sorted(digests.items())]).encode()).hexdigest()
+    return digests
 
 
 @lru_cache
 def _read_module(name: str) -> tuple[str, list[str]]:
     """The digest of a module's syntax tree without its docstrings, and the modules it imports."""
     spec = util.find_spec(name)
-    source = spec.loader.get_source(name) if spec and hasattr(spec.loader, "get_source") else None
-    if spec is None or source is None:
+    try:
+        tree = ast.parse(Path(str(spec and spec.origin)).read_bytes())
+    except (OSError, ValueError, SyntaxError) as error:
         raise StudyError(
-            f"the source of module {name!r} cannot be read; define the trial in a file"
-        )
+            f"the source of module {name!r} cannot be read ({error}); define the trial in a file"
+        ) from None
     package = name if spec.submodule_search_locations is not None else name.rpartition(".")[0]
-    tree = ast.parse(source)
     imported = []
     for node in ast.walk(tree):
         imported += _imports(node, package)
