@@ -79,7 +79,7 @@ def test_the_square_waves():
 
 def test_a_cycle_goes_on_from_where_the_phase_before_ended(digits, small):
     rows = jastrzebski.trial(
-        data=digits, **POINT | {"cycle": "batch", "epochs": 20, "evaluate_every": 20}
+        data=digits, **POINT | {"cycle": "batch", "epochs": 20, "evaluate_every": 10}
     )
     model = models.mlp(64, (12, 8), seed=1)
     for number, size in enumerate((10, 50, 10, 50)):
@@ -90,7 +90,7 @@ def test_a_cycle_goes_on_from_where_the_phase_before_ended(digits, small):
     last = row(rows, "history", split="train", epoch=20)
     assert last["loss"] == pytest.approx(loss, rel=1e-4)
     assert rows["runs"][0]["n_updates"] == 2 * 5 * (6 + 2)
-    assert [r["at"] for r in rows if r["quantity"] == "loss" and r["of"] == "test"] == [0, 2, 4]
+    assert [r["epoch"] for r in rows["history"] if r["split"] == "test"] == [0, 10, 20]
 
 
 def test_wrong_labels_are_counted_apart(digits):
@@ -195,8 +195,8 @@ def test_the_readers_of_the_tables(digits):
     pd.testing.assert_frame_equal(last, found)
     for table in select(tables, group="ratio", seed=1).values():
         assert table["seed"].unique().tolist() == [1]
+    other = {kind: table.assign(group="other") for kind, table in tables.items()}
     with pytest.raises(ValueError, match="several runs"):
-        other = {kind: table.assign(group="other") for kind, table in tables.items()}
         jastrzebski.final(concat(tables, other))
     record = {"profile": "smoke", "device": ["CPU"], "date": ["2026-11-25"], "code": ["commit a"]}
     assert jastrzebski.caption(Stored(tables, record), tables["runs"]) == (
