@@ -36,9 +36,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lecture6 import data, models, noise
+from lecture6.evaluation import EVALUATION_BATCH
 from lecture6.models import flat_parameters
 from lecture6.objective import NetworkObjective
-from lecture6.train import EVALUATION_BATCH
 
 COLUMNS = ("first", "product", "block")
 CHUNKS = (16 << 20, 64 << 20, 256 << 20)  # bytes of gradients

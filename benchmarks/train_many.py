@@ -32,14 +32,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lecture6 import data, models
+from lecture6.device import has_bf16
+from lecture6.evaluation import EVALUATION_BATCH, evaluate, evaluation_batches
 from lecture6.models import flat_parameters
-from lecture6.train import (
-    EVALUATION_BATCH,
-    evaluate,
-    evaluation_batches,
-    has_bf16,
-    sample_batches,
-)
+from lecture6.train import sample_batches
 from lecture6.train_many import train_many
 
 RATES, RATIOS, SEEDS = (0.5, 1.0, 2.0), (16, 22.6, 32, 64, 128, 256, 500), range(4)

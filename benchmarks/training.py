@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torchvision.transforms import ToTensor
 
 from lecture6 import data, models
-from lecture6.train import EVALUATION_BATCH, evaluate, evaluation_batches, train
+from lecture6.evaluation import EVALUATION_BATCH, evaluate, evaluation_batches
+from lecture6.train import train
 
 BATCH_SIZE, LR = 256, 1e-3  # Keskar et al.: small batches, Adam at its default rate
 SIDES = {"float32": "lecture6, float32", "bfloat16": "lecture6, bfloat16", "tutorial": "tutorial"}

@@ -1,16 +1,25 @@
-"""Files that are whole or not there: written beside their target, to the disk, then renamed."""
+"""Files that are whole or not there, and what a training run continues from."""
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
+import pickle
 from pathlib import Path
+from typing import Any
+
+import torch
+
+_MARK = b"lecture6 checkpoint, SHA-256 "
 
 
 def write_atomically(path: str | os.PathLike, content: bytes) -> None:
     """Write ``content`` to ``path``, in place of what is there: all of it, or nothing.
 
-    A process that is killed leaves the old file. Raises OSError, naming the file, when it cannot be
-    written; the old one then stays.
+    It goes beside the target first, to the disk, and is then renamed, so that a process that is
+    killed leaves the old file. Raises OSError, naming the file, when it cannot be written; the old
+    one then stays.
     """
     partial = Path(f"{path}.{os.getpid()}.partial")
     try:
@@ -19,5 +28,85 @@ def write_atomically(path: str | os.PathLike, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+    except OSError as error:  # of a full disk, Python does not say which file
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from None
     finally:
         partial.unlink(missing_ok=True)
+
+
+class Checkpoint:
+    """The file that a run continues from, or None, and the ``settings`` that it belongs to.
+
+    ``settings`` maps a name to a plain value, of all that the run's results depend on; a list is
+    compared as far as both go. The file holds them, the state, and a SHA-256 of both.
+    """
+
+    def __init__(self, path: str | os.PathLike | None, settings: dict[str, Any]) -> None:
+        self.path, self.settings = None if path is None else Path(path), settings
+
+    def check_writable(self) -> None:
+        """Raise OSError at once, not after hours of training, where no file could be written."""
+        if self.path is not None:
+            write_atomically(Path(f"{self.path}.tried"), b"")
+            Path(f"{self.path}.tried").unlink()
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Save ``state``, of tensors and plain values; a killed run leaves the last whole file."""
+        buffer = io.BytesIO()
+        torch.save({"settings": self.settings, "state": state}, buffer)
+        content = buffer.getvalue()
+        if self.path is not None:
+            digest = hashlib.sha256(content).hexdigest().encode()
+            write_atomically(self.path, _MARK + digest + b"\n" + content)
+
+    def unreadable(self, error: Exception) -> ValueError:
+        """What to raise for a file whose content is not what it should be."""
+        return ValueError(
+            f"{self.path} is not a readable checkpoint ({type(error).__name__}: {error}); delete it "
+            "to start afresh"
+        )
+
+    def load(self) -> dict[str, Any] | None:
+        """The saved state; None where there is no file.
+
+        Raises ValueError for a file that is damaged or of something else, and for other settings,
+        which it names.
+        """
+        if self.path is None or not self.path.exists():
+            return None
+        head, _, content = self.path.read_bytes().partition(b"\n")
+        if head != _MARK + hashlib.sha256(content).hexdigest().encode():
+            raise ValueError(
+                f"{self.path} is damaged, or not a readable checkpoint of this version of "
+                "lecture6; delete it to start afresh"
+            )
+        try:
+            saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            settings, state = saved["settings"], saved["state"]
+        except (RuntimeError, KeyError, TypeError, pickle.PickleError) as error:
+            raise self.unreadable(error) from error
+        differ = [
+            f"{name}: {there} there, {here} here"
+            for name, value in self.settings.items()
+            for there, here in _pairs(settings.get(name), value)
+            if there != here
+        ]
+        if differ:
+            raise ValueError(
+                f"{self.path} belongs to another run ({differ[0]}); use another checkpoint file, "
+                "or delete it to start afresh"
+            )
+        return state
+
+
+def _pairs(there: Any, here: Any) -> list[tuple[Any, Any]]:
+    both = isinstance(there, list) and isinstance(here, list)
+    return list(zip(there, here, strict=False)) if both else [(there, here)]
+
+
+def digest(*tensors: torch.Tensor) -> str:
+    """SHA-256 of what tensors hold."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
+    return found.hexdigest()

@@ -163,22 +163,29 @@ def as_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     return model._apply(lambda t: t.to(dtype) if t.is_floating_point() else t)
 
 
-def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Inputs as a model of ``dtype`` takes them: real floating ones converted, tokens as they are."""
-    return x.to(dtype) if x.is_floating_point() else x
+def cast(x: Tensor, like: Tensor) -> Tensor:
+    """Inputs for weights such as ``like``: on their device, real floating ones in their dtype."""
+    return x.to(like.device, like.dtype if x.is_floating_point() else x.dtype)
+
+
+def ready(model: nn.Module, x: Any, y: Any, *, name: str = "") -> tuple[Tensor, Tensor]:
+    """:func:`samples` that ``model`` :func:`fits`, on its device and in its precision."""
+    x, y = samples(x, y, name=name)
+    fits(model, x, y, name=name)
+    first = next(iter(parameters(model).values()))
+    return cast(x, first), y.to(first.device)
 
 
 def fits(model: nn.Module, x: Tensor, y: Tensor, *, name: str = "") -> None:
-    """Raise ValueError unless ``model`` makes logits (n, classes) of ``x``, with a class for each y.
+    """Raise ValueError unless ``model`` makes logits (n, classes) of ``x``, and has the classes y.
 
     Two samples are tried, in a copy in eval mode, and without touching torch's generators.
     """
     x_name, y_name = (f"{part}_{name}" if name else part for part in "xy")
     first = next(iter(parameters(model).values()))
-    trial = cast(x[[0, -1]], first.dtype).to(first.device)
     with torch.no_grad(), torch.random.fork_rng():
         try:
-            z = copy.deepcopy(model).eval()(trial)
+            z = copy.deepcopy(model).eval()(cast(x[[0, -1]], first))
         except (RuntimeError, IndexError, TypeError, ValueError) as error:
             raise ValueError(
                 f"the network does not take {x_name}, {x.dtype} of the shape (n, "
@@ -187,7 +194,7 @@ def fits(model: nn.Module, x: Tensor, y: Tensor, *, name: str = "") -> None:
     if not isinstance(z, Tensor) or z.dim() != 2 or len(z) != 2 or z.shape[1] < 2:
         got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
         raise ValueError(
-            f"the network must give logits of the shape (n, classes), with 2 classes or more, got "
+            "the network must give logits of the shape (n, classes), with 2 classes or more, got "
             f"{got} for n = 2"
         )
     low, high = int(y.min()), int(y.max())

@@ -15,7 +15,6 @@ from scipy.special import cosdg, sindg
 from torch import Tensor
 
 from lecture6.objective import NetworkObjective
-from lecture6.train import load_checkpoint, save_checkpoint
 
 KESKAR_ALPHAS = np.linspace(-1.0, 2.0, 25)  #: the released code of Keskar et al.
 

@@ -23,6 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lecture6.checks import parameters
+
 N_HIDDEN = 512  # units of every hidden layer of F1 and F2: Keskar et al., Appendix B
 
 
@@ -42,7 +44,7 @@ def local_seed(seed: int) -> Iterator[None]:
 
 def flat_parameters(model: nn.Module) -> Tensor:
     """A detached copy of all parameters as one vector w of shape (n_params,)."""
-    return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+    return torch.cat([p.detach().reshape(-1) for p in parameters(model).values()])
 
 
 def unflatten(w: Tensor, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:

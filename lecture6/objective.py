@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from lecture6 import checks
+from lecture6.evaluation import EVALUATION_BATCH, evaluate, evaluation_batches
 from lecture6.models import flat_parameters, unflatten
 from lecture6.sample_gradients import SampleGradients, SamplePass
-from lecture6.train import EVALUATION_BATCH, evaluate, evaluation_batches
 
 
 class NonDeterministicError(RuntimeError):
@@ -95,11 +96,11 @@ class Objective(ABC):
         """
 
     def vector(self, w: Tensor) -> Tensor:
-        """``w`` as a detached vector of this objective's dtype and device; checks its shape."""
-        w = torch.as_tensor(w, dtype=self.dtype, device=self.device).detach()
-        if w.shape != (self.n_params,):
-            raise ValueError(f"expected a vector of shape ({self.n_params},), got {tuple(w.shape)}")
-        return w
+        """``w`` as a detached vector of this objective's dtype and device.
+
+        Raises ValueError for another shape, and for numbers that are not finite.
+        """
+        return checks.weights(w, self.n_params, dtype=self.dtype, device=self.device)
 
     def value(self, w: Tensor) -> float:
         """f(w)."""
@@ -235,8 +236,9 @@ class NetworkObjective(_SumObjective):
     """The mean cross-entropy of a network on a fixed set of samples, as a function of its weights.
 
     Arguments:
-        model: any module; a copy in eval mode is used (no dropout) and the original not touched
-        x, y: samples (n, ...) and integer labels (n,)
+        model: any module that makes logits (n, classes); a copy in eval mode is used (no
+            dropout) and the original not touched
+        x, y: samples (n, ...) and integer labels (n,), see :func:`lecture6.checks.samples`
         batch_size: samples in memory at a time. The set is cut into nearly equal batches, each
             weighted by its exact share, so that the cut does not change the value, unless
             the network mixes the samples of a batch.
@@ -246,7 +248,8 @@ class NetworkObjective(_SumObjective):
     then the cut is part of the definition, ``n_batches`` says into how many, and every point w is
     normalised by the statistics of its own activations.
 
-    Raises :class:`NonDeterministicError` when two evaluations at the same weights differ.
+    Raises ValueError for samples that the network does not fit and for weights that are not finite,
+    :class:`NonDeterministicError` when two evaluations at the same weights differ.
     """
 
     def __init__(
@@ -258,17 +261,16 @@ class NetworkObjective(_SumObjective):
         batch_size: int = EVALUATION_BATCH,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if len(x) != len(y) or len(x) == 0:
-            raise ValueError(f"x and y must have the same positive length, got {len(x)}, {len(y)}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        first = next(model.parameters())
+        x, y = checks.samples(x, y)
+        first = next(iter(checks.parameters(model).values()))
         self.dtype, self.device = dtype or first.dtype, first.device
-        self.model = copy.deepcopy(model).to(self.dtype).eval()
-        self.w = flat_parameters(self.model)  # (n_params,) the model's own weights
+        self.model = checks.as_dtype(copy.deepcopy(model), self.dtype).eval()
+        checks.fits(self.model, x, y)
+        #: (n_params,) the model's own weights
+        self.w = checks.finite("the model", flat_parameters(self.model), "training diverged")
         self.n_params = len(self.w)
-        self._set_samples(x, y, batch_size)
-        self.shapes = {name: p.shape for name, p in self.model.named_parameters()}
+        self._set_samples(x, y, checks.whole("batch_size", batch_size, least=1))
+        self.shapes = {name: p.shape for name, p in checks.parameters(self.model).items()}
         ends = np.cumsum([shape.numel() for shape in self.shapes.values()]).tolist()
         # where each parameter lies in w: name -> slice
         self.slices = dict(zip(self.shapes, map(slice, [0, *ends], ends), strict=True))
@@ -286,7 +288,7 @@ class NetworkObjective(_SumObjective):
         return batch
 
     def _logits(self, w: Tensor, x: Tensor) -> Tensor:
-        return functional_call(self.model, unflatten(w, self.shapes), (x.to(self.dtype),))
+        return functional_call(self.model, unflatten(w, self.shapes), (checks.cast(x, w),))
 
     def _terms(self) -> list[tuple[float, Callable[[Tensor], Tensor]]]:
         return [

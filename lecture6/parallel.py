@@ -9,6 +9,7 @@ enough (nccl), else on the CPU (gloo). Processes are started here (:func:`train_
 
 from __future__ import annotations
 
+import copy
 import os
 import pickle
 import shutil
@@ -20,8 +21,8 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from inspect import signature
 from pathlib import Path
@@ -37,8 +38,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from lecture6.checks import whole
 from lecture6.data import Dataset
-from lecture6.train import DivergenceError, Run, check_workers, train
+from lecture6.team import Team
+from lecture6.train import DivergenceError, Recipe, Run, train
 
 POLL = 0.02  # seconds between the parent's looks at its workers
 START = 60.0  # seconds that a worker may take to import torch on a busy machine
@@ -50,19 +53,20 @@ class WorkerError(RuntimeError):
 
 
 @dataclass
-class Group:
+class Group(Team):
     """The workers that train together, as one of them sees it."""
 
-    rank: int  #: of this worker, 0 to size − 1
-    size: int  #: k
-    device: torch.device  #: of this worker
     beats: np.ndarray | None = None  #: (size,) int64, read by the parent; None under torchrun
 
-    def wrap(self, model: nn.Module) -> DistributedDataParallel:
+    def wrap(self, model: nn.Module, x: Tensor) -> DistributedDataParallel:
         """``model`` with rank 0's weights, whose backward() averages gradients over the workers.
 
         Buffers stay each worker's own, as does what batch norm normalises by.
         """
+        trial = copy.deepcopy(model)
+        with torch.enable_grad(), torch.random.fork_rng():
+            trial(x).sum().backward()
+        unused = any(p.requires_grad and p.grad is None for p in trial.parameters())
         device = next(model.parameters()).device
         # torch 2.15 renames the option
         known = signature(DistributedDataParallel).parameters
@@ -71,8 +75,12 @@ class Group:
             model,
             device_ids=[device] if device.type == "cuda" else None,
             gradient_as_bucket_view=True,
+            find_unused_parameters=unused,
             **{buffers: False},
         )
+
+    def exchange(self, net: nn.Module, last: bool) -> AbstractContextManager:
+        return nullcontext() if last else net.no_sync()
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over the workers, in a new tensor that each of them gets."""
@@ -105,7 +113,7 @@ def _join(rank: int, size: int, local_rank: int, local_size: int, **rendezvous: 
     # is for the parent to judge, or for torchrun
     backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
     dist.init_process_group(backend, rank=rank, world_size=size, **rendezvous)
-    return Group(rank, size, torch.device("cuda", local_rank) if gpus else torch.device("cpu"))
+    return Group(torch.device("cuda", local_rank) if gpus else torch.device("cpu"), rank, size)
 
 
 @contextmanager
@@ -168,8 +176,10 @@ def train_parallel(
                 f"train_parallel takes no {name}: leave it out, or call "
                 "train(..., group=group) in a script that torchrun starts"
             )
-    check_workers(data.n_train, batch_size, workers, options.get("sampling", "epoch"))
     options |= {"batch_size": batch_size, "lr": lr, "epochs": epochs}
+    names = {f.name for f in fields(Recipe)}
+    recipe = Recipe(**{k: v for k, v in options.items() if k in names})
+    recipe.check_fit(model, data.n_train, whole("workers", workers, least=1))
     reason = unavailable()
     if reason is None:
         try:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from lecture6.checks import cast, parameters
 from lecture6.models import flat_parameters, unflatten
 
 TRIED = 16  # samples on which a network is tried out
@@ -95,7 +96,7 @@ class SamplePass:
 
     def __init__(self, model: nn.Module, slices: dict[str, slice], x: Tensor, y: Tensor) -> None:
         self.model, self.slices = model, slices
-        self.shapes = {name: p.shape for name, p in model.named_parameters()}
+        self.shapes = {name: p.shape for name, p in parameters(model).items()}
         w = flat_parameters(model)
         x, y = x[:TRIED].to(w.device), y[:TRIED].to(w.device)
         self.check_separate(w, x)
@@ -122,11 +123,13 @@ class SamplePass:
             self.layers = {}
 
     def _logits(self, w: Tensor, x: Tensor) -> Tensor:
-        return functional_call(self.model, unflatten(w, self.shapes), (x.to(w),))
+        return functional_call(
+            self.model, unflatten(w, self.shapes), (cast(x, w.dtype).to(w.device),)
+        )
 
     def __call__(self, w: Tensor, x: Tensor, y: Tensor) -> SampleGradients:
-        parameters = unflatten(w, self.shapes)
-        free = {name: parameters[name] for name in self._free}
+        weights = unflatten(w, self.shapes)
+        free = {name: weights[name] for name in self._free}
         # Added to what the layers give: the gradient of a shift is that of the output.
         shifts = {name: w.new_zeros(1, layer.out_features) for name, layer in self.layers.items()}
 
@@ -138,7 +141,7 @@ class SamplePass:
                 return output + shifts[name]
 
             with _hooks(self.layers, shift):
-                z = functional_call(self.model, parameters | free, (x[None].to(w.dtype),))
+                z = functional_call(self.model, weights | free, (cast(x[None], w),))
             return F.cross_entropy(z, y[None]), inputs
 
         gradient = vmap(grad(loss, argnums=(0, 1), has_aux=True), in_dims=(None, None, 0, 0))

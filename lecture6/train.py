@@ -2,22 +2,18 @@
 
 ``w ← w − η · (1/n) Σ_{x∈B} ∇ℓ(x; w)``, where the mini-batch B is a random subset of n samples.
 All data stay in memory, so that a step is arithmetic and nothing else: no loader processes.
+Read :func:`train` first, then :func:`gradient`; what is trained, and how, a :class:`Recipe` says.
 """
 
 from __future__ import annotations
 
 import copy
-import ctypes
-import hashlib
 import math
 import os
-import pickle
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields
 from time import perf_counter
-from typing import Protocol
+from typing import Any
 
 import pandas as pd
 import torch
@@ -25,17 +21,127 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from lecture6 import checks
+from lecture6.checkpoints import Checkpoint, digest
 from lecture6.data import Dataset
+from lecture6.device import choose, for_training, has_bf16
+from lecture6.evaluation import evaluate, evaluation_batches
 from lecture6.models import flat_parameters, local_seed
+from lecture6.schedules import Schedule, factors
+from lecture6.team import Team
 
-Schedule = Callable[[float], float]  # epoch (a fraction) -> factor on the learning rate
-# Samples evaluated at a time. It matters for a net with batch norm: these are the samples that are
-# normalised together. Keskar's released code takes 5,000; 1,000 keeps C1's gradients below 4 GB.
-EVALUATION_BATCH = 1000
+SAMPLING = ("epoch", "with_replacement", "without_replacement")
+COLUMNS = ["epoch", "update", "split", "loss", "accuracy", "lr", "distance"]  # of a history
 
 
 class DivergenceError(ArithmeticError):
     """The loss became infinite or NaN during training."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is trained, and how: for :func:`train`, ``train_many``, workers and studies alike.
+
+    Numbers of NumPy become Python's. Raises ValueError, naming the value and the remedy, for
+    settings that cannot be trained.
+    """
+
+    batch_size: int  #: n, samples; with k workers that of all of them, kn
+    lr: float  #: η, per update
+    epochs: int
+    optimizer: str = "sgd"  #: or "adam" (Keskar et al.; lr 1e-3 in their released code)
+    momentum: float = 0.0  #: of "sgd", 0 ≤ m < 1
+    nesterov: bool = False
+    weight_decay: float = 0.0  #: λ: the gradient is that of the loss plus λ w
+    sampling: str = "epoch"  #: see :func:`sample_batches`
+    schedule: Schedule | None = None  #: factor on ``lr`` as a function of the epoch
+    #: Stop when the training loss has not improved for this many evaluations: "until the loss
+    #: function ceased to improve" (Keskar et al., §2.1); None: run all epochs.
+    patience: int | None = None
+    evaluate_every: int = 1  #: epochs between evaluations on the whole training and test sets
+    #: Samples in memory at a time: every mini-batch, also the smaller last one, is taken in
+    #: ceil(batch_size / micro_batch) nearly equal parts whose gradients are accumulated (Goyal et
+    #: al., §5.1), each normalised by itself where there is batch norm, whose running statistics
+    #: move by the mean over the parts. With micro_batch = n one process does what k workers do.
+    micro_batch: int | None = None
+    seed: int = 0  #: of the mini-batches and of dropout; the initial weights are the model's
+    #: Forward and backward passes in bfloat16 where the processor has it; ``Run.precision`` says
+    #: what was used. Evaluations are those of the model's own precision.
+    bf16: bool = False
+
+    def __post_init__(self) -> None:
+        whole, real, one_of = checks.whole, checks.real, checks.one_of
+        for name in ("batch_size", "epochs", "evaluate_every", "patience", "micro_batch"):
+            if (value := getattr(self, name)) is not None or name in ("batch_size", "epochs"):
+                object.__setattr__(self, name, whole(name, value, least=1))
+        for name, bounds in (
+            ("lr", {"above": 0}),
+            ("momentum", {"least": 0, "below": 1}),
+            ("weight_decay", {"least": 0}),
+        ):
+            object.__setattr__(self, name, real(name, getattr(self, name), **bounds))
+        object.__setattr__(self, "seed", checks.seed(self.seed))
+        one_of("optimizer", self.optimizer, ("sgd", "adam"))
+        one_of("sampling", self.sampling, SAMPLING)
+        if self.optimizer == "adam" and (self.momentum or self.nesterov):
+            raise ValueError(
+                f"momentum {self.momentum} and nesterov {self.nesterov} are for optimizer='sgd'; "
+                "Adam has its own moments"
+            )
+        if self.nesterov and not self.momentum:
+            raise ValueError(
+                "nesterov=True looks ahead along the momentum: give a momentum above 0"
+            )
+
+    def updates(self, n_train: int) -> int:
+        """The updates of an epoch."""
+        return math.ceil(n_train / self.batch_size)
+
+    def n_parts(self, workers: int) -> int:
+        """The parts in which each worker takes its share of a mini-batch."""
+        share = self.batch_size // workers
+        return math.ceil(share / (self.micro_batch or share))
+
+    def optimizer_for(self, parameters: Iterable[Tensor] | Iterable[dict]) -> torch.optim.Optimizer:
+        """What turns gradients into a step; ``parameters`` as torch.optim takes them."""
+        if self.optimizer == "adam":
+            return torch.optim.Adam(
+                parameters, lr=self.lr, weight_decay=self.weight_decay, fused=True
+            )
+        return torch.optim.SGD(
+            parameters,
+            lr=self.lr,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            weight_decay=self.weight_decay,
+        )
+
+    def check_fit(self, model: nn.Module, n_train: int, workers: int = 1) -> None:
+        """Raise ValueError unless every mini-batch of ``n_train`` samples can be trained on."""
+        if not any(p.requires_grad for p in checks.parameters(model).values()):
+            raise ValueError("every parameter is frozen: set requires_grad_() where it shall move")
+        if self.batch_size > n_train:
+            raise ValueError(
+                f"batch_size must lie between 1 and the {n_train} training samples, got "
+                f"{self.batch_size}"
+            )
+        last = (n_train % self.batch_size if self.sampling == "epoch" else 0) or self.batch_size
+        if self.batch_size % workers:
+            raise ValueError(
+                f"batch_size {self.batch_size} cannot be divided among {workers} workers; choose a "
+                f"multiple of {workers}, such as {workers * math.ceil(self.batch_size / workers)}"
+            )
+        if last < workers:
+            raise ValueError(
+                f"batch_size {self.batch_size} leaves a last batch of {last} of the {n_train} "
+                f"samples for {workers} workers; choose another batch_size, or fewer workers"
+            )
+        normalised = any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in model.modules())
+        if normalised and last // workers // self.n_parts(workers) <= 1:
+            raise ValueError(
+                f"batch_size {self.batch_size} gives a batch of 1 sample of the {n_train}, which "
+                "batch norm cannot normalise; choose another batch size, or another micro_batch"
+            )
 
 
 @dataclass(frozen=True)
@@ -52,81 +158,23 @@ class Run:
     w: Tensor  #: (n_params,) after the last
     history: pd.DataFrame
     n_updates: int
-    precision: str  #: "float32" or "bfloat16": what the forward and backward passes used
+    precision: str  #: "float32", "bfloat16", …: what the forward and backward passes used
     stopped: str  #: why training ended
     seconds: float = math.nan  #: of wall-clock time in updates, evaluations excluded
 
     def final(self, split: str, column: str = "accuracy") -> float:
-        """The last value of a column of the history, e.g. ``run.final("test")``."""
+        """The last value of a column of the history, e.g. ``run.final("test")``.
+
+        Raises ValueError for a split that was not evaluated, and for an unknown column.
+        """
         rows = self.history[self.history.split == split]
+        if rows.empty or column not in rows:
+            raise ValueError(
+                f"the history has no {column!r} of {split!r}: its columns are "
+                f"{', '.join(self.history.columns)}, its splits "
+                f"{', '.join(self.history.split.unique()) or 'none'} ({self.stopped})"
+            )
         return float(rows[column].iloc[-1])
-
-
-class Workers(Protocol):
-    """What :func:`train` asks of a group of workers; :class:`lecture6.parallel.Group` is one."""
-
-    rank: int  #: of this worker, from 0
-    size: int  #: k, the number of workers
-    device: torch.device
-
-    def wrap(self, model: nn.Module) -> nn.Module: ...
-    def sum(self, tensor: Tensor) -> Tensor: ...
-    def mean_buffers(self, model: nn.Module) -> None: ...
-    def beat(self) -> None: ...
-
-
-def step_decay(epochs: tuple[float, ...], factor: float = 0.1) -> Schedule:
-    """Multiply the learning rate by ``factor`` at each of ``epochs``."""
-    return lambda epoch: factor ** sum(epoch >= e for e in epochs)
-
-
-def warmup(epochs: float, start: float = 0.1, *, kind: str = "gradual") -> Schedule:
-    """Begin with the factor ``start`` and reach 1 after ``epochs`` (Goyal et al., §2.2).
-
-    ``kind``: "gradual" rises linearly, "constant" stays at ``start`` and jumps. For a mini-batch k
-    times as large with the rate scaled by k, ``start`` is 1/k. Raises ValueError for another kind.
-    """
-    if kind == "gradual":
-        return lambda epoch: min(1.0, start + (1.0 - start) * epoch / epochs)
-    if kind == "constant":
-        return lambda epoch: start if epoch < epochs else 1.0
-    raise ValueError(f"kind must be 'gradual' or 'constant', got {kind!r}")
-
-
-def compose(*schedules: Schedule) -> Schedule:
-    """The product of schedules: ``compose(warmup(5), step_decay((30, 60, 80)))``."""
-    return lambda epoch: math.prod(schedule(epoch) for schedule in schedules)
-
-
-def goyal_schedule(
-    epochs: float, k: float, *, rule: str = "linear", kind: str = "gradual"
-) -> Schedule:
-    """Goyal et al.'s schedule (§5.1) for a mini-batch k times the base, in ``epochs``, not 90.
-
-    The factor on the scaled rate: over the first 5 of 90 epochs up from the base rate's ("gradual"
-    or "constant", see :func:`warmup`; "none" starts at 1), then 1, and a tenth of it after 30, 60
-    and 80. Raises ValueError for another ``rule`` or ``kind``.
-    """
-    decay = step_decay(tuple(epochs * e / 90 for e in (30, 60, 80)))
-    start = 1 / scale_lr(1.0, k, rule=rule)
-    if kind == "none" or start == 1.0:
-        return decay
-    return compose(warmup(epochs * 5 / 90, start, kind=kind), decay)
-
-
-def scale_lr(lr: float, k: float, *, rule: str = "linear") -> float:
-    """The learning rate for mini-batches k times as large as those that ``lr`` is for.
-
-    ``rule``: "linear", k·lr (Goyal et al., §2.1; the lecture prints kn, which is n/lr times as
-    much); "sqrt", √k·lr (Hoffer et al.; Malladi et al., 2205.10287, for Adam); "none", lr. Raises
-    ValueError for another rule, and for a k that is not positive.
-    """
-    if not (math.isfinite(k) and k > 0):
-        raise ValueError(f"k must be a positive finite ratio of batch sizes, got {k}")
-    factors = {"linear": k, "sqrt": math.sqrt(k), "none": 1.0}
-    if rule not in factors:
-        raise ValueError(f"rule must be one of {', '.join(factors)}, got {rule!r}")
-    return lr * factors[rule]
 
 
 def sample_batches(
@@ -137,9 +185,9 @@ def sample_batches(
     ``sampling``: "epoch" shuffles once and visits every sample once, so that the last batch is
     smaller when batch_size does not divide n_train (what Keskar, Goyal and PyTorch do);
     "without_replacement" draws every batch anew, each a random subset (equation (1) as written);
-    "with_replacement" draws every sample anew (the theory of §5.1).
+    "with_replacement" draws every sample anew (the theory of §5.1). Raises ValueError for others.
     """
-    if sampling == "epoch":
+    if checks.one_of("sampling", sampling, SAMPLING) == "epoch":
         yield from torch.randperm(n_train, generator=generator).split(batch_size)
         return
     for _ in range(math.ceil(n_train / batch_size)):
@@ -149,82 +197,20 @@ def sample_batches(
             yield torch.randperm(n_train, generator=generator)[:batch_size]
 
 
-def evaluation_batches(x: Tensor, y: Tensor, batch_size: int) -> list[tuple[Tensor, Tensor]]:
-    """Cut the samples into n nearly equal batches of at most ``batch_size``: every n-th sample.
-
-    Batch norm normalises the samples of a batch together, so a batch must be a fair sample of the
-    set. A run of consecutive ones is not, where a set has an order (an utterance of TIMIT, a class
-    of an image folder).
-    """
-    n = math.ceil(len(x) / batch_size)
-    # convolutions run up to twice as fast on channels_last
-    layout = torch.channels_last if x.dim() == 4 else torch.contiguous_format
-    return [(x[i::n].contiguous(memory_format=layout), y[i::n]) for i in range(n)]
-
-
-def evaluate(
-    logits: Callable[[Tensor], Tensor],
-    batches: list[tuple[Tensor, Tensor]],
-    group: Workers | None = None,
-) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy (fraction), each batch weighted by its exact share.
-
-    The workers of a ``group`` divide the batches among them, and each has the result.
-    """
-    n_samples = sum(len(y) for _, y in batches)
-    loss, correct = 0.0, 0
-    with torch.no_grad():
-        for x, y in batches[group.rank :: group.size] if group else batches:
-            z = logits(x)
-            loss += len(y) / n_samples * F.cross_entropy(z, y).item()
-            correct += (z.argmax(1) == y).sum().item()
-            if group:
-                group.beat()
-    if group:
-        loss, correct = group.sum(torch.tensor([loss, correct], dtype=torch.float64)).tolist()
-    return loss, correct / n_samples
-
-
 def train(
     model: nn.Module,
     data: Dataset,
     *,
-    batch_size: int,
-    lr: float,
-    epochs: int,
-    optimizer: str = "sgd",
-    momentum: float = 0.0,
-    nesterov: bool = False,
-    weight_decay: float = 0.0,
-    sampling: str = "epoch",
-    schedule: Schedule | None = None,
-    patience: int | None = None,
-    evaluate_every: int = 1,
-    micro_batch: int | None = None,
-    seed: int = 0,
-    bf16: bool = False,
     device: str | torch.device | None = None,
     checkpoint: str | os.PathLike | None = None,
     progress: bool = False,
-    group: Workers | None = None,
+    group: Team | None = None,
+    **settings: Any,
 ) -> Run:
     """Train a copy of ``model`` on ``data`` by mini-batch SGD, equation (1), or Adam.
 
     Arguments:
-        optimizer: "sgd" or "adam" (Keskar et al.; lr 1e-3 in their released code)
-        sampling: see :func:`sample_batches`
-        schedule: factor on ``lr`` as a function of the epoch: :func:`step_decay`, :func:`warmup`
-        patience: stop when the training loss has not improved for this many evaluations: "until
-            the loss function ceased to improve" (Keskar et al., §2.1); None: run all epochs
-        evaluate_every: epochs between evaluations on the whole training and test sets
-        micro_batch: samples in memory at a time: every mini-batch, also the smaller last one, is
-            taken in ceil(batch_size / micro_batch) nearly equal parts whose gradients are
-            accumulated (Goyal et al., §5.1), each normalised by itself where there is batch
-            norm, whose running statistics move by the mean over the parts. With
-            ``micro_batch=n`` one process does what k workers do
-        seed: of the mini-batches and of dropout; the initial weights are the model's
-        bf16: forward and backward passes in bfloat16 where the processor has it;
-            ``Run.precision`` says what was used. Evaluations are always float32.
+        settings: ``batch_size``, ``lr``, ``epochs`` and the other fields of a :class:`Recipe`
         device: default: the GPU when there is one; of a ``group``, the worker's own
         checkpoint: file to continue from and to save to after each evaluation, atomically
         group: the k workers of which this process is one, all called with the same arguments
@@ -236,204 +222,62 @@ def train(
     The same arguments give bit-identical results on the same machine, also when the run was
     interrupted and resumed.
 
-    Raises ValueError for impossible settings, :class:`DivergenceError` when the loss stops being
-    finite (the message names the update and the learning rate).
+    Raises ValueError for impossible settings and data, :class:`DivergenceError` when the loss stops
+    being finite (the message names the update and the learning rate), OSError when the checkpoint
+    cannot be written.
     """
-    check_settings(
-        model,
-        data,
-        batch_size,
-        lr,
-        epochs,
-        optimizer,
-        momentum,
-        nesterov,
-        sampling,
-        evaluate_every,
-        micro_batch,
-        group.size if group else 1,
-    )
-    if patience is not None and patience < 1:
-        raise ValueError(f"patience must be at least 1 evaluation, or None, got {patience}")
-    default = group.device if group else "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(device or default)
-    rank, size = (group.rank, group.size) if group else (0, 1)
-    n_parts = _n_parts(batch_size, size, micro_batch)  # of a worker's share of a mini-batch
-    bf16 = bf16 and has_bf16(device)
-    model = copy.deepcopy(model).to(device)
-    x_train, y_train = data.x_train.to(device), data.y_train.to(device)
-    if x_train.dim() == 4:
-        x_train = x_train.contiguous(memory_format=torch.channels_last)
-    sets = {
-        "train": evaluation_batches(x_train, y_train, EVALUATION_BATCH),
-        "test": evaluation_batches(
-            data.x_test.to(device), data.y_test.to(device), EVALUATION_BATCH
-        ),
-    }
-    net = group.wrap(model) if group else model  # wrapped, backward() averages over the workers
-    w0 = flat_parameters(model)
-    if optimizer == "sgd":
-        opt = torch.optim.SGD(
-            model.parameters(),
-            lr=lr,
-            momentum=momentum,
-            nesterov=nesterov,
-            weight_decay=weight_decay,
-        )
-    else:
-        opt = torch.optim.Adam(model.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
-    generator = torch.Generator().manual_seed(seed)
-    rows: list[tuple] = []
-    updates_per_epoch = math.ceil(data.n_train / batch_size)
-    start, best, since_best, seconds = 0, math.inf, 0, 0.0
-
-    def check_finite(loss: float, update: int, factor: float) -> None:
-        if not math.isfinite(loss):
-            raise DivergenceError(
-                f"the loss became {loss} at update {update} with lr {lr * factor:g} and batch "
-                f"size {batch_size}: use a smaller learning rate or a warm-up"
-            )
-
-    def record(epoch: int, factor: float) -> float:
-        distance = (flat_parameters(model) - w0).norm().item()
-        if group:
-            group.mean_buffers(model)
-        model.eval()
-        update = epoch * updates_per_epoch
-        for split, batches in sets.items():
-            loss, accuracy = evaluate(model, batches, group)
-            check_finite(loss, update, factor)
-            rows.append((epoch, update, split, loss, accuracy, lr * factor, distance))
-        return rows[-2][3]
-
-    settings = {
-        "data": [data.name, _digest(data.x_train, data.y_train) if checkpoint else None],
-        "batch_size": batch_size,
-        "lr": lr,
-        "optimizer": [optimizer, momentum, nesterov, weight_decay],
-        "sampling": sampling,
-        "schedule": [schedule(float(epoch)) for epoch in range(100)] if schedule else None,
-        "seed": seed,
-        "bf16": bf16,
-        "evaluate_every": evaluate_every,
-        "micro_batch": micro_batch,
-        "workers": size,
-        "initial weights": _digest(w0),
-    }
-
-    def of_all_workers(state: Tensor) -> Tensor:
-        """(size, len(state)): row r is that of worker r."""
-        states = torch.zeros(size, len(state), dtype=state.dtype)
-        states[rank] = state
-        return group.sum(states) if group else states
-
-    def snapshot(epoch: int) -> dict:
-        cuda_rng = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-        return {
-            "settings": settings,
-            "model": model.state_dict(),
-            "optimizer": opt.state_dict(),
-            "generator": generator.get_state(),
-            "rng": of_all_workers(torch.get_rng_state()),
-            "cuda_rng": None if cuda_rng is None else of_all_workers(cuda_rng),
-            "rows": rows,
-            "progress": [epoch, best, since_best, seconds],
-        }
-
-    deterministic = torch.backends.cudnn.flags(deterministic=True, benchmark=False)
-    with local_seed(seed + rank), deterministic, _kept_memory():
-        if checkpoint is not None and Path(checkpoint).exists():
-            state = load_checkpoint(checkpoint, settings)
-            model.load_state_dict(state["model"])
-            opt.load_state_dict(state["optimizer"])
-            generator.set_state(state["generator"])
-            # of a view, set_rng_state would read past the end: it takes no offset
-            torch.set_rng_state(state["rng"][rank].clone())
-            if device.type == "cuda":
-                torch.cuda.set_rng_state(state["cuda_rng"][rank].clone(), device)
-            rows = state["rows"]
-            start, best, since_best, seconds = state["progress"]
-            if start > epochs:
-                raise ValueError(
-                    f"{checkpoint} already holds {start} epochs, more than the {epochs} asked for; "
-                    "ask for at least as many, or use another checkpoint file"
-                )
-        else:
-            best = record(0, schedule(0.0) if schedule else 1.0)
-
-        stopped = "all epochs done"
-        hidden = rank > 0 or not progress
-        bar = tqdm(total=epochs, initial=start, unit="epoch", disable=hidden, leave=False)
-        for epoch in range(start, epochs):
-            if patience is not None and since_best >= patience:
-                stopped = f"training loss ceased to improve for {patience} evaluations"
-                break
-            model.train()
-            started = perf_counter()
-            batches = sample_batches(
-                data.n_train, batch_size, sampling=sampling, generator=generator
-            )
-            for i, batch in enumerate(batches):
-                factor = schedule(epoch + i / updates_per_epoch) if schedule else 1.0
-                for parameters in opt.param_groups:
-                    parameters["lr"] = lr * factor
-                share = batch.tensor_split(size)[rank].to(device)  # without workers, all of it
-                parts = [part for part in share.tensor_split(n_parts) if len(part)]
-                opt.zero_grad()
-                for part in _with_buffers_of_their_own(model, parts):
-                    # workers exchange gradients once an update, with the last part
-                    with net.no_sync() if group and part is not parts[-1] else nullcontext():
-                        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                            loss = F.cross_entropy(net(x_train[part]), y_train[part])
-                        # the sum over parts of the mean over workers is (1/n) Σ ℓ(x; w)
-                        loss = size * len(part) / len(batch) * loss
-                        check_finite(loss.item(), epoch * updates_per_epoch + i, factor)
-                        if group:
-                            group.beat()
-                        loss.backward()
-                opt.step()  # w ← w − η ∇
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            seconds += perf_counter() - started
-            bar.update()
-            if (epoch + 1) % evaluate_every and epoch + 1 < epochs:
-                continue
-            train_loss = record(epoch + 1, factor)
-            best, since_best = (train_loss, 0) if train_loss < best else (best, since_best + 1)
-            bar.set_postfix(loss=f"{train_loss:.4f}")
-            if checkpoint is not None:
-                state = snapshot(epoch + 1)
-                if rank == 0:
-                    save_checkpoint(checkpoint, state)
-        bar.close()
-
-    columns = ["epoch", "update", "split", "loss", "accuracy", "lr", "distance"]
-    history = pd.DataFrame(rows, columns=columns)
-    return Run(
-        model=model.eval(),
-        w0=w0,
-        w=flat_parameters(model),
-        history=history,
-        n_updates=int(history["update"].iloc[-1]),
-        precision="bfloat16" if bf16 else "float32",
-        stopped=stopped,
-        seconds=seconds,
-    )
+    recipe = Recipe(**settings)
+    team = group or Team(choose(device))
+    with for_training(), local_seed(recipe.seed + team.rank):
+        run = _Training(model, data, recipe, team, checkpoint)
+        for epoch in run.epochs(progress):
+            for i, batch in enumerate(run.batches()):
+                run.set_rate(epoch, i)
+                run.optimizer.zero_grad()
+                parts = run.parts(batch)  # one, unless micro_batch says otherwise
+                run.check_finite(gradient(run.net, parts, len(parts), team, bf16=run.bf16))
+                run.optimizer.step()  # w ← w − η ∇
+        return run.finished()
 
 
-def _n_parts(batch_size: int, workers: int, micro_batch: int | None) -> int:
-    """Parts in which each worker takes its share of a mini-batch."""
-    n = batch_size // workers
-    return math.ceil(n / (micro_batch or n))
+def gradient(
+    net: nn.Module,
+    parts: Iterable[tuple[Tensor, Tensor, float]],
+    n_parts: int,
+    team: Team,
+    *,
+    bf16: bool = False,
+    observe: Callable[[Tensor, Tensor], None] | None = None,
+) -> Tensor:
+    """Leave (1/n) Σ_{x∈B} ∇ℓ(x; w) in the parameters of ``net``; returns the mean loss, ().
+
+    ``parts``: the inputs and labels of the ``n_parts`` parts of B, or of a worker's share of it,
+    and of each the part of the whole of B that it is. ``observe`` is called with the logits and the
+    labels of each. The loss of a worker is that of its share.
+    """
+    total: float | Tensor = 0.0
+    for j, (x, y, share) in enumerate(_with_buffers_of_their_own(net, parts, n_parts)):
+        with team.exchange(net, last=j + 1 == n_parts):
+            with torch.autocast(team.device.type, torch.bfloat16, enabled=bf16):
+                z = net(x)
+                loss = team.size * share * F.cross_entropy(z, y)
+            team.beat()
+            loss.backward()  # added to what is there; the mean of the workers is (1/n) Σ ∇ℓ
+        total = total + loss.detach()
+        if observe is not None:
+            observe(z.detach(), y)
+    return torch.as_tensor(total)
 
 
-def _with_buffers_of_their_own(model: nn.Module, parts: list[Tensor]) -> Iterator[Tensor]:
+def _with_buffers_of_their_own(
+    model: nn.Module, parts: Iterable[tuple[Tensor, Tensor, float]], n_parts: int
+) -> Iterator[tuple[Tensor, Tensor, float]]:
     """Yield ``parts``, each with the model's buffers as before the first; they end as the mean.
 
     The running statistics of batch norm become what workers, each with one part, would average.
     """
     buffers = list(model.buffers())
-    if len(parts) == 1 or not buffers:
+    if n_parts == 1 or not buffers:
         yield from parts
         return
     before, after = [b.clone() for b in buffers], []
@@ -447,147 +291,181 @@ def _with_buffers_of_their_own(model: nn.Module, parts: list[Tensor]) -> Iterato
             buffer.copy_(torch.stack(values).mean(0))
 
 
-@contextmanager
-def _kept_memory() -> Iterator[None]:
-    """Keep freed blocks in the process while training (glibc; elsewhere this does nothing).
+class _Training:
+    """What changes while a network is trained: weights, random numbers, history, position."""
 
-    glibc hands large blocks back to the kernel when they are freed, and every step of a
-    convolutional net gets them again page by page: a third of C1's time at batch size 256.
-    """
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-    except OSError:
-        yield
-        return
-    trim_threshold, mmap_max = -1, -4  # from malloc.h
-    libc.mallopt(mmap_max, 0)
-    libc.mallopt(trim_threshold, 2**31 - 1)
-    try:
-        yield
-    finally:
-        libc.mallopt(mmap_max, 65536)  # the defaults
-        libc.mallopt(trim_threshold, 128 * 1024)
-        libc.malloc_trim(0)
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Dataset,
+        recipe: Recipe,
+        team: Team,
+        checkpoint: str | os.PathLike | None,
+    ) -> None:
+        self.recipe, self.team = recipe, team
+        recipe.check_fit(model, len(data.x_train), team.size)
+        self.n_updates, self.n_parts = recipe.updates(data.n_train), recipe.n_parts(team.size)
+        self.factors = factors(recipe.schedule, recipe.epochs, self.n_updates)
+        self.model = copy.deepcopy(model).to(team.device)
+        train = checks.ready(self.model, data.x_train, data.y_train, name="train")
+        test = checks.ready(self.model, data.x_test, data.y_test, name="test")
+        self.sets = {"train": evaluation_batches(*train), "test": evaluation_batches(*test)}
+        self.x, self.y = train
+        if self.x.dim() == 4:
+            self.x = self.x.contiguous(memory_format=torch.channels_last)
+        self.w0 = checks.finite("the model", flat_parameters(self.model), "build it anew")
+        self.bf16 = recipe.bf16 and has_bf16(team.device)
+        self.net = team.wrap(self.model, self.x[:2])
+        self.optimizer = recipe.optimizer_for(self.model.parameters())
+        self.generator = torch.Generator().manual_seed(recipe.seed)
+        self.rows: list[tuple] = []
+        self.epoch, self.update, self.factor = 0, 0, float(self.factors[0, 0])
+        self.best, self.since_best, self.seconds = math.inf, 0, 0.0
+        self.checkpoint = Checkpoint(checkpoint, self._identity(data) if checkpoint else {})
+        if team.rank == 0:
+            self.checkpoint.check_writable()
+        self._restore()
 
+    def _identity(self, data: Dataset) -> dict[str, Any]:
+        """All that the result depends on, but for how many epochs are run."""
+        known = {f.name: getattr(self.recipe, f.name) for f in fields(self.recipe)}
+        known = {k: v for k, v in known.items() if k not in ("epochs", "patience", "schedule")}
+        parts = (data.x_train, data.y_train, data.x_test, data.y_test)
+        return known | {
+            "bf16": self.bf16,
+            "data": [data.name, *(digest(torch.as_tensor(part)) for part in parts)],
+            "initial weights": digest(self.w0),
+            "schedule": [digest(torch.from_numpy(each)) for each in self.factors],
+            "workers": self.team.size,
+        }
 
-def check_settings(
-    model: nn.Module,
-    data: Dataset,
-    batch_size: int,
-    lr: float,
-    epochs: int,
-    optimizer: str,
-    momentum: float,
-    nesterov: bool,
-    sampling: str,
-    evaluate_every: int,
-    micro_batch: int | None = None,
-    workers: int = 1,
-) -> None:
-    """Raise ValueError, naming the value and the remedy, for settings that cannot be trained."""
-    if not 1 <= batch_size <= data.n_train:
-        raise ValueError(
-            f"batch_size must lie between 1 and the {data.n_train} training samples of "
-            f"{data.name!r}, got {batch_size}"
-        )
-    if not (math.isfinite(lr) and lr > 0):
-        raise ValueError(f"lr must be a positive finite number, got {lr}")
-    if epochs < 1 or evaluate_every < 1:
-        raise ValueError(
-            f"epochs and evaluate_every must be at least 1, got {epochs} and {evaluate_every}"
-        )
-    if optimizer not in ("sgd", "adam"):
-        raise ValueError(f"optimizer must be 'sgd' or 'adam', got {optimizer!r}")
-    if optimizer == "adam" and (momentum or nesterov):
-        raise ValueError(
-            f"momentum {momentum} and nesterov {nesterov} are for optimizer='sgd'; Adam has its "
-            "own moments"
-        )
-    if nesterov and not momentum:
-        raise ValueError("nesterov=True looks ahead along the momentum: give a momentum above 0")
-    if sampling not in ("epoch", "with_replacement", "without_replacement"):
-        raise ValueError(
-            "sampling must be 'epoch', 'with_replacement' or 'without_replacement', "
-            f"got {sampling!r}"
-        )
-    if micro_batch is not None and micro_batch < 1:
-        raise ValueError(f"micro_batch must be at least 1 sample, or None, got {micro_batch}")
-    check_workers(data.n_train, batch_size, workers, sampling)
-    last = (data.n_train % batch_size if sampling == "epoch" else 0) or batch_size
-    smallest = max(1, last // workers // _n_parts(batch_size, workers, micro_batch))
-    normalised = any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in model.modules())
-    if smallest == 1 and normalised:
-        raise ValueError(
-            f"batch_size {batch_size} gives a batch of 1 sample of the {data.n_train}, which batch "
-            "norm cannot normalise; choose another batch size, or another micro_batch"
-        )
+    def epochs(self, progress: bool) -> Iterator[int]:
+        """The epochs that are left, and what is done after each: evaluation, saving, stopping."""
+        recipe, total = self.recipe, self.recipe.epochs
+        if not self.rows:
+            self.best = self._record()
+        hidden = self.team.rank > 0 or not progress
+        with tqdm(
+            total=total, initial=self.epoch, unit="epoch", disable=hidden, leave=False
+        ) as bar:
+            while self.epoch < total and not self._ceased():
+                self.model.train()
+                started = perf_counter()
+                yield self.epoch
+                if self.team.device.type == "cuda":
+                    torch.cuda.synchronize(self.team.device)
+                self.seconds += perf_counter() - started
+                self.epoch += 1
+                bar.update()
+                if self.epoch % recipe.evaluate_every and self.epoch < total:
+                    continue
+                loss = self._record()
+                better = loss < self.best
+                self.best = loss if better else self.best
+                self.since_best = 0 if better else self.since_best + 1
+                bar.set_postfix(loss=f"{loss:.4f}")
+                self._save()
 
+    def _ceased(self) -> bool:
+        return self.recipe.patience is not None and self.since_best >= self.recipe.patience
 
-def check_workers(n_train: int, batch_size: int, workers: int, sampling: str) -> None:
-    """Raise ValueError unless every mini-batch has samples for each of ``workers``."""
-    if workers < 1:
-        raise ValueError(f"workers must be at least 1, got {workers}")
-    if batch_size % workers:
-        raise ValueError(
-            f"batch_size {batch_size} cannot be divided among {workers} workers; choose a multiple "
-            f"of {workers}, such as {workers * math.ceil(batch_size / workers)}"
-        )
-    last = n_train % batch_size if sampling == "epoch" else 0
-    if 0 < last < workers:
-        raise ValueError(
-            f"batch_size {batch_size} leaves a last batch of {last} of the {n_train} samples for "
-            f"{workers} workers; choose another batch_size, or fewer workers"
+    def batches(self) -> Iterator[Tensor]:
+        """The mini-batches of an epoch, as indices."""
+        recipe, n_train = self.recipe, len(self.y)
+        return sample_batches(
+            n_train, recipe.batch_size, sampling=recipe.sampling, generator=self.generator
         )
 
+    def parts(self, batch: Tensor) -> list[tuple[Tensor, Tensor, float]]:
+        """What this process takes of a mini-batch, see :func:`gradient`."""
+        share = batch.tensor_split(self.team.size)[self.team.rank].to(self.team.device)
+        parts = [part for part in share.tensor_split(self.n_parts) if len(part)]
+        return [(self.x[part], self.y[part], len(part) / len(batch)) for part in parts]
 
-def _digest(*tensors: Tensor) -> str:
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(tensor.cpu().contiguous().numpy())
-    return digest.hexdigest()
+    def set_rate(self, epoch: int, i: int) -> None:
+        """η of update ``i`` of an epoch."""
+        self.update, self.factor = epoch * self.n_updates + i, float(self.factors[epoch, i])
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = self.recipe.lr * self.factor
 
+    def check_finite(self, loss: float | Tensor) -> None:
+        """Raise DivergenceError for a loss that is not finite."""
+        loss = float(loss)
+        if not math.isfinite(loss):
+            raise DivergenceError(
+                f"the loss became {loss} at update {self.update} with lr "
+                f"{self.recipe.lr * self.factor:g} and batch size {self.recipe.batch_size}: use a "
+                "smaller learning rate or a warm-up"
+                if self.update
+                else f"the loss of the initial network is {loss}: scale the inputs, or the weights"
+            )
 
-def has_bf16(device: torch.device) -> bool:
-    """Whether the device has bfloat16 arithmetic of its own."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    def _record(self) -> float:
+        """Evaluate; returns the training loss."""
+        distance = (flat_parameters(self.model) - self.w0).norm().item()
+        self.team.mean_buffers(self.model)
+        self.model.eval()
+        self.update = self.epoch * self.n_updates
+        for split, batches in self.sets.items():
+            loss, accuracy = evaluate(self.model, batches, self.team)
+            self.check_finite(loss)
+            lr = self.recipe.lr * self.factor
+            self.rows.append((self.epoch, self.update, split, loss, accuracy, lr, distance))
+        return self.rows[-2][3]
 
+    def _save(self) -> None:
+        device, cuda_rng = self.team.device, None
+        if device.type == "cuda":
+            cuda_rng = self.team.rows(torch.cuda.get_rng_state(device))
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "rng": self.team.rows(torch.get_rng_state()),
+            "cuda_rng": cuda_rng,
+            "rows": self.rows,
+            "progress": [self.epoch, self.best, self.since_best, self.seconds],
+        }
+        if self.team.rank == 0:
+            self.checkpoint.save(state)
 
-def save_checkpoint(path: str | os.PathLike, state: dict) -> None:
-    """Save ``state`` atomically: beside the target first, then renamed.
+    def _restore(self) -> None:
+        state = self.checkpoint.load()
+        if state is None:
+            return
+        device, rank = self.team.device, self.team.rank
+        try:
+            self.epoch, self.best, self.since_best, self.seconds = state["progress"]
+            self.rows = state["rows"]
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.generator.set_state(state["generator"])
+            # of a view, set_rng_state would read past the end: it takes no offset
+            torch.set_rng_state(state["rng"][rank].clone())
+            if device.type == "cuda":
+                torch.cuda.set_rng_state(state["cuda_rng"][rank].clone(), device)
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            raise self.checkpoint.unreadable(error) from error
+        checks.finite(f"{self.checkpoint.path}", flat_parameters(self.model), "delete it")
+        if self.epoch > self.recipe.epochs:
+            raise ValueError(
+                f"{self.checkpoint.path} already holds {self.epoch} epochs, more than the "
+                f"{self.recipe.epochs} asked for; ask for at least as many, or use another "
+                "checkpoint file"
+            )
 
-    A killed run leaves the last whole checkpoint.
-    """
-    partial = Path(f"{path}.{os.getpid()}.partial")
-    try:
-        torch.save(state, partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def load_checkpoint(path: str | os.PathLike, settings: dict) -> dict:
-    """The state saved at ``path``, whose "settings" must equal ``settings``.
-
-    Raises ValueError for a file that cannot be read, and for other settings (it names them).
-    """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        saved = state["settings"]
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.PickleError) as error:
-        raise ValueError(
-            f"{path} is not a readable checkpoint of lecture6 ({type(error).__name__}); "
-            "delete it to start afresh"
-        ) from error
-    differ = [
-        f"{key}: {saved.get(key)} there, {value} here"
-        for key, value in settings.items()
-        if saved.get(key) != value
-    ]
-    if differ:
-        raise ValueError(
-            f"{path} belongs to another run ({'; '.join(differ)}); use another checkpoint file, "
-            "or delete it to start afresh"
+    def finished(self) -> Run:
+        """What is known of the run when it has ended."""
+        dtype = torch.bfloat16 if self.bf16 else self.w0.dtype
+        ceased = f"training loss ceased to improve for {self.recipe.patience} evaluations"
+        early = self.epoch < self.recipe.epochs
+        return Run(
+            model=self.model.eval(),
+            w0=self.w0,
+            w=flat_parameters(self.model),
+            history=pd.DataFrame(self.rows, columns=COLUMNS),
+            n_updates=self.epoch * self.n_updates,
+            precision=str(dtype).removeprefix("torch."),
+            stopped=ceased if early else "all epochs done",
+            seconds=self.seconds,
         )
-    return state

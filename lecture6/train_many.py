@@ -7,7 +7,7 @@ ends with the weights that :func:`lecture6.train.train` would give it, up to rou
 
 Networks of dense layers and ReLU go forward and backward by hand, and plain SGD adds η∇ to the
 weights in the product that makes ∇, which is then never stored. On a CPU a few replicas at a time
-go through an epoch, so that their weights stay in the cache. Other networks go through torch.func.
+go through an epoch, so that their weights stay in the cache.
 """
 
 from __future__ import annotations
@@ -15,231 +15,155 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
-from torch.nn.utils import parameters_to_vector
-from tqdm.auto import tqdm
 
+from lecture6 import checks
 from lecture6.data import Dataset
-from lecture6.train import (
-    EVALUATION_BATCH,
-    Run,
-    Schedule,
-    check_settings,
-    evaluate,
-    evaluation_batches,
-    has_bf16,
-    sample_batches,
-)
+from lecture6.device import choose, for_training, has_bf16
+from lecture6.evaluation import evaluate, evaluation_batches
+from lecture6.models import flat_parameters
+from lecture6.train import COLUMNS, Recipe, Run, sample_batches
 
-_BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8  # Adam's, as in torch.optim
+UNUSED = ("optimizer", "nesterov", "weight_decay", "schedule", "patience", "micro_batch")
 
 
 def train_many(
     models: Sequence[nn.Module],
     data: Dataset | Sequence[Dataset],
     *,
-    batch_size: int,
     lr: float | Sequence[float],
-    epochs: int,
     seeds: Sequence[int] | None = None,
-    optimizer: str = "sgd",
-    momentum: float = 0.0,
-    nesterov: bool = False,
-    weight_decay: float = 0.0,
-    sampling: str = "epoch",
-    schedule: Schedule | None = None,
-    evaluate_every: int = 1,
-    bf16: bool = False,
     device: str | torch.device | None = None,
-    progress: bool = False,
+    **settings: Any,
 ) -> list[Run]:
     """Train copies of ``models`` at once; one :class:`lecture6.train.Run` each, in their order.
 
-    The arguments are those of :func:`lecture6.train.train`, but for these.
-
     Arguments:
-        models: replicas of one architecture, each with its own initial weights
+        models: replicas of one net of dense layers and ReLU (:func:`lecture6.models.mlp`), each
+            with its own initial weights
         data: one data set for all, or one for each replica, of equal sizes
-        lr: one for all, or one for each replica; ``schedule`` multiplies them all
+        lr: one for all, or one for each replica
         seeds: of the mini-batches of each replica; default 0, 1, 2, …
+        settings: ``batch_size``, ``epochs``, ``momentum``, ``sampling``, ``evaluate_every`` and
+            ``bf16`` of a :class:`lecture6.train.Recipe`
 
     A replica whose weights or losses stop being finite ends there: its Run says so in ``stopped``,
     its history and ``n_updates`` end at the last evaluation before, its weights are what they
-    became, and the others go on. Raises ValueError for impossible settings, for models of different
-    architectures, and for networks that draw random numbers, keep running statistics (dropout,
-    ``batch_norm="running"``) or have frozen parameters: train them one by one.
+    became, and the others go on. Raises ValueError for impossible settings and data, for models of
+    different architectures, and for other networks and settings: train them one by one.
     """
     models, r = list(models), len(models)
     sets = [data] * r if isinstance(data, Dataset) else list(data)
-    rates = [float(x) for x in lr] if np.ndim(lr) else [float(lr)] * r
+    rates = list(lr) if np.ndim(lr) else [lr] * r
     seeds = list(range(r)) if seeds is None else list(seeds)
     _check_replicas(models, sets, rates, seeds)
-    for rate in rates:
-        check_settings(
-            models[0],
-            sets[0],
-            batch_size,
-            rate,
-            epochs,
-            optimizer,
-            momentum,
-            nesterov,
-            sampling,
-            evaluate_every,
-        )
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    models = [copy.deepcopy(model).to(device) for model in models]
-    w0 = [parameters_to_vector(model.parameters()).detach() for model in models]
-    parameters = [torch.stack(p) for p in zip(*(m.parameters() for m in models), strict=True)]
-    parameters = [p.detach() for p in parameters]
-    for i, model in enumerate(models):  # a replica's module looks at its part of the stack
-        for own, stacked in zip(model.parameters(), parameters, strict=True):
-            own.data = stacked[i]
-
-    distinct = {id(s): s for s in sets}
-    starts = dict(zip(distinct, range(0, r * sets[0].n_train, sets[0].n_train), strict=False))
-    x = torch.cat([s.x_train for s in distinct.values()]).to(device)
-    y = torch.cat([s.y_train for s in distinct.values()]).to(device)
-    shift = torch.tensor([[starts[id(s)]] for s in sets])
-    splits = {
-        key: {
-            split: evaluation_batches(part_x.to(device), part_y.to(device), EVALUATION_BATCH)
-            for split, part_x, part_y in (
-                ("train", s.x_train, s.y_train),
-                ("test", s.x_test, s.y_test),
-            )
-        }
-        for key, s in distinct.items()
-    }
-
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    lrs = torch.tensor(rates, device=device, dtype=parameters[0].dtype)
-    bf16 = bf16 and has_bf16(device)
-    if bf16:
-        x = x.bfloat16()
-    step = _Step(models[0], optimizer, momentum, nesterov, weight_decay, bf16)
-    state = [[torch.zeros_like(p) for p in parameters] for _ in range(step.n_buffers)]
-    at_once = r if device.type == "cuda" else max(1, torch.get_num_threads())
-    updates_per_epoch = math.ceil(sets[0].n_train / batch_size)
-    rows: list[list[tuple]] = [[] for _ in models]
-    alive, stopped = set(range(r)), ["all epochs done"] * r
-
-    def record(epoch: int, factor: float) -> None:
-        update = epoch * updates_per_epoch
-        for i in sorted(alive):
-            model = models[i].eval()
-            w = parameters_to_vector(model.parameters()).detach()
-            distance = (w - w0[i]).norm().item()
-            found = {s: evaluate(model, batches) for s, batches in splits[id(sets[i])].items()}
-            if not (w.isfinite().all() and all(math.isfinite(loss) for loss, _ in found.values())):
-                alive.discard(i)
-                stopped[i] = f"diverged by epoch {epoch} with lr {rates[i]:g}"
-                continue
-            for split, (loss, accuracy) in found.items():
-                rows[i].append((epoch, update, split, loss, accuracy, rates[i] * factor, distance))
-
-    record(0, schedule(0.0) if schedule else 1.0)
-    models[0].train()
-    for epoch in tqdm(range(epochs), unit="epoch", disable=not progress, leave=False):
-        factors = [
-            schedule(epoch + i / updates_per_epoch) if schedule else 1.0
-            for i in range(updates_per_epoch)
-        ]
-        drawn = [
-            torch.cat(
-                list(sample_batches(sets[0].n_train, batch_size, sampling=sampling, generator=g))
-            )
-            for g in generators
-        ]
-        order = (torch.stack(drawn) + shift).to(device)
-        for first in range(0, r, at_once):
-            part = slice(first, first + at_once)
-            if alive.isdisjoint(range(r)[part]):
-                continue
-            p = [stacked[part] for stacked in parameters]
-            buffers = [[b[part] for b in kind] for kind in state]
-            for i, batch in enumerate(order[part].split(batch_size, dim=1)):
-                t = epoch * updates_per_epoch + i + 1
-                step(p, buffers, x[batch], y[batch], lrs[part] * factors[i], t)
-        if (epoch + 1) % evaluate_every == 0 or epoch + 1 == epochs:
-            record(epoch + 1, factors[-1])
-            models[0].train()
-
-    columns = ["epoch", "update", "split", "loss", "accuracy", "lr", "distance"]
-    runs = []
-    for i, model in enumerate(models):
-        history = pd.DataFrame(rows[i], columns=columns)
-        for own in model.parameters():
-            own.data = own.data.clone()
-        runs.append(
-            Run(
-                model=model.eval(),
-                w0=w0[i],
-                w=parameters_to_vector(model.parameters()).detach(),
-                history=history,
-                n_updates=rows[i][-1][1] if rows[i] else 0,
-                precision="bfloat16" if bf16 else "float32",
-                stopped=stopped[i],
-            )
-        )
-    return runs
+    if unused := [name for name in settings if name in UNUSED]:
+        raise ValueError(f"train_many has no {', '.join(unused)}: train such nets by train()")
+    recipes = [
+        Recipe(lr=rate, seed=seed, **settings) for rate, seed in zip(rates, seeds, strict=True)
+    ]
+    with for_training():
+        return _Replicas(models, sets, recipes, choose(device)).trained()
 
 
-class _Step:
-    """One update of a stack of replicas, in place; with ``bf16`` the samples come in bfloat16."""
+class _Replicas:
+    """The stacked replicas while they are trained."""
 
     def __init__(
         self,
-        model: nn.Module,
-        optimizer: str,
-        momentum: float,
-        nesterov: bool,
-        weight_decay: float,
-        bf16: bool,
+        models: list[nn.Module],
+        sets: list[Dataset],
+        recipes: list[Recipe],
+        device: torch.device,
     ) -> None:
-        self.model, self.optimizer, self.momentum = model, optimizer, momentum
-        self.nesterov, self.weight_decay, self.bf16 = nesterov, weight_decay, bf16
-        self.by_hand = _is_dense(model)
-        self.fused = self.by_hand and optimizer == "sgd" and not momentum
-        self.n_buffers = 2 if optimizer == "adam" else 1 if momentum else 0
+        self.recipe, self.recipes, self.device = recipes[0], recipes, device
+        self.n_train = len(sets[0].x_train)
+        self.recipe.check_fit(models[0], self.n_train)
+        self.models = [copy.deepcopy(model).to(device).train() for model in models]
+        self.w0 = [
+            checks.finite(f"model {i}", flat_parameters(model), "build it anew")
+            for i, model in enumerate(self.models)
+        ]
+        own = zip(*(model.parameters() for model in self.models), strict=True)
+        self.parameters = [torch.stack(p).detach() for p in own]
+        for i, model in enumerate(self.models):  # a replica's module looks at its part of the stack
+            for p, stacked in zip(model.parameters(), self.parameters, strict=True):
+                p.data = stacked[i]
+        self._read(sets)
+        self.lrs = torch.tensor(
+            [recipe.lr for recipe in recipes], device=device, dtype=self.parameters[0].dtype
+        )
+        momentum = self.recipe.momentum
+        self.velocities = [torch.zeros_like(p) for p in self.parameters] if momentum else []
+        self.rows: list[list[tuple]] = [[] for _ in models]
+        self.stopped = ["all epochs done"] * len(models)
+        self.alive = set(range(len(models)))
 
-    def __call__(
-        self, p: list[Tensor], buffers: list[list[Tensor]], x: Tensor, y: Tensor, lr: Tensor, t: int
+    def _read(self, sets: list[Dataset]) -> None:
+        """All samples one after another, and where those of each replica begin."""
+        distinct = {id(s): s for s in sets}
+        starts, x, y, batches = {}, [], [], {}
+        for i, (key, s) in enumerate(distinct.items()):
+            train = checks.ready(self.models[0], s.x_train, s.y_train, name="train")
+            test = checks.ready(self.models[0], s.x_test, s.y_test, name="test")
+            batches[key] = {"train": evaluation_batches(*train), "test": evaluation_batches(*test)}
+            starts[key] = i * self.n_train
+            x.append(train[0])
+            y.append(train[1])
+        self.x, self.y = torch.cat(x), torch.cat(y)
+        self.start = torch.tensor([[starts[id(s)]] for s in sets])
+        self.batches = [batches[id(s)] for s in sets]
+        self.bf16 = self.recipe.bf16 and has_bf16(self.device)
+        if self.bf16:
+            self.x = self.x.bfloat16()
+
+    def trained(self) -> list[Run]:
+        """Train, and hand out the replicas."""
+        recipe, r = self.recipe, len(self.models)
+        at_once = r if self.device.type == "cuda" else max(1, torch.get_num_threads())
+        generators = [torch.Generator().manual_seed(one.seed) for one in self.recipes]
+        self._record(0)
+        for epoch in range(recipe.epochs):
+            drawn = [self._epoch(generator) for generator in generators]
+            order = (torch.stack(drawn) + self.start).to(self.device)
+            for first in range(0, r, at_once):
+                part = slice(first, first + at_once)
+                if self.alive.isdisjoint(range(r)[part]):
+                    continue
+                p, velocity = [q[part] for q in self.parameters], [v[part] for v in self.velocities]
+                for batch in order[part].split(recipe.batch_size, dim=1):
+                    self._step(p, velocity, self.x[batch], self.y[batch], self.lrs[part])
+            if (epoch + 1) % recipe.evaluate_every == 0 or epoch + 1 == recipe.epochs:
+                self._record(epoch + 1)
+        return [self._run(i) for i in range(r)]
+
+    def _epoch(self, generator: torch.Generator) -> Tensor:
+        recipe = self.recipe
+        batches = sample_batches(
+            self.n_train, recipe.batch_size, sampling=recipe.sampling, generator=generator
+        )
+        return torch.cat(list(batches))
+
+    @torch.no_grad()
+    def _step(
+        self, p: list[Tensor], velocity: list[Tensor], x: Tensor, y: Tensor, lr: Tensor
     ) -> None:
-        """Step t = 1, 2, …: p (r, *shape) each, x (r, batch, …), y (r, batch), lr (r,)."""
-        with torch.no_grad():
-            if self.fused:
-                scale = -lr
-                for i, gradient in self.backward(p, x, y, scale):
-                    if self.weight_decay:
-                        p[i].mul_(1 - self.weight_decay * _like(lr, p[i]))
-                    gradient(p[i])
-                return
-            if self.by_hand and self.optimizer == "sgd" and not self.nesterov:  # heavy ball
-                for i, gradient in self.backward(p, x, y, torch.ones_like(lr)):
-                    [buffer] = (kind[i] for kind in buffers)
-                    buffer.mul_(self.momentum)
-                    if self.weight_decay:
-                        buffer.add_(p[i], alpha=self.weight_decay)
-                    gradient(buffer)
-                    p[i].addcmul_(buffer, _like(lr, p[i]), value=-1)
-                return
-            if self.by_hand:
-                gradients = [torch.zeros_like(q) for q in p]
-                for i, gradient in self.backward(p, x, y, torch.ones_like(lr)):
-                    gradient(gradients[i])
-            else:
-                gradients = self.autograd(p, x, y)
-            for i, (q, g) in enumerate(zip(p, gradients, strict=True)):
-                self.update(q, g, [kind[i] for kind in buffers], _like(lr, q), t)
+        """One update, in place: p (r, *shape) each, x (r, batch, …), y (r, batch), lr (r,)."""
+        if not velocity:
+            for i, add_gradient in self._backward(p, x, y, -lr):
+                add_gradient(p[i])
+            return
+        for i, add_gradient in self._backward(p, x, y, torch.ones_like(lr)):  # heavy ball
+            velocity[i].mul_(self.recipe.momentum)
+            add_gradient(velocity[i])
+            p[i].addcmul_(velocity[i], _like(lr, p[i]), value=-1)
 
-    def backward(
+    def _backward(
         self, p: list[Tensor], x: Tensor, y: Tensor, scale: Tensor
     ) -> Iterator[tuple[int, Callable[[Tensor], None]]]:
         """Back-propagation through dense layers and ReLU, last layer first.
@@ -247,10 +171,9 @@ class _Step:
         Yields, for each parameter, its number and a function that adds ``scale`` times the
         gradient to a tensor. A layer's weights may be changed once they have been yielded.
         """
-        layers, n, inputs, k = [m for m in self.model if isinstance(m, nn.Linear)], len(p), [], 0
-        h, q = x.flatten(2), p
-        if self.bf16:
-            q = [one.bfloat16() for one in p]
+        layers, n = [m for m in self.models[0] if isinstance(m, nn.Linear)], len(p)
+        h, inputs, k = x.flatten(2), [], 0
+        q = [one.bfloat16() for one in p] if self.bf16 else p
         for layer in layers:
             inputs.append(h)
             bias = q[k + 1].unsqueeze(1) if layer.bias is not None else None
@@ -273,35 +196,34 @@ class _Step:
             if layer.bias is not None:
                 yield k + 1, lambda target, d=here: target.add_(d.sum(1, dtype=target.dtype))
 
-    def autograd(self, p: list[Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-        names = [name for name, _ in self.model.named_parameters()]
+    def _record(self, epoch: int) -> None:
+        update = epoch * self.recipe.updates(self.n_train)
+        for i in sorted(self.alive):
+            model, lr = self.models[i], self.recipes[i].lr
+            w = flat_parameters(model)
+            distance = (w - self.w0[i]).norm().item()
+            found = {split: evaluate(model, part) for split, part in self.batches[i].items()}
+            if not (w.isfinite().all() and all(math.isfinite(loss) for loss, _ in found.values())):
+                self.alive.discard(i)
+                self.stopped[i] = f"diverged by epoch {epoch} with lr {lr:g}"
+                continue
+            for split, (loss, accuracy) in found.items():
+                self.rows[i].append((epoch, update, split, loss, accuracy, lr, distance))
 
-        def loss(one: tuple[Tensor, ...], x: Tensor, y: Tensor) -> Tensor:
-            return F.cross_entropy(
-                functional_call(self.model, dict(zip(names, one, strict=True)), (x,)), y
-            )
-
-        leaves = tuple(q.detach().requires_grad_() for q in p)
-        half = torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16)
-        with torch.enable_grad(), half:
-            return torch.autograd.grad(vmap(loss)(leaves, x, y).sum(), leaves)
-
-    def update(self, p: Tensor, g: Tensor, buffers: list[Tensor], lr: Tensor, t: int) -> None:
-        """The rules of torch.optim.SGD and Adam, with a learning rate a replica."""
-        if self.weight_decay:
-            g = g + self.weight_decay * p
-        if self.optimizer == "adam":
-            first, second = buffers
-            first.lerp_(g, 1 - _BETA1)
-            second.mul_(_BETA2).addcmul_(g, g, value=1 - _BETA2)
-            root = (second.sqrt() / math.sqrt(1 - _BETA2**t)).add_(_EPSILON)
-            p.addcdiv_(first * lr, root, value=-1 / (1 - _BETA1**t))
-            return
-        if self.momentum:
-            [buffer] = buffers
-            buffer.mul_(self.momentum).add_(g)
-            g = g + self.momentum * buffer if self.nesterov else buffer
-        p.addcmul_(g, lr, value=-1)
+    def _run(self, i: int) -> Run:
+        model, rows = self.models[i].eval(), self.rows[i]
+        for own in model.parameters():
+            own.data = own.data.clone()  # out of the stack
+        dtype = torch.bfloat16 if self.bf16 else self.w0[i].dtype
+        return Run(
+            model=model,
+            w0=self.w0[i],
+            w=flat_parameters(model),
+            history=pd.DataFrame(rows, columns=COLUMNS),
+            n_updates=rows[-1][1] if rows else 0,
+            precision=str(dtype).removeprefix("torch."),
+            stopped=self.stopped[i],
+        )
 
 
 def _add_product(target: Tensor, a: Tensor, b: Tensor) -> None:
@@ -316,7 +238,7 @@ def _like(values: Tensor, stacked: Tensor) -> Tensor:
     return values.view(-1, *[1] * (stacked.dim() - 1))
 
 
-def _is_dense(model: nn.Module) -> bool:
+def is_dense(model: nn.Module) -> bool:
     """Whether ``model`` is Flatten, then Linear layers with a ReLU between any two of them."""
     if not isinstance(model, nn.Sequential):
         return False
@@ -339,15 +261,11 @@ def _check_replicas(
             )
     if different := {str(m) for m in models} - {str(models[0])}:
         raise ValueError(f"the models must have one architecture; others found: {different}")
-    for module in models[0].modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p:
-            raise ValueError(
-                "train_many cannot give each replica its own dropout; train such nets by train"
-            )
-    if not all(p.requires_grad for model in models for p in model.parameters()):
-        raise ValueError("train_many moves every parameter; train nets with frozen ones by train")
-    if next(models[0].buffers(), None) is not None:
-        raise ValueError("train_many keeps no running statistics: use batch_norm='batch'")
+    if not is_dense(models[0]) or not all(p.requires_grad for m in models for p in m.parameters()):
+        raise ValueError(
+            "train_many moves every parameter of a net of dense layers and ReLU, such as "
+            "lecture6.models.mlp makes; train other nets, and frozen parameters, by train()"
+        )
     sizes = {(s.n_train, s.input_shape, s.n_classes) for s in sets}
     if len(sizes) > 1:
         raise ValueError(f"the data sets must have equal sizes, got {sorted(sizes)}")

@@ -14,8 +14,9 @@ from lecture6 import data, figures, models, results, toys
 from lecture6.curvature import eigenvalues
 from lecture6.objective import NetworkObjective
 from lecture6.results import Stored
+from lecture6.schedules import goyal_schedule, scale_lr
 from lecture6.studies import STUDIES, goyal, imagenet, tabulate
-from lecture6.train import goyal_schedule, sample_batches, scale_lr, train
+from lecture6.train import sample_batches, train
 
 STUDY = STUDIES["goyal"]
 POINT = {"net": "MLP", "group": "recipe", "k": 4, "rule": "linear", "warmup": "gradual"}

@@ -17,8 +17,10 @@ from torch import nn
 
 from lecture6 import models
 from lecture6.__main__ import main
+from lecture6.checkpoints import Checkpoint
 from lecture6.data import DataError
 from lecture6.studies import STUDIES, Study, imagenet, runner
+from lecture6.team import Team
 from lecture6.train import DivergenceError, _with_buffers_of_their_own
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -63,9 +65,14 @@ def values(rows):
 # --- the recipe ---------------------------------------------------------------------------------
 
 
+def rate_and_factor(kn, **options):
+    recipe = imagenet.recipe_for(kn // 32, 32, **options)
+    return recipe.lr, recipe.schedule
+
+
 @pytest.mark.parametrize("k", [8, 32, 256])
 def test_the_rate_is_goyals_at_every_point_of_the_schedule(k):
-    rate, factor = imagenet.schedule(32 * k)
+    rate, factor = rate_and_factor(32 * k)
     assert rate == pytest.approx(0.1 * 32 * k / 256)
     peak = rate
     assert rate * factor(0) == pytest.approx(0.1)
@@ -75,26 +82,26 @@ def test_the_rate_is_goyals_at_every_point_of_the_schedule(k):
 
 
 def test_other_schedules():
-    rate, factor = imagenet.schedule(128)
+    rate, factor = rate_and_factor(128)
     assert rate == pytest.approx(0.05)  # a warm-up only for kn > 256
     assert factor(0) == 1
-    rate, factor = imagenet.schedule(8192, warmup="constant")
+    rate, factor = rate_and_factor(8192, warmup="constant")
     assert [rate * factor(e) for e in (0, 4.9, 5)] == pytest.approx([0.1, 0.1, 3.2])
-    rate, factor = imagenet.schedule(8192, warmup="none")
+    rate, factor = rate_and_factor(8192, warmup="none")
     assert rate * factor(0) == pytest.approx(3.2)
-    rate, factor = imagenet.schedule(8192, rule="sqrt")
+    rate, factor = rate_and_factor(8192, rule="sqrt")
     assert rate == pytest.approx(0.1 * math.sqrt(32))
     assert rate * factor(0) == pytest.approx(0.1)
-    assert imagenet.schedule(8192, rule="none")[1](0) == 1
-    _, factor = imagenet.schedule(8192, epochs=9)  # all in proportion
+    assert rate_and_factor(8192, rule="none")[1](0) == 1
+    _, factor = rate_and_factor(8192, epochs=9)  # all in proportion
     assert [factor(e) for e in (0.5, 3, 6, 8)] == pytest.approx([1, 0.1, 0.01, 0.001])
     with pytest.raises(ValueError, match="kind must be"):
-        imagenet.schedule(8192, warmup="slow")
+        rate_and_factor(8192, warmup="slow")
 
 
 def test_batch_norm_has_no_weight_decay():
     model = imagenet.build("resnet50", 7, seed=0)
-    decayed, free = imagenet.optimizer(model, 0.4).param_groups
+    decayed, free = imagenet.optimizer(model, imagenet.recipe_for(32, 32)).param_groups
     assert (decayed["weight_decay"], free["weight_decay"]) == (1e-4, 0)
     n_free = sum(p.numel() for p in free["params"])
     assert n_free == sum(
@@ -106,21 +113,18 @@ def test_batch_norm_has_no_weight_decay():
         assert (group["lr"], group["momentum"], group["nesterov"]) == (0.4, 0.9, True)
 
 
-class Team:
-    """What share() asks of a process of several."""
-
-    def __init__(self, rank, size):
-        self.rank, self.size = rank, size
+def team(rank=0, size=1):
+    return Team(torch.device("cpu"), rank, size)
 
 
 def test_processes_divide_one_shuffle_an_epoch():
-    shares = [imagenet.share(50, 4, 3, (0, 1), Team(rank, 2)) for rank in (0, 1)]
+    shares = [imagenet.share(50, 4, 3, (0, 1), team(rank, 2)) for rank in (0, 1)]
     assert [s.shape for s in shares] == [(4, 2, 3)] * 2
     together = torch.cat(shares, dim=1)
-    assert torch.equal(together, imagenet.share(50, 4, 3, (0, 1), Team(0, 1)))
+    assert torch.equal(together, imagenet.share(50, 4, 3, (0, 1), team(0, 1)))
     assert len(together.unique()) == 48  # of 50: whole mini-batches only
-    assert not torch.equal(together, imagenet.share(50, 4, 3, (0, 2), Team(0, 1)))
-    assert not torch.equal(together, imagenet.share(50, 4, 3, (1, 0), Team(0, 1)))
+    assert not torch.equal(together, imagenet.share(50, 4, 3, (0, 2), team(0, 1)))
+    assert not torch.equal(together, imagenet.share(50, 4, 3, (1, 0), team(0, 1)))
 
 
 def test_augmentation_depends_on_image_epoch_and_seed_alone(name):
@@ -147,7 +151,7 @@ def test_an_update_is_that_of_goyals_workers(name):
     """By hand: the mean gradient over the parts, each with its own batch norm."""
     train, _ = imagenet.open_images(name, 32, seed=0)
     by_hand, model = (imagenet.build("resnet20", 3, seed=0).double() for _ in range(2))
-    shares = imagenet.share(36, 4, 3, (0, 0), Team(0, 1))
+    shares = imagenet.share(36, 4, 3, (0, 0), team(0, 1))
     parts = [
         [
             torch.stack(column) if torch.is_tensor(column[0]) else torch.tensor(column)
@@ -156,16 +160,18 @@ def test_an_update_is_that_of_goyals_workers(name):
         for part in shares.flatten(0, 1)
     ]
     parts = [(x.double(), y) for x, y in parts]
-    opt, opt_by_hand = (imagenet.optimizer(m, 0.5) for m in (model, by_hand))
-    autocast = torch.autocast("cpu", torch.bfloat16, enabled=False)
+    opt, opt_by_hand = (
+        imagenet.optimizer(m, imagenet.recipe_for(4, 3, lr=0.5, rule="none"))
+        for m in (model, by_hand)
+    )
     reading = iter(parts)
     for i in range(3):
         for m in (model, by_hand):
             m.train()
-        found = imagenet.update(model, opt, reading, 4, imagenet._Alone(), autocast)
+        found = imagenet.update(model, opt, reading, 4, team())
         opt_by_hand.zero_grad()
         loss = wrong = 0
-        for x, y in _with_buffers_of_their_own(by_hand, parts[4 * i : 4 * i + 4]):
+        for x, y in _with_buffers_of_their_own(by_hand, parts[4 * i : 4 * i + 4], 4):
             z = by_hand(x)
             part = F.cross_entropy(z, y, reduction="sum") / 12
             part.backward()
@@ -192,7 +198,7 @@ def test_the_validation_error_is_exact(name):
     with torch.no_grad():
         z = model(torch.stack([test[0, i][0] for i in range(18)]))
     y = torch.tensor([0] * 6 + [1] * 6 + [2] * 6)
-    loss, error = imagenet.evaluate(model, test, imagenet._Alone(), loaders=0)
+    loss, error = imagenet.evaluate(model, test, team(), loaders=0)
     assert loss == pytest.approx(F.cross_entropy(z, y).item(), rel=1e-6)
     assert error == (z.argmax(1) != y).double().mean().item()
 
@@ -215,7 +221,7 @@ def test_a_rate_that_is_too_large_diverges(name):
         model[-1].bias.fill_(math.nan)
     _, test = imagenet.open_images(name, 32, seed=0)
     with pytest.raises(DivergenceError, match="the loss became nan"):
-        imagenet.evaluate(model.eval(), test, imagenet._Alone(), loaders=0)
+        imagenet.evaluate(model.eval(), test, team(), loaders=0)
 
 
 # --- what is refused ----------------------------------------------------------------------------
@@ -224,10 +230,10 @@ def test_a_rate_that_is_too_large_diverges(name):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"k": 13, "n": 3}, "a mini-batch, 39, have no more than the 36 training images"),
-        ({"k": 0}, "k 0, n 3 and epochs 3 must be at least 1"),
+        ({"k": 13, "n": 3}, "k = 13 parts of n = 3 images must have no more than the 36"),
+        ({"k": 0}, "k must be at least 1, got 0"),
         ({"net": "vgg"}, "net must be 'resnet50' or 'resnet20', got 'vgg'"),
-        ({"rule": "cubic"}, "rule must be one of"),
+        ({"rule": "cubic"}, "rule must be 'linear'"),
         ({"images": "cifar10"}, "'cifar10' is not imagefolder:PATH; name a folder"),
         ({"images": "imagefolder:/none"}, "/none/train.*put the images in class folders under"),
     ],
@@ -238,9 +244,9 @@ def test_impossible_settings_are_refused(name, settings, message):
 
 
 def test_parts_that_processes_cannot_divide_are_refused():
-    assert imagenet.check(36, 4, 3, 1, 2) == 3
+    assert imagenet.check(36, 4, 3, 2) == 3
     with pytest.raises(ValueError, match="k 4 parts cannot be divided among 3 processes"):
-        imagenet.check(36, 4, 3, 1, 3)
+        imagenet.check(36, 4, 3, 3)
 
 
 @pytest.mark.parametrize("loaders", [0, 1])
@@ -270,12 +276,12 @@ from lecture6.__main__ import main
 from lecture6.studies import STUDIES, imagenet
 from test_imagenet import study
 STUDIES["goyal"] = study()
-save = imagenet.save_checkpoint
+save = imagenet.Checkpoint.save
 def save_and_die(*arguments):
     save(*arguments)
     os.kill(os.getpid(), signal.SIGKILL)
 if "KILLED" in os.environ:
-    imagenet.save_checkpoint = save_and_die
+    imagenet.Checkpoint.save = save_and_die
 main(prog_name="lecture6")
 """
 
@@ -369,7 +375,7 @@ def test_a_killed_trial_goes_on_from_its_last_epoch(tmp_path, name, alone, proce
     code, _, _ = command(tmp_path, name, processes=processes, KILLED="yes")
     assert code != 0
     [checkpoint] = tmp_path.glob("goyal/*.checkpoint")
-    state = torch.load(checkpoint, weights_only=True)
+    state = Checkpoint(checkpoint, {}).load()
     assert state["epoch"] == 1
     rows = state["rows"]
     rows["history"][0]["loss"] = 7.0  # to see that it was not computed again

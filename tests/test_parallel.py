@@ -17,10 +17,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from lecture6 import parallel
+from lecture6.checkpoints import Checkpoint
 from lecture6.data import gaussian_classes
 from lecture6.models import flat_parameters, local_seed
 from lecture6.parallel import WorkerError, from_torchrun, launch, train_parallel, unavailable
-from lecture6.train import DivergenceError, compose, sample_batches, step_decay, train, warmup
+from lecture6.schedules import compose, step_decay, warmup
+from lecture6.train import DivergenceError, sample_batches, train
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -218,7 +220,7 @@ def test_a_resumed_run_with_dropout_is_the_uninterrupted_one(tmp_path):
     resumed = train_parallel(dropout_net(), DATA, **options)
     assert torch.equal(resumed.w, straight.w)
     assert resumed.history.equals(straight.history)
-    saved = torch.load(options["checkpoint"])["progress"]
+    saved = Checkpoint(options["checkpoint"], {}).load()["progress"]
     assert saved[0] == 4
     assert saved[3] == resumed.seconds
     with pytest.raises(ValueError, match="workers: 2 there, 1 here"):

@@ -9,8 +9,9 @@ from torch import nn
 
 from lecture6 import data, models, train_many
 from lecture6.data import gaussian_classes
+from lecture6.device import has_bf16
 from lecture6.models import flat_parameters, local_seed
-from lecture6.train import DivergenceError, has_bf16, step_decay, train, warmup
+from lecture6.train import DivergenceError, train
 from lecture6.train_many import train_many as together
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -40,19 +41,6 @@ def linear(seed):
         return nn.Sequential(nn.Flatten(), nn.Linear(6, 4)).double()
 
 
-def smooth(seed):
-    with local_seed(seed):
-        layers = [nn.Flatten(), nn.Linear(6, 8), nn.SiLU(), nn.Linear(8, 4)]
-        return nn.Sequential(*layers).double()
-
-
-def normalised(seed):
-    with local_seed(seed):
-        norm = nn.BatchNorm1d(8, track_running_stats=False)
-        layers = [nn.Flatten(), nn.Linear(6, 8), norm, nn.ReLU(), nn.Linear(8, 4)]
-        return nn.Sequential(*layers).double()
-
-
 def assert_as_one_by_one(runs, nets, sets, rates=RATES, tolerance=1e-10, **options):
     """Each replica ends, and on the way was, where `train` brings it."""
     for run, net, images, lr, seed in zip(runs, nets, sets, rates, SEEDS, strict=True):
@@ -76,27 +64,18 @@ def assert_as_one_by_one(runs, nets, sets, rates=RATES, tolerance=1e-10, **optio
 OPTIONS = [
     {},
     {"momentum": 0.9},
-    {"momentum": 0.9, "nesterov": True, "weight_decay": 0.05},
-    {"weight_decay": 0.05},
-    {"optimizer": "adam"},
-    {"optimizer": "adam", "weight_decay": 0.05},
     {"sampling": "with_replacement"},
     {"sampling": "without_replacement", "evaluate_every": 2},
-    {"schedule": warmup(2)},
-    {"schedule": step_decay((1, 2)), "momentum": 0.5},
 ]
 
 
-@pytest.mark.parametrize("build", [mlp, deep, linear, smooth, normalised])
+@pytest.mark.parametrize("build", [mlp, deep, linear])
 @pytest.mark.parametrize("options", OPTIONS)
-def test_together_is_as_one_by_one(build, options):
+def test_many_are_as_one_by_one(build, options):
     options = {"batch_size": 16, "epochs": 3, "device": "cpu"} | options
-    rates = [lr / 20 for lr in RATES] if "optimizer" in options else RATES
     nets = [build(seed) for seed in range(3)]
-    runs = together(nets, DATA, lr=rates, seeds=SEEDS, **options)
-    # batch norm over the 2 samples of the last batch amplifies rounding
-    tolerance = 1e-8 if build is normalised else 1e-10
-    assert_as_one_by_one(runs, nets, [DATA] * 3, rates, tolerance, **options)
+    runs = together(nets, DATA, lr=RATES, seeds=SEEDS, **options)
+    assert_as_one_by_one(runs, nets, [DATA] * 3, **options)
 
 
 def test_each_replica_may_have_its_own_data():
@@ -118,12 +97,10 @@ def test_in_float32_on_real_images():
 
 
 @pytest.mark.skipif(not has_bf16(torch.device("cpu")), reason="no bfloat16 arithmetic here")
-@pytest.mark.parametrize("options", [{}, {"momentum": 0.9}, {"optimizer": "adam"}])
-@pytest.mark.parametrize("act", [nn.ReLU, nn.SiLU])  # by hand, and by autograd
-def test_in_bfloat16_updates_are_rounded_and_nothing_else(act, options):
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.9}])
+def test_in_bfloat16_updates_are_rounded_and_nothing_else(options):
     digits = data.load("digits").subset(200, 100)
-    with local_seed(0):
-        net = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), act(), nn.Linear(32, 10))
+    net = models.mlp(64, 32)
     options = {"batch_size": 32, "epochs": 2, "device": "cpu", "lr": 0.01} | options
     [single] = together([net], digits, **options)
     [half] = together([net], digits, bf16=True, **options)
@@ -158,9 +135,8 @@ def test_the_number_of_replicas_at_a_time_changes_nothing(monkeypatch):
         torch.testing.assert_close(a.w, b.w, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("build", [mlp, smooth])
-def test_nothing_given_is_touched(build):
-    nets = [build(0), build(1)]
+def test_nothing_given_is_touched():
+    nets = [mlp(0), mlp(1)]
     before = [flat_parameters(net) for net in nets]
     torch.manual_seed(0)
     expected = torch.rand(1)
@@ -172,9 +148,8 @@ def test_nothing_given_is_touched(build):
     assert torch.equal(flat_parameters(runs[1].model), runs[1].w)
 
 
-@pytest.mark.parametrize("build", [mlp, smooth])
-def test_a_replica_that_diverges_stops_alone(build):
-    nets = [build(seed) for seed in range(3)]
+def test_a_replica_that_diverges_stops_alone():
+    nets = [mlp(seed) for seed in range(3)]
     wild = replace(DATA, x_train=1e200 * DATA.x_train)
     options = {"batch_size": 16, "epochs": 3, "device": "cpu"}
     sets, rates = [DATA, wild, DATA], [0.1, 1e200, 0.4]
@@ -190,23 +165,21 @@ def test_a_replica_that_diverges_stops_alone(build):
         assert runs[i].stopped == "all epochs done"
 
 
-def test_a_net_whose_loss_is_not_finite_at_the_start():
-    nets = [mlp(0), mlp(1)]
-    nets[0][1].weight.data.fill_(float("nan"))
-    runs = together(nets, DATA, batch_size=16, lr=0.1, epochs=1, device="cpu")
-    assert runs[0].stopped.startswith("diverged by epoch 0")
-    assert (len(runs[0].history), runs[0].n_updates) == (0, 0)
-    assert runs[1].stopped == "all epochs done"
-
-
 def frozen(seed):
     net = mlp(seed)
     net[1].requires_grad_(False)
     return net
 
 
-def dropout(seed):
-    return nn.Sequential(nn.Flatten(), nn.Linear(6, 4), nn.Dropout(0.5)).double()
+def not_a_number(seed):
+    net = mlp(seed)
+    net[1].weight.data[0, 2] = float("nan")
+    return net
+
+
+def normalised():
+    norm = nn.BatchNorm1d(8, track_running_stats=False)
+    return nn.Sequential(nn.Flatten(), nn.Linear(6, 8), norm, nn.ReLU(), nn.Linear(8, 4)).double()
 
 
 @pytest.mark.parametrize(
@@ -214,20 +187,20 @@ def dropout(seed):
     [
         ([], {}, "models is empty"),
         ([mlp(0), mlp(1, bias=False)], {}, "one architecture"),
-        ([dropout(0)], {}, "its own dropout"),
         ([frozen(0)], {}, "every parameter"),
-        ([mlp(0)], {"nesterov": True}, "give a momentum above 0"),
-        ([models.f1(6, 4, batch_norm="running").double()], {}, "batch_norm='batch'"),
+        ([normalised()], {}, "dense layers and ReLU, .* train other nets"),
+        ([not_a_number(0)], {}, r"model 0 has 1 of 92 values .* the first is nan at \[2\]"),
+        ([mlp(0)], {"optimizer": "adam"}, r"no optimizer: train such nets by train\(\)"),
         ([mlp(0), mlp(1)], {"lr": [0.1]}, "lr must be one for all .* 2 models, got 1"),
         ([mlp(0)], {"seeds": [1, 2]}, "seeds must be one for all .* 1 models, got 2"),
+        ([mlp(0)], {"seeds": [-1]}, "seed must be at least 0"),
         ([mlp(0)], {"data": [DATA, DATA]}, "data must be one for all .* 1 models, got 2"),
         ([mlp(0), mlp(1)], {"data": [DATA, DATA.subset(20)]}, "equal sizes"),
-        ([mlp(0), mlp(1)], {"lr": [0.1, -1.0]}, "lr must be a positive finite number, got -1.0"),
+        ([mlp(0), mlp(1)], {"lr": [0.1, -1.0]}, "lr must be a finite number and above 0, got -1"),
+        ([mlp(0)], {"momentum": 1.5}, "momentum must be .* below 1, got 1.5"),
         ([mlp(0)], {"batch_size": 51}, "between 1 and the 50 training samples"),
-        ([mlp(0)], {"epochs": 0}, "epochs and evaluate_every must be at least 1, got 0"),
-        ([mlp(0)], {"optimizer": "rmsprop"}, "'sgd' or 'adam', got 'rmsprop'"),
+        ([mlp(0)], {"epochs": 0}, "epochs must be at least 1, got 0"),
         ([mlp(0)], {"sampling": "all"}, "got 'all'"),
-        ([normalised(0)], {"batch_size": 7}, "a batch of 1 sample of the 50"),
     ],
 )
 def test_impossible_settings_are_refused(nets, options, message):
@@ -236,17 +209,15 @@ def test_impossible_settings_are_refused(nets, options, message):
         together(nets, settings.pop("data"), **settings)
 
 
-def test_dense_nets_go_by_hand_and_others_do_not():
-    assert train_many._is_dense(mlp(0))
-    assert train_many._is_dense(deep(0))
-    assert not any(train_many._is_dense(net) for net in (smooth(0), normalised(0), dropout(0)))
+def test_what_a_dense_net_is():
+    smooth = nn.Sequential(nn.Linear(6, 8), nn.SiLU(), nn.Linear(8, 4))
+    assert all(train_many.is_dense(net) for net in (mlp(0), deep(0), linear(0)))
+    assert not any(train_many.is_dense(net) for net in (smooth, normalised(), models.c1()))
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("build", [mlp, smooth, normalised])
-def test_on_a_gpu_together_is_as_one_by_one(build):
-    nets = [build(seed) for seed in range(3)]
+def test_on_a_gpu_many_are_as_one_by_one():
+    nets = [mlp(seed) for seed in range(3)]
     options = {"batch_size": 16, "epochs": 3, "device": "cuda"}
     runs = together(nets, DATA, lr=RATES, seeds=SEEDS, **options)
-    tolerance = 1e-7 if build is normalised else 1e-9
-    assert_as_one_by_one(runs, nets, [DATA] * 3, tolerance=tolerance, **options)
+    assert_as_one_by_one(runs, nets, [DATA] * 3, tolerance=1e-9, **options)

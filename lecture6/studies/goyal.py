@@ -28,9 +28,10 @@ from lecture6.curvature import eigenvalues
 from lecture6.data import Dataset
 from lecture6.objective import NetworkObjective
 from lecture6.results import Stored, distinct_values
+from lecture6.schedules import goyal_schedule, scale_lr
 from lecture6.studies import imagenet
 from lecture6.studies.trials import Rows, Study
-from lecture6.train import DivergenceError, goyal_schedule, scale_lr, train
+from lecture6.train import DivergenceError, train
 
 RULES, WARMUPS = ("linear", "sqrt", "none"), ("gradual", "none", "constant")
 N = 32  # samples a worker: Goyal et al., §5.1

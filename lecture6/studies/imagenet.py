@@ -19,7 +19,7 @@ import hashlib
 import math
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 
 import joblib
@@ -31,20 +31,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lecture6 import models
+from lecture6.checkpoints import Checkpoint
+from lecture6.checks import whole
 from lecture6.data import DataError
+from lecture6.device import choose, for_training
+from lecture6.schedules import factors, goyal_schedule, scale_lr
 from lecture6.studies.trials import Rows
-from lecture6.train import (
-    DivergenceError,
-    Schedule,
-    Workers,
-    goyal_schedule,
-    load_checkpoint,
-    save_checkpoint,
-    scale_lr,
-)
+from lecture6.team import Team
+from lecture6.train import DivergenceError, Recipe, gradient
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4  # Goyal et al., §5.1
-STATISTICS = 0.1  # weight of a mini-batch in the running statistics; Goyal's momentum 0.9
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's colours in [0, 1]
 EVALUATION_BATCH = 256  # validation images at a time
 
@@ -64,7 +60,7 @@ def trial(
     image_size: int = 224,
     bf16: bool = False,
     loaders: int | None = None,
-    workers: Workers | None = None,
+    workers: Team | None = None,
     checkpoint: str | os.PathLike | None = None,
 ) -> Rows:
     """Train ``net`` with mini-batches of ``k * n`` images; see the module for the tables.
@@ -82,36 +78,38 @@ def trial(
     """
     settings = {"images": images, "net": net, "kn": [k, n], "epochs": epochs, "seed": seed}
     settings |= {"lr": [lr, rule, warmup], "image_size": image_size, "bf16": bf16}
-    team = workers or _Alone()
+    team = workers or Team(choose())
     if loaders is None:
         loaders = max(1, joblib.cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    recipe = recipe_for(k, n, lr=lr, rule=rule, warmup=warmup, epochs=epochs, seed=seed, bf16=bf16)
     train, test = open_images(images, image_size, seed)
-    updates = check(len(train), k, n, epochs, team.size)
+    updates = check(len(train), k, n, team.size)
     _check_same(team, images, [*train.names, *test.names])
 
     model = build(net, len(train.classes), seed).to(team.device)
     if team.device.type == "cuda":
         model = model.to(memory_format=torch.channels_last)
-    shared = team.wrap(model)  # its backward() averages the gradients over the processes
-    rate, factor = schedule(k * n, lr=lr, rule=rule, warmup=warmup, epochs=epochs)
-    opt = optimizer(model, rate)
+    shared = team.wrap(model, train[0, 0][0].expand(2, -1, -1, -1).to(team.device))
+    rates = recipe.lr * factors(recipe.schedule, epochs, updates)
+    opt = optimizer(model, recipe)
     rows, start = Rows(), 0
-    if state := _saved(checkpoint, settings, team):
+    saved = Checkpoint(checkpoint, settings)
+    if state := _saved(saved, team):
         model.load_state_dict(state["model"])
         opt.load_state_dict(state["optimizer"])
         rows, start = Rows(state["rows"]), state["epoch"]
-    autocast = torch.autocast(team.device.type, torch.bfloat16, enabled=bf16)
+
     try:
         for epoch in range(start, epochs):
-            with torch.backends.cudnn.flags(deterministic=True, benchmark=False):
+            with for_training():
                 shares = share(len(train), k, n, (seed, epoch), team)
                 batches = _read(train, epoch, shares.flatten(0, 1), team.device, loaders)
                 shared.train()
                 total = torch.zeros(2, dtype=torch.float64, device=team.device)
                 for i in range(updates):
                     for parameters in opt.param_groups:
-                        parameters["lr"] = rate * factor(epoch + i / updates)
-                    total += update(shared, opt, batches, shares.shape[1], team, autocast)
+                        parameters["lr"] = rates[epoch, i]
+                    total += update(shared, opt, batches, shares.shape[1], team, recipe.bf16)
                 team.mean_buffers(model)
                 model.eval()
                 found = {"train": (total / updates).tolist()}
@@ -120,8 +118,7 @@ def trial(
                 rows.add("history", epoch=epoch + 1, split=split, loss=loss, error=error)
             if checkpoint is not None and team.rank == 0:
                 state = {"model": model.state_dict(), "optimizer": opt.state_dict()}
-                state |= {"settings": settings, "rows": dict(rows), "epoch": epoch + 1}
-                save_checkpoint(checkpoint, state)
+                saved.save(state | {"rows": dict(rows), "epoch": epoch + 1})
     except DivergenceError:  # all processes meet it at the same update
         rows = Rows()
         rows.add("runs", diverged=True)
@@ -135,36 +132,31 @@ def update(
     opt: torch.optim.Optimizer,
     batches: Iterator[tuple[Tensor, Tensor]],
     n_parts: int,
-    team: Workers,
-    autocast: torch.autocast,
+    team: Team,
+    bf16: bool = False,
 ) -> Tensor:
     """One update from the next ``n_parts`` of ``batches``, a process's share of the mini-batch.
 
     Returns the mini-batch's mean loss and error, (2,) float64. Raises DivergenceError, in all
     processes, when that loss is not finite.
     """
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    found = torch.zeros(2, dtype=torch.float64, device=team.device)
+    errors = torch.zeros((), dtype=torch.float64, device=team.device)
+
+    def count(z: Tensor, y: Tensor) -> None:
+        errors.add_((z.argmax(1) != y).double().mean() / n_parts)
+
     opt.zero_grad()
-    for j in range(n_parts):
-        x, y = next(batches)
-        for norm in norms:  # so that the running statistics move by the mean over the parts
-            norm.momentum = STATISTICS / (n_parts - STATISTICS * (n_parts - 1 - j))
-        alone = team.size == 1 or j == n_parts - 1  # gradients are exchanged with the last part
-        with nullcontext() if alone else model.no_sync():
-            with autocast:
-                z = model(x)
-                loss = F.cross_entropy(z, y) / n_parts
-            loss.backward()  # accumulated and averaged: (1/kn) Σ ∇ℓ, Goyal et al., §3, remark 3
-        found += torch.stack([loss.detach(), (z.argmax(1) != y).double().mean() / n_parts])
-    found = team.sum(found) / team.size
+    share = 1 / (n_parts * team.size)  # of the mini-batch, of each part
+    parts = ((x, y, share) for x, y in islice(batches, n_parts))
+    loss = gradient(model, parts, n_parts, team, bf16=bf16, observe=count)
+    found = team.sum(torch.stack([loss.double(), errors])) / team.size
     if not math.isfinite(found[0].item()):
         raise DivergenceError(f"the loss became {found[0].item()}: use a smaller rate or a warm-up")
     opt.step()
     return found
 
 
-def evaluate(model: nn.Module, test: Images, team: Workers, loaders: int) -> list[float]:
+def evaluate(model: nn.Module, test: Images, team: Team, loaders: int) -> list[float]:
     """Mean loss and error of ``model`` on all of ``test``, which the processes divide.
 
     Raises DivergenceError, in all processes, when the loss is not finite.
@@ -181,33 +173,50 @@ def evaluate(model: nn.Module, test: Images, team: Workers, loaders: int) -> lis
     return [loss, error]
 
 
-def schedule(
-    kn: int, *, lr: float = 0.1, rule: str = "linear", warmup: str = "gradual", epochs: float = 90
-) -> tuple[float, Schedule]:
-    """The rate for mini-batches of ``kn``, and the factor on it at an epoch: Goyal et al., §5.1.
+def recipe_for(
+    k: int,
+    n: int,
+    *,
+    lr: float = 0.1,
+    rule: str = "linear",
+    warmup: str = "gradual",
+    epochs: int = 90,
+    seed: int = 0,
+    bf16: bool = False,
+) -> Recipe:
+    """Goyal et al., §5.1, for mini-batches of k parts of n images.
 
-    ``lr`` is the rate for 256, scaled by ``rule`` (:func:`lecture6.train.scale_lr`). ``warmup``
+    ``lr`` is the rate for 256, scaled by ``rule`` (:func:`lecture6.schedules.scale_lr`). ``warmup``
     "gradual" or "constant" starts with it, for the first 5 of 90 epochs and only where kn is larger
     than 256; "none" does not. A tenth after 30, 60 and 80 of 90 epochs; fewer ``epochs`` shrink it
-    all. Raises ValueError for another rule or warm-up.
+    all. Raises ValueError for settings that cannot be trained.
     """
-    kind = warmup if kn > 256 else "none"
-    return scale_lr(lr, kn / 256, rule=rule), goyal_schedule(epochs, kn / 256, rule=rule, kind=kind)
-
-
-def optimizer(model: nn.Module, lr: float) -> torch.optim.SGD:
-    """Nesterov momentum, and weight decay on all but batch norm's gains and shifts: §5.1."""
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    free = {id(p) for m in norms for p in m.parameters()}
-    return torch.optim.SGD(
-        [
-            {"params": [p for p in model.parameters() if id(p) not in free]},
-            {"params": [p for m in norms for p in m.parameters()], "weight_decay": 0.0},
-        ],
-        lr=lr,
+    k, n = whole("k", k, least=1), whole("n", n, least=1)
+    ratio = k * n / 256
+    kind = warmup if ratio > 1 else "none"
+    return Recipe(
+        batch_size=k * n,
+        micro_batch=n,
+        lr=scale_lr(lr, ratio, rule=rule),
+        schedule=goyal_schedule(epochs, ratio, rule=rule, kind=kind),
+        epochs=epochs,
         momentum=MOMENTUM,
         nesterov=True,
         weight_decay=WEIGHT_DECAY,
+        seed=seed,
+        bf16=bf16,
+    )
+
+
+def optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Nesterov momentum, and weight decay on all but batch norm's gains and shifts: §5.1."""
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    free = {id(p) for m in norms for p in m.parameters()}
+    return recipe.optimizer_for(
+        [
+            {"params": [p for p in model.parameters() if id(p) not in free]},
+            {"params": [p for m in norms for p in m.parameters()], "weight_decay": 0.0},
+        ]
     )
 
 
@@ -220,12 +229,12 @@ def build(net: str, n_classes: int, seed: int) -> nn.Module:
     raise ValueError(f"net must be 'resnet50' or 'resnet20', got {net!r}")
 
 
-def check(n_train: int, k: int, n: int, epochs: int, processes: int) -> int:
+def check(n_train: int, k: int, n: int, processes: int) -> int:
     """The updates of an epoch; ValueError for settings that cannot be trained."""
-    if min(k, n, epochs) < 1 or k * n > n_train:
+    if k * n > n_train:
         raise ValueError(
-            f"k {k}, n {n} and epochs {epochs} must be at least 1, and a mini-batch, {k * n}, have "
-            f"no more than the {n_train} training images"
+            f"a mini-batch of k = {k} parts of n = {n} images must have no more than the {n_train} "
+            "training images"
         )
     if k % processes:
         raise ValueError(
@@ -235,7 +244,7 @@ def check(n_train: int, k: int, n: int, epochs: int, processes: int) -> int:
     return n_train // (k * n)
 
 
-def share(n_train: int, k: int, n: int, seed: tuple[int, ...], team: Workers) -> Tensor:
+def share(n_train: int, k: int, n: int, seed: tuple[int, ...], team: Team) -> Tensor:
     """A process's indices of an epoch's mini-batches, (updates, parts, n).
 
     All processes shuffle alike, once an epoch, and divide the result: Goyal et al., §3, remark 4.
@@ -333,7 +342,7 @@ def _read(
         raise DataError(str(error).rpartition("DataError: ")[2].strip()) from None
 
 
-def _check_same(team: Workers, images: str, names: list[str]) -> None:
+def _check_same(team: Team, images: str, names: list[str]) -> None:
     """Raise DataError unless all processes found the same files, in the same order."""
     digest = hashlib.sha256("\n".join(names).encode()).digest()
     found = torch.zeros(team.size, dtype=torch.int64)
@@ -346,34 +355,9 @@ def _check_same(team: Workers, images: str, names: list[str]) -> None:
         )
 
 
-def _saved(checkpoint: str | os.PathLike | None, settings: dict, team: Workers) -> dict | None:
+def _saved(checkpoint: Checkpoint, team: Team) -> dict | None:
     """What process 0 has saved, for all processes; None at the start."""
-    if checkpoint is None:
-        return None
-    state = [None]
-    if team.rank == 0 and Path(checkpoint).exists():
-        state = [load_checkpoint(checkpoint, settings)]
+    state = [checkpoint.load() if team.rank == 0 else None]
     if team.size > 1:
         dist.broadcast_object_list(state)
     return state[0]
-
-
-class _Alone:
-    """The one process of a trial that is not divided."""
-
-    rank, size = 0, 1
-
-    def __init__(self) -> None:
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-    def wrap(self, model: nn.Module) -> nn.Module:
-        return model
-
-    def sum(self, tensor: Tensor) -> Tensor:
-        return tensor
-
-    def mean_buffers(self, model: nn.Module) -> None:
-        pass
-
-    def beat(self) -> None:
-        pass

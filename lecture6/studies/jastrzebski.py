@@ -34,7 +34,7 @@ from lecture6.objective import NetworkObjective
 from lecture6.results import Stored, distinct_values
 from lecture6.studies.trials import Rows, Study
 from lecture6.train import DivergenceError, Run, train
-from lecture6.train_many import train_many
+from lecture6.train_many import is_dense, train_many
 
 CYCLE = 5  # the paper's square waves: a factor of 5 (B = 128 and 640), 5 epochs each
 TRACE_PRODUCTS = 8
@@ -136,7 +136,7 @@ def pieces(
 
 def _train(model: nn.Module, data: Dataset, *, seed: int, **settings) -> Run | None:
     """A run, or None when it diverged: small dense nets the fast way."""
-    if not any(isinstance(m, nn.Conv2d) for m in model.modules()):
+    if is_dense(model):
         [run] = train_many([model], data, seeds=[seed], **settings)
         return None if run.stopped.startswith("diverged") else run
     try:

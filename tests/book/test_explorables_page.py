@@ -18,8 +18,8 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 from lecture6 import explorables, toys
 from lecture6.equilibrium import Gibbs, laplace
 from lecture6.explorables import MIME_TYPE, BookExplorable, Box, Steps, Walkers
+from lecture6.schedules import warmup
 from lecture6.sharpness import keskar
-from lecture6.train import warmup
 
 STATIC = explorables.HERE.parents[1] / "book" / "_static"
 TIMEOUT = 30  # seconds
