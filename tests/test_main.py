@@ -69,7 +69,7 @@ def test_a_data_set_alone_takes_the_place_of_the_only_one(lecture6, monkeypatch)
     used[1]["data"] = "cifar10"
     code, output = lecture6(*command, "fashion_mnist")
     assert code == 2
-    assert "'fashion_mnist' must be of the form OLD=NEW" in output
+    assert "'fashion_mnist' is not of the form OLD=NEW" in output
     assert "toy at profile smoke uses cifar10, mnist" in output
 
 

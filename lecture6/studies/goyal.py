@@ -113,9 +113,7 @@ def trial(
                     found = _lambda_max(run.model if epoch else model, data, seed)
                     rows.add("curvature", epoch=epoch, lambda_max=found)
     except DivergenceError:
-        diverged = Rows()
-        diverged.add("runs", diverged=True)
-        return diverged
+        return Rows(runs=[{"diverged": True}])
     for h in run.history.itertuples():
         rows.add("history", epoch=h.epoch, split=h.split, loss=h.loss, error=1 - h.accuracy)
     rows.add("runs", n_updates=run.n_updates, diverged=False)

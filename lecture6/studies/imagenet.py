@@ -120,9 +120,7 @@ def trial(
                 state = {"model": model.state_dict(), "optimizer": opt.state_dict()}
                 saved.save(state | {"rows": dict(rows), "epoch": epoch + 1})
     except DivergenceError:  # all processes meet it at the same update
-        rows = Rows()
-        rows.add("runs", diverged=True)
-        return rows
+        return Rows(runs=[{"diverged": True}])
     rows.add("runs", n_updates=epochs * updates, diverged=False)
     return rows
 

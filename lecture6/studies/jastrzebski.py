@@ -76,9 +76,7 @@ def trial(
         settings = {"lr": rate, "batch_size": size, "epochs": length, "evaluate_every": length}
         run = _train(model, data, seed=1000 * seed + number, bf16=bf16, **settings)
         if run is None:
-            rows = Rows()
-            rows.add("runs", diverged=True)
-            return rows
+            return Rows(runs=[{"diverged": True}])
         evaluated = (epoch + length) % evaluate_every == 0 or epoch + length == epochs
         for h in run.history.itertuples():
             # the first line of a piece is the last of the one before

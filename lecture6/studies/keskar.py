@@ -198,11 +198,6 @@ def figure_4(history: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(label=[f"batch {size:,}" for size in rows["batch_size"]])
 
 
-def figure_5(path: pd.DataFrame) -> pd.DataFrame:
-    """The straight line between pairs, as :func:`lecture6.figures.interpolation` wants it."""
-    return path[path["path"] == "linear"].sort_values(["split", "seed", "alpha"])
-
-
 def figure_7(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Test accuracy and sharpness, as :func:`lecture6.figures.batch_size` wants them."""
     accuracy = final(tables).melt()["value"].to_numpy()

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from dataclasses import dataclass, field
 from datetime import date, timedelta
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import import_module, metadata
 from pathlib import Path
 from threading import Lock, Thread
@@ -115,14 +115,12 @@ def run(
 
     A trial that raises, or whose worker process dies twice, is reported in the Outcome, and the
     others go on. Raises ValueError for an impossible number of jobs, and StudyError before anything
-    is computed when the folder cannot be written, a folder of images is not there, or the cluster
-    cannot be reached, and at once when a finished trial cannot be written; what was finished before
-    stays.
+    is computed for a folder that cannot be written, a folder of images that is not there and a
+    cluster that cannot be reached, and later when a finished trial cannot be written.
 
-    Under torchrun every process calls this. That of rank 0 does what is said above, and each trial
-    with all of them. The others take part, on machines that have the same lecture6 and the same
-    images at the same path, but need not share the folder; their Outcome is nothing. A trial that
-    raises in one process ends it with exit code 1, for torchrun to end the others.
+    Under torchrun every process calls this. Rank 0 does what is said above, each trial with all
+    processes; the others, on machines with the same lecture6 and the same images at the same path,
+    only take part in the trials. A trial that raises in one process ends it with exit code 1.
     """
     if rank() > 0:
         _follow()
@@ -130,7 +128,6 @@ def run(
     jobs = jobs if jobs is None else checks.whole("jobs", jobs, least=1)
     trials, files = study.trials(profile, replace), TrialFiles(study, folder)
     function = study.trial_of(profile)
-    files.check_writable()
     for name in {t.parameters["images"] for t in trials if "images" in t.parameters}:
         _image_folder(name)
     if under_torchrun() and "workers" not in inspect.signature(function).parameters:
@@ -443,7 +440,7 @@ def _channel() -> Iterator[tuple[parallel.Group, Callable[[tuple | None], tuple 
 
         def broadcast(job: tuple | None = None) -> tuple | None:
             sent = [job]
-            dist.broadcast_object_list(sent, group=channel)
+            dist.broadcast_object_list(sent, group=channel)  # type: ignore[arg-type]
             return sent[0]
 
         yield group, broadcast
@@ -470,7 +467,7 @@ def _follow() -> None:
 
 def _share(group: parallel.Group, job: tuple) -> tuple[str, None]:
     """This process's part of a job; an error is the end of the process."""
-    answer, error = _work(*job, workers=group)
+    answer, error = partial(_work, workers=group)(*job)
     if answer is None:
         print(f"rank {group.rank}: {job[0]} failed: {error}", file=sys.stderr, flush=True)
         # not sys.exit: taking leave of the others would wait for them, and they for this process

@@ -78,10 +78,9 @@ def trial(
         evaluate_every=math.ceil(epochs / N_EVALUATIONS),
         bf16=bf16,
     )
-    rows = Rows()
     if run.stopped.startswith("diverged"):
-        rows.add("runs", diverged=True)
-        return rows
+        return Rows(runs=[{"diverged": True}])
+    rows = Rows()
     for h in run.history.itertuples():
         rows.add("history", update=h.update, split=h.split, loss=h.loss, accuracy=h.accuracy)
     used = run.precision == "bfloat16"

@@ -14,8 +14,7 @@ import hashlib
 import json
 import os
 import sys
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import util
@@ -183,42 +182,10 @@ def _used_modules(module: str) -> dict[str, str]:
     todo = ["lecture6.data", module]
     while todo:
         name = todo.pop()
-        if name in digests or name in _MACHINERY or name.partition(".")[0] not in packages:
-            continue
-        digests[name], imported = _read_module(name)
-        todo += imported
+        if name not in {*digests, *_MACHINERY} and name.partition(".")[0] in packages:
+            digests[name], imported = _read_module(name)
+            todo += filter(_is_module, imported)
     return digests
-
-
-@lru_cache
-def _read_module(name: str) -> tuple[str, list[str]]:
-    """The digest of a module's syntax tree without its docstrings, and the modules it imports."""
-    spec = util.find_spec(name)
-    try:
-        tree = ast.parse(Path(str(spec and spec.origin)).read_bytes())
-    except (OSError, ValueError, SyntaxError) as error:
-        raise StudyError(
-            f"the source of module {name!r} cannot be read ({error}); define the trial in a file"
-        ) from None
-    package = name if spec.submodule_search_locations is not None else name.rpartition(".")[0]
-    imported = []
-    for node in ast.walk(tree):
-        imported += _imports(node, package)
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
-            node.body = [n for n in body if not _is_text(n)] or [ast.Pass()]  # type: ignore
-    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest(), imported
-
-
-def _imports(node: ast.AST, package: str) -> Iterator[str]:
-    """The modules that a statement imports; of ``from a import b``, a.b if that is a module."""
-    if isinstance(node, ast.Import):
-        yield from (alias.name for alias in node.names if _is_module(alias.name))
-    elif isinstance(node, ast.ImportFrom):
-        source = util.resolve_name("." * node.level + (node.module or ""), package)
-        if _is_module(source):
-            names = (f"{source}.{alias.name}" for alias in node.names)
-            yield from (name if _is_module(name) else source for name in names)
 
 
 def _is_module(name: str) -> bool:
@@ -228,12 +195,30 @@ def _is_module(name: str) -> bool:
         return False
 
 
-def _is_text(node: ast.AST) -> bool:
-    return (
-        isinstance(node, ast.Expr)
-        and isinstance(node.value, ast.Constant)
-        and isinstance(node.value.value, str)
-    )
+_DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@lru_cache
+def _read_module(name: str) -> tuple[str, list[str]]:
+    """The digest of a module's syntax tree without docstrings, and the names that it imports."""
+    spec = util.find_spec(name)
+    try:
+        tree = ast.parse(Path(str(spec and spec.origin)).read_bytes())
+    except (OSError, ValueError, SyntaxError) as error:
+        raise StudyError(
+            f"the source of module {name!r} cannot be read ({error}); define the trial in a file"
+        ) from None
+    package = name if spec and spec.submodule_search_locations else name.rpartition(".")[0]
+    imported: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):  # "from a import b": b may be a module, too
+            source = util.resolve_name("." * node.level + (node.module or ""), package)
+            imported += [source, *(f"{source}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, _DOCUMENTED) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest(), imported
 
 
 # ---- the files ---------------------------------------------------------------------------------
@@ -278,9 +263,13 @@ class TrialFiles:
         self.path(trial, ".checkpoint").unlink(missing_ok=True)
 
     def claim(self, trial: Trial) -> FileLock | None:
-        """A lock on a trial that nobody has finished or has in flight, else None."""
+        """A lock on a trial that nobody has finished or has in flight, else None.
+
+        Raises StudyError when the folder cannot be written.
+        """
         lock = FileLock(self.path(trial, ".lock"), blocking=False)
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except Timeout:
             return None
@@ -292,14 +281,3 @@ class TrialFiles:
             lock.release()
             return None
         return lock
-
-    def check_writable(self) -> None:
-        """Raise StudyError when nothing can be written here."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=self.folder).close()
-        except OSError as error:
-            raise StudyError(
-                f"cannot write in {self.folder}: {error.strerror}; nothing was run. Choose another "
-                "folder with --folder or LECTURE6_STUDIES"
-            ) from None
