@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,9 @@ def save(
     folder = Path(folder or FOLDER)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
-    before = _record(path)["tables"] if path.exists() else {}
+    before: dict = {}
+    with suppress(FileNotFoundError, ResultsError):
+        before = _record(path)["tables"]
     entries = {}
     for kind, table in tables.items():
         content = io.BytesIO()
@@ -169,6 +172,5 @@ def _record(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         pass
     raise ResultsError(
-        f"{path} is damaged, or of an older lecture6: delete it, and lecture6 collect {path.stem} "
-        "again"
+        f"{path} is damaged, or of an older lecture6: lecture6 collect {path.stem} again"
     )
