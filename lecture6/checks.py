@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
+import operator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -16,58 +17,52 @@ import torch
 from torch import Tensor, nn
 
 SEEDS = 2**63  # a seed is below: torch's generators take a larger one for another
+_BOUNDS: dict[str, tuple[str, Callable]] = {
+    "above": ("above", operator.gt),
+    "least": ("at least", operator.ge),
+    "below": ("below", operator.lt),
+    "most": ("at most", operator.le),
+}
 
 
-def whole(name: str, value: Any, *, least: int | None = None, most: int | None = None) -> int:
+def whole(name: str, value: Any, **bounds: int) -> int:
     """``value`` as an int: a Python or NumPy integer, or a float without a fraction.
 
-    Raises ValueError for anything else, and outside of ``least`` and ``most``, both included.
+    ``bounds``: above, least, below, most. Raises ValueError for anything else, and out of bounds.
     """
-    number = _number(name, value, "a whole number")
-    if not math.isfinite(number) or number != int(number):
+    value = _plain(value)
+    if not _is_finite(value) or value != int(value):
         raise ValueError(f"{name} must be a whole number, got {value!r}")
-    number = int(number)
-    if (least is not None and number < least) or (most is not None and number > most):
-        high = "" if most is None else f" and at most {most:,}"
-        low = "a whole number" if least is None else f"at least {least:,}"
-        raise ValueError(f"{name} must be {low}{high}, got {number:,}")
-    return number
+    return int(_within(name, int(value), [], bounds))
 
 
-def real(
-    name: str,
-    value: Any,
-    *,
-    above: float | None = None,
-    least: float | None = None,
-    below: float | None = None,
-    most: float | None = None,
-) -> float:
+def real(name: str, value: Any, **bounds: float) -> float:
     """``value`` as a float: any finite real number, of Python or NumPy, or a tensor of one.
 
-    Raises ValueError for anything else, and for a value out of range: ``above`` and ``below`` are
-    excluded, ``least`` and ``most`` included.
+    ``bounds``: above, least, below, most. Raises ValueError for anything else, and out of bounds.
     """
-    number = float(_number(name, value, "a number"))
-    bounds = (
-        (above, number > (above or 0), "above"),
-        (least, number >= (least or 0), "at least"),
-        (below, number < (below or 0), "below"),
-        (most, number <= (most or 0), "at most"),
-    )
-    wanted = [(f"{word} {bound:g}", met) for bound, met, word in bounds if bound is not None]
-    if not (math.isfinite(number) and all(met for _, met in wanted)):
-        must = " and ".join(["a finite number", *(word for word, _ in wanted)])
-        raise ValueError(f"{name} must be {must}, got {number:g}")
-    return number
+    value = _plain(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ValueError(f"{name} must be a number, got {value!r}")
+    return float(_within(name, value, ["a finite number"], bounds))
 
 
-def _number(name: str, value: Any, wanted: str) -> int | float:
-    """A Python number; ValueError for what is none, bool among it."""
-    if isinstance(value, np.ndarray | np.generic | Tensor) and value.ndim == 0:
-        value = value.item()
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{name} must be {wanted}, got {value!r}")
+def _plain(value: Any) -> Any:
+    """What NumPy and torch wrap, as Python's own."""
+    wrapped = isinstance(value, np.ndarray | np.generic | Tensor) and value.ndim == 0
+    return value.item() if wrapped else value
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _within(name: str, value: float, wanted: list[str], bounds: dict[str, Any]) -> float:
+    wanted = wanted + [f"{_BOUNDS[kind][0]} {bound:,}" for kind, bound in bounds.items()]
+    met = all(_BOUNDS[kind][1](value, bound) for kind, bound in bounds.items())
+    if not (met and _is_finite(value)):
+        shown = f"{value:,}" if isinstance(value, int) else f"{value:g}"
+        raise ValueError(f"{name} must be {' and '.join(wanted)}, got {shown}")
     return value
 
 
@@ -118,7 +113,10 @@ def samples(x: Any, y: Any, *, name: str = "") -> tuple[Tensor, Tensor]:
     else, for an empty set and for different lengths; ``name`` is said of the set ("test").
     """
     x_name, y_name = (f"{part}_{name}" if name else part for part in "xy")
-    x, y = _tensor(x_name, x), _tensor(y_name, y)
+    try:
+        x, y = torch.as_tensor(x).detach(), torch.as_tensor(y).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{x_name} and {y_name} must be tensors or arrays: {error}") from None
     if x.dim() == 0 or len(x) == 0:
         raise ValueError(f"{x_name} must hold at least one sample, got the shape {tuple(x.shape)}")
     if x.is_complex() or x.dtype == torch.bool:
@@ -129,13 +127,6 @@ def samples(x: Any, y: Any, *, name: str = "") -> tuple[Tensor, Tensor]:
             f"({len(x)},), got {y.dtype} of the shape {tuple(y.shape)}"
         )
     return finite(x_name, x, "clean the data first"), y.to(torch.int64)
-
-
-def _tensor(name: str, values: Any) -> Tensor:
-    try:
-        return torch.as_tensor(values).detach()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{name} must be a tensor or a NumPy array: {error}") from None
 
 
 def parameters(model: nn.Module) -> dict[str, nn.Parameter]:

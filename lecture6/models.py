@@ -3,11 +3,12 @@
 Batch norm follows the authors' released code (Keras 1, ``mode=2``): every batch is normalised by
 its own mean and variance, when training *and* when evaluating, and no running statistics are kept.
 A landscape drawn with running statistics would show the loss of a network whose normalisation
-belongs to other weights. ``batch_norm="running"`` gives PyTorch's usual behaviour instead; it is
-the default of the residual networks, which are Goyal et al.'s (1706.02677).
+belongs to other weights. ``batch_norm="running"`` gives PyTorch's usual behaviour instead; the
+residual networks, which are Goyal et al.'s (1706.02677), have no other.
 
 Weights start from PyTorch's default (uniform) initialisation, those of the residual networks as
-Goyal et al. say (§5.1), drawn from ``seed`` alone.
+Goyal et al. say (§5.1), drawn from ``seed`` alone. Every network raises ValueError, naming the
+argument, for sizes that are no whole numbers above 0 and for other options that it does not have.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lecture6.checks import parameters
+from lecture6 import checks
 
 N_HIDDEN = 512  # units of every hidden layer of F1 and F2: Keskar et al., Appendix B
 
@@ -35,6 +37,7 @@ def local_seed(seed: int) -> Iterator[None]:
     Initialisation and dropout draw from the default generator; this keeps them reproducible
     without touching global state.
     """
+    seed = checks.seed(seed)
     with torch.random.fork_rng():
         torch.random.default_generator.manual_seed(seed)
         if torch.cuda.is_available():
@@ -43,8 +46,12 @@ def local_seed(seed: int) -> Iterator[None]:
 
 
 def flat_parameters(model: nn.Module) -> Tensor:
-    """A detached copy of all parameters as one vector w of shape (n_params,)."""
-    return torch.cat([p.detach().reshape(-1) for p in parameters(model).values()])
+    """w: a detached copy of the model's parameters as one vector (n_params,), in their order.
+
+    All real floating ones, those that are frozen (``requires_grad=False``) among them. Raises
+    ValueError as :func:`lecture6.checks.parameters` does.
+    """
+    return torch.cat([p.detach().reshape(-1) for p in checks.parameters(model).values()])
 
 
 def unflatten(w: Tensor, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
@@ -54,36 +61,30 @@ def unflatten(w: Tensor, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Number of trainable parameters (batch norm's scale and shift included)."""
-    return sum(p.numel() for p in model.parameters())
+    """The length of :func:`flat_parameters`, or 0 for a module without parameters (a ReLU)."""
+    if next(model.parameters(), None) is None:
+        return 0
+    return sum(p.numel() for p in checks.parameters(model).values())
 
 
-def _norm(kind: type[nn.Module], width: int, batch_norm: str) -> nn.Module:
-    if batch_norm not in ("batch", "running"):
-        raise ValueError(f"batch_norm must be 'batch' or 'running', got {batch_norm!r}")
-    return kind(width, track_running_stats=batch_norm == "running")
+def _size(name: str, value: int) -> int:
+    return checks.whole(name, value, least=1)
 
 
-def _dense(n_in: int, n_out: int, batch_norm: str, dropout: float = 0.0) -> list[nn.Module]:
-    layers = [nn.Linear(n_in, n_out), _norm(nn.BatchNorm1d, n_out, batch_norm), nn.ReLU()]
-    return [*layers, nn.Dropout(dropout)] if dropout else layers
+def _normalised(layer: nn.Linear | nn.Conv2d, batch_norm: str) -> list[nn.Module]:
+    """The layer, its batch norm and its ReLU units."""
+    running = checks.one_of("batch_norm", batch_norm, ("batch", "running")) == "running"
+    norm = nn.BatchNorm1d if isinstance(layer, nn.Linear) else nn.BatchNorm2d
+    return [layer, norm(len(layer.weight), track_running_stats=running), nn.ReLU()]
 
 
-def _conv(n_in: int, n_out: int, size: int, batch_norm: str, stride: int = 1) -> list[nn.Module]:
-    return [
-        nn.Conv2d(n_in, n_out, size, stride=stride, padding=size // 2),
-        _norm(nn.BatchNorm2d, n_out, batch_norm),
-        nn.ReLU(),
-    ]
-
-
-def _fully_connected(
-    n_inputs: int, n_layers: int, n_classes: int, batch_norm: str, seed: int
-) -> nn.Sequential:
+def _f(n_layers: int, n_inputs: int, n_classes: int, batch_norm: str, seed: int) -> nn.Sequential:
+    """F1 and F2, which differ in the number of hidden layers."""
+    n_inputs, n_classes = _size("n_inputs", n_inputs), _size("n_classes", n_classes)
     with local_seed(seed):
         layers: list[nn.Module] = [nn.Flatten()]
         for n_in in [n_inputs] + [N_HIDDEN] * (n_layers - 1):
-            layers += _dense(n_in, N_HIDDEN, batch_norm)
+            layers += _normalised(nn.Linear(n_in, N_HIDDEN), batch_norm)
         return nn.Sequential(*layers, nn.Linear(N_HIDDEN, n_classes))
 
 
@@ -95,7 +96,7 @@ def f1(
     Input (batch, ...) with ``n_inputs`` values a sample, output logits (batch, n_classes).
     Source: Keskar et al., Table 1 and Appendix B.
     """
-    return _fully_connected(n_inputs, 5, n_classes, batch_norm, seed)
+    return _f(5, n_inputs, n_classes, batch_norm, seed)
 
 
 def f2(
@@ -105,7 +106,7 @@ def f2(
 
     Input (batch, 360), output logits (batch, 1973). Source: Keskar et al., Appendix B; Figure 2.
     """
-    return _fully_connected(n_inputs, 7, n_classes, batch_norm, seed)
+    return _f(7, n_inputs, n_classes, batch_norm, seed)
 
 
 def c1(
@@ -116,61 +117,42 @@ def c1(
     Input (batch, 3, 32, 32), output logits (batch, n_classes).
 
     ``stride=1`` is the authors' released code: 'same' convolutions, each followed by a 3×3
-    max-pool of stride 2; 1,757,834 parameters. ``stride=2`` is the
-    text of Appendix B and of the lecture's Remark 1 read literally, "64 5×5 filters with stride 2
-    followed by max pooling": the feature map shrinks to 2×2 and 283,274 parameters remain.
-
-    Raises ValueError for another stride.
+    max-pool of stride 2; 1,757,834 parameters. ``stride=2`` is the text of Appendix B and of the
+    lecture's Remark 1 read literally, "64 5×5 filters with stride 2 followed by max pooling": the
+    feature map shrinks to 2×2 and 283,274 parameters remain.
     """
-    if stride not in (1, 2):
-        raise ValueError(f"stride must be 1 (released code) or 2 (paper's text), got {stride!r}")
+    n_classes = _size("n_classes", n_classes)
+    stride = checks.whole("stride", stride, least=1, most=2)
     side = 32 // (2 * stride) ** 2
     with local_seed(seed):
         return nn.Sequential(
-            *_conv(3, 64, 5, batch_norm, stride),
+            *_normalised(nn.Conv2d(3, 64, 5, stride, padding=2), batch_norm),
             nn.MaxPool2d(3, 2, padding=1),
-            *_conv(64, 64, 5, batch_norm, stride),
+            *_normalised(nn.Conv2d(64, 64, 5, stride, padding=2), batch_norm),
             nn.MaxPool2d(3, 2, padding=1),
             nn.Flatten(),
-            *_dense(64 * side**2, 384, batch_norm, dropout=0.5),
-            *_dense(384, 192, batch_norm, dropout=0.5),
+            *_normalised(nn.Linear(64 * side**2, 384), batch_norm),
+            nn.Dropout(0.5),
+            *_normalised(nn.Linear(384, 192), batch_norm),
+            nn.Dropout(0.5),
             nn.Linear(192, n_classes),
         )
 
 
-def c2(n_classes: int = 10, *, batch_norm: str = "batch", seed: int = 0) -> nn.Sequential:
-    """C2: VGG-like, thirteen 3×3 convolutions and a dense layer of 512; 14,991,946 parameters.
-
-    Input (batch, 3, 32, 32), output logits (batch, n_classes). Dropout 0.3 between the first two
-    convolutions, 0.4 between later ones of a block, 0.5 around the dense layer: the released code.
-    """
-    with local_seed(seed):
-        layers: list[nn.Module] = []
-        n_in = 3
-        for width, depth in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
-            for i in range(depth):
-                layers += _conv(n_in, width, 3, batch_norm)
-                n_in = width
-                if i < depth - 1:
-                    layers.append(nn.Dropout(0.3 if width == 64 else 0.4))
-            layers.append(nn.MaxPool2d(2))
-        layers += [nn.Flatten(), nn.Dropout(0.5), *_dense(512, 512, batch_norm, dropout=0.5)]
-        return nn.Sequential(*layers, nn.Linear(512, n_classes))
-
-
-def vgg11(n_classes: int = 10, *, batch_norm: str = "batch", seed: int = 0) -> nn.Sequential:
+def vgg11(n_classes: int = 10, *, seed: int = 0) -> nn.Sequential:
     """VGG-11 for small images, with batch norm: eight 3×3 convolutions; 9,231,114 parameters.
 
     Input (batch, 3, 32, 32), output logits (batch, n_classes). Layers: Simonyan & Zisserman
     (1409.1556), Table 1, column A, with one dense layer in the place of three, since 1×1 pixel is
     left of 32×32.
     """
+    n_classes = _size("n_classes", n_classes)
     with local_seed(seed):
         layers: list[nn.Module] = []
         n_in = 3
         for width, depth in ((64, 1), (128, 1), (256, 2), (512, 2), (512, 2)):
             for _ in range(depth):
-                layers += _conv(n_in, width, 3, batch_norm)
+                layers += _normalised(nn.Conv2d(n_in, width, 3, padding=1), "batch")
                 n_in = width
             layers.append(nn.MaxPool2d(2))
         return nn.Sequential(*layers, nn.Flatten(), nn.Linear(512, n_classes))
@@ -189,7 +171,8 @@ def mlp(
     ``n_hidden``: the width of the hidden layer, or of each of several. With one and without biases
     its function is unchanged by :func:`lecture6.curvature.rescale`.
     """
-    widths = [n_inputs, *([n_hidden] if isinstance(n_hidden, int) else n_hidden)]
+    n_classes, widths = _size("n_classes", n_classes), [_size("n_inputs", n_inputs)]
+    widths += [_size("n_hidden", width) for width in np.ravel(n_hidden).tolist()]
     with local_seed(seed):
         layers: list[nn.Module] = [nn.Flatten()]
         for n_in, n_out in pairwise(widths):
@@ -197,94 +180,64 @@ def mlp(
         return nn.Sequential(*layers, nn.Linear(widths[-1], n_classes, bias=bias))
 
 
-class _GhostBatchNorm(nn.modules.batchnorm._BatchNorm):
+class GhostBatchNorm2d(nn.BatchNorm2d):
     """Batch norm by groups of ``group`` successive samples, as that many workers would normalise.
 
     Goyal et al., §2.3: however large the mini-batch is, each worker normalises its own n = 32
     samples. Hoffer et al. (1705.08741) call it ghost batch norm. N samples make ceil(N / group)
     nearly equal groups, cut as ``torch.tensor_split`` cuts. The running statistics move once a
-    batch, to the mean over the groups of what each would have made of them; ``momentum`` 0.1 is
-    Goyal's 0.9. In eval mode they are used; a module without them (``track_running_stats=False``)
-    goes on normalising by groups. Raises ValueError for a ``group`` below 1.
+    batch, to the mean over the groups of what each would have made of them, and serve in eval mode;
+    their ``momentum`` 0.1 is Goyal's 0.9. Raises ValueError for a ``group`` below 1.
     """
 
-    def __init__(
-        self,
-        num_features: int,
-        group: int = 32,
-        *,
-        momentum: float = 0.1,
-        track_running_stats: bool = True,
-    ) -> None:
-        super().__init__(num_features, momentum=momentum, track_running_stats=track_running_stats)
-        if group < 1:
-            raise ValueError(f"group must be at least 1 sample, got {group}")
-        self.group = group
+    def __init__(self, num_features: int, group: int = 32) -> None:
+        super().__init__(num_features)
+        self.group = _size("group", group)
 
     def forward(self, x: Tensor) -> Tensor:
+        """The output, of the shape of ``x``, (N, C, H, W)."""
         self._check_input_dim(x)
-        if self.track_running_stats and not self.training:
+        if not self.training:
             return super().forward(x)
-        # A CPU takes the groups one by one in a third of the time, without copies; on a GPU each of
-        # them would cost a kernel.
-        y, statistics = self._by_groups(x, math.ceil(len(x) / self.group), stacked=x.is_cuda)
-        if self.track_running_stats:
-            with torch.no_grad():
-                self.num_batches_tracked += 1
-                self.running_mean.copy_(torch.cat([mean for mean, _ in statistics]).mean(0))
-                self.running_var.copy_(torch.cat([var for _, var in statistics]).mean(0))
-        return y
-
-    def _by_groups(
-        self, x: Tensor, n_groups: int, *, stacked: bool
-    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """``x`` normalised, and what each group makes of the running statistics, (groups, C).
-
-        ``stacked``: groups of the same size are normalised together, as channels of their own.
-        """
+        n_groups = math.ceil(len(x) / self.group)
         size, n_larger = divmod(len(x), n_groups)
-        if stacked:
-            counts = [n_larger, n_groups - n_larger]
-            blocks = x.split([n_larger * (size + 1), (n_groups - n_larger) * size])
-        else:
-            counts, blocks = [1] * n_groups, x.tensor_split(n_groups)
-        outputs, statistics = [], []
-        for block, g in zip(blocks, counts, strict=True):
-            if g == 0:
-                continue
-            running = None, None
-            if self.track_running_stats:
-                running = self.running_mean.repeat(g), self.running_var.repeat(g)
-                statistics.append(tuple(r.view(g, -1) for r in running))
-            z = block.unflatten(0, (g, -1)).transpose(0, 1).flatten(1, 2)  # (size, g·C, …)
-            scale, shift = self.weight.repeat(g), self.bias.repeat(g)
-            z = F.batch_norm(z, *running, scale, shift, True, self.momentum, self.eps)
-            outputs.append(z.unflatten(1, (g, -1)).transpose(0, 1).flatten(0, 1))
-        return torch.cat(outputs), statistics
-
-
-class GhostBatchNorm1d(_GhostBatchNorm, nn.BatchNorm1d):
-    __doc__ = _GhostBatchNorm.__doc__
-
-
-class GhostBatchNorm2d(_GhostBatchNorm, nn.BatchNorm2d):
-    __doc__ = _GhostBatchNorm.__doc__
+        # Groups of one size are normalised together, as channels of their own, on a GPU, where each
+        # would cost a kernel; one by one on a CPU: a third of the time, and no copies.
+        blocks = [(n_larger, size + 1), (n_groups - n_larger, size)]  # groups, samples of each
+        if not x.is_cuda:
+            blocks = [(1, n) for g, n in blocks for _ in range(g)]
+        running_mean, running_var = self.get_buffer("running_mean"), self.get_buffer("running_var")
+        assert self.momentum is not None  # the running statistics are no plain means
+        outputs, means, variances = [], [], []
+        for (g, _), block in zip(blocks, x.split([g * n for g, n in blocks]), strict=True):
+            if g > 0:
+                mean, variance = running_mean.repeat(g), running_var.repeat(g)
+                scale, shift = self.weight.repeat(g), self.bias.repeat(g)
+                z = block.unflatten(0, (g, -1)).transpose(0, 1).flatten(1, 2)  # (n, g·C, H, W)
+                z = F.batch_norm(z, mean, variance, scale, shift, True, self.momentum, self.eps)
+                outputs.append(z.unflatten(1, (g, -1)).transpose(0, 1).flatten(0, 1))
+                means.append(mean.view(g, -1))
+                variances.append(variance.view(g, -1))
+        with torch.no_grad():
+            self.get_buffer("num_batches_tracked").add_(1)
+            running_mean.copy_(torch.cat(means).mean(0))
+            running_var.copy_(torch.cat(variances).mean(0))
+        return torch.cat(outputs)
 
 
 class ResidualBlock(nn.Module):
     """relu(x + F(x)) with F of two 3×3 convolutions; the first has the block's ``stride``.
 
     The shortcut has no parameters (He et al.'s option A): it leaves out every other pixel and pads
-    the channels with zeros.
+    the channels with zeros. The last batch norm starts with the gain 0, so that the block is at
+    first its shortcut (Goyal et al., §5.1).
     """
 
-    def __init__(self, n_in: int, n_out: int, stride: int, group: int | None, batch_norm: str):
+    def __init__(self, n_in: int, n_out: int, stride: int, group: int | None) -> None:
         super().__init__()
-        self.residual = nn.Sequential(
-            *_conv3(n_in, n_out, stride, group, batch_norm),
-            nn.ReLU(),
-            *_conv3(n_out, n_out, 1, group, batch_norm),
-        )
+        first, last = _conv3(n_in, n_out, stride, group), _conv3(n_out, n_out, 1, group)
+        nn.init.zeros_(last[1].weight)
+        self.residual = nn.Sequential(*first, nn.ReLU(), *last)
         self.stride, self.n_new = stride, n_out - n_in
 
     def forward(self, x: Tensor) -> Tensor:
@@ -294,15 +247,12 @@ class ResidualBlock(nn.Module):
 
 
 def _conv3(
-    n_in: int, n_out: int, stride: int, group: int | None, batch_norm: str
-) -> list[nn.Module]:
+    n_in: int, n_out: int, stride: int, group: int | None
+) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
     """A 3×3 convolution with He et al.'s initial weights, without bias, and its batch norm."""
     conv = nn.Conv2d(n_in, n_out, 3, stride=stride, padding=1, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    norm = _norm(nn.BatchNorm2d, n_out, batch_norm)
-    if group is not None:
-        norm = GhostBatchNorm2d(n_out, group, track_running_stats=norm.track_running_stats)
-    return [conv, norm]
+    return conv, nn.BatchNorm2d(n_out) if group is None else GhostBatchNorm2d(n_out, group)
 
 
 def _small_head(layer: nn.Linear) -> nn.Linear:
@@ -317,38 +267,30 @@ def resnet(
     n_classes: int = 10,
     *,
     in_channels: int = 3,
-    width: int = 16,
     group: int | None = 32,
-    zero_init: bool = True,
-    batch_norm: str = "running",
     seed: int = 0,
 ) -> nn.Sequential:
     """He et al.'s ResNet for 32×32 images; 269,722 parameters at depth 20 and 10 classes.
 
     Input (batch, in_channels, H, W), output logits (batch, n_classes). A 3×3 convolution, three
-    stages of m = (depth − 2) / 6 blocks with ``width``, 2 and 4 times as many channels, the mean
-    over the pixels, and a linear layer. Shortcuts are those without parameters (option A), as in
-    He et al.'s nets for CIFAR-10 (1512.03385, §4.2).
+    stages of m = (depth − 2) / 6 blocks with 16, 32 and 64 channels, the mean over the pixels and a
+    linear layer: He et al.'s nets for CIFAR-10 (1512.03385, §4.2), with the initial weights of
+    Goyal et al. (§5.1).
 
     ``group``: samples that batch norm normalises together, the n of a worker; None: the whole
-    batch. ``zero_init``: the last batch norm of each block starts with the gain 0, so that the
-    block is at first its shortcut (Goyal et al., §5.1). Initial weights: §5.1, too.
-
-    Raises ValueError for a depth that is not 6m + 2, and for an unknown ``batch_norm``.
+    batch. Raises ValueError for a depth that is not 6m + 2.
     """
-    m, rest = divmod(depth - 2, 6)
+    n_classes, n_in = _size("n_classes", n_classes), _size("in_channels", in_channels)
+    m, rest = divmod(checks.whole("depth", depth) - 2, 6)
     if rest or m < 1:
         raise ValueError(f"depth must be 6m + 2 (8, 14, 20, 32, 44, 56, 110), got {depth}")
     with local_seed(seed):
-        layers = [*_conv3(in_channels, width, 1, group, batch_norm), nn.ReLU()]
-        n_in = width
-        for stage in range(3):
+        layers: list[nn.Module] = [*_conv3(n_in, 16, 1, group), nn.ReLU()]
+        n_in = 16
+        for n_out in (16, 32, 64):
             for i in range(m):
-                n_out, stride = width * 2**stage, 2 if stage and not i else 1
-                block = ResidualBlock(n_in, n_out, stride, group, batch_norm)
-                if zero_init:
-                    nn.init.zeros_(block.residual[-1].weight)
-                layers.append(block)
+                stride = 2 if n_out > 16 and i == 0 else 1
+                layers.append(ResidualBlock(n_in, n_out, stride, group))
                 n_in = n_out
         head = _small_head(nn.Linear(n_in, n_classes))
         return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
@@ -362,6 +304,7 @@ def resnet50(n_classes: int = 1000, *, seed: int = 0) -> nn.Module:
     """
     import torchvision  # takes a second
 
+    n_classes = _size("n_classes", n_classes)
     with local_seed(seed):
         model = torchvision.models.resnet50(num_classes=n_classes, zero_init_residual=True)
         _small_head(model.fc)

@@ -2,8 +2,8 @@
 
 A small network leaves a processor waiting for the next instruction, and a GPU idle. Here the
 parameters of all replicas are stacked, ``(n_replicas, *shape)``, and a step is one batched product
-a layer. Every replica has its own initial weights, seed, learning rate and, if wanted, data, and
-ends with the weights that :func:`lecture6.train.train` would give it, up to rounding.
+a layer. Every replica has its own initial weights, seed and learning rate, and ends with the
+weights that :func:`lecture6.train.train` would give it, up to rounding.
 
 Networks of dense layers and ReLU go forward and backward by hand, and plain SGD adds η∇ to the
 weights in the product that makes ∇, which is then never stored. On a CPU a few replicas at a time
@@ -29,12 +29,12 @@ from lecture6.evaluation import evaluate, evaluation_batches
 from lecture6.models import flat_parameters
 from lecture6.train import COLUMNS, Recipe, Run, sample_batches
 
-UNUSED = ("optimizer", "nesterov", "weight_decay", "schedule", "patience", "micro_batch")
+SETTINGS = {"batch_size", "epochs", "momentum", "sampling", "evaluate_every", "bf16"}
 
 
 def train_many(
     models: Sequence[nn.Module],
-    data: Dataset | Sequence[Dataset],
+    data: Dataset,
     *,
     lr: float | Sequence[float],
     seeds: Sequence[int] | None = None,
@@ -46,7 +46,6 @@ def train_many(
     Arguments:
         models: replicas of one net of dense layers and ReLU (:func:`lecture6.models.mlp`), each
             with its own initial weights
-        data: one data set for all, or one for each replica, of equal sizes
         lr: one for all, or one for each replica
         seeds: of the mini-batches of each replica; default 0, 1, 2, …
         settings: ``batch_size``, ``epochs``, ``momentum``, ``sampling``, ``evaluate_every`` and
@@ -57,80 +56,58 @@ def train_many(
     became, and the others go on. Raises ValueError for impossible settings and data, for models of
     different architectures, and for other networks and settings: train them one by one.
     """
-    models, r = list(models), len(models)
-    sets = [data] * r if isinstance(data, Dataset) else list(data)
-    rates = list(lr) if np.ndim(lr) else [lr] * r
-    seeds = list(range(r)) if seeds is None else list(seeds)
-    _check_replicas(models, sets, rates, seeds)
-    if unused := [name for name in settings if name in UNUSED]:
-        raise ValueError(f"train_many has no {', '.join(unused)}: train such nets by train()")
-    recipes = [
-        Recipe(lr=rate, seed=seed, **settings) for rate, seed in zip(rates, seeds, strict=True)
-    ]
+    models = list(models)
+    rates = list(lr) if np.ndim(lr) else [lr] * len(models)
+    seeds = list(range(len(models))) if seeds is None else list(seeds)
+    _check_replicas(models, rates, seeds)
+    if others := settings.keys() - SETTINGS:
+        raise ValueError(f"train_many has no {', '.join(sorted(others))}: train one by one")
+    pairs = zip(rates, seeds, strict=True)
+    recipes = [Recipe(lr=rate, seed=seed, **settings) for rate, seed in pairs]
     with for_training():
-        return _Replicas(models, sets, recipes, choose(device)).trained()
+        return _Replicas(models, data, recipes, choose(device)).trained()
 
 
 class _Replicas:
     """The stacked replicas while they are trained."""
 
     def __init__(
-        self,
-        models: list[nn.Module],
-        sets: list[Dataset],
-        recipes: list[Recipe],
-        device: torch.device,
+        self, models: list[nn.Module], data: Dataset, recipes: list[Recipe], device: torch.device
     ) -> None:
         self.recipe, self.recipes, self.device = recipes[0], recipes, device
-        self.n_train = len(sets[0].x_train)
-        self.recipe.check_fit(models[0], self.n_train)
-        self.models = [copy.deepcopy(model).to(device).train() for model in models]
-        self.w0 = [
+        self.recipe.check_fit(models[0], len(data.x_train))
+        self.models = [copy.deepcopy(model).to(device) for model in models]
+        for i, model in enumerate(models):
             checks.finite(f"model {i}", flat_parameters(model), "build it anew")
-            for i, model in enumerate(self.models)
-        ]
+        train = checks.ready(self.models[0], data.x_train, data.y_train, name="train")
+        test = checks.ready(self.models[0], data.x_test, data.y_test, name="test")
+        self.sets = {"train": evaluation_batches(*train), "test": evaluation_batches(*test)}
+        self.bf16 = self.recipe.bf16 and has_bf16(device)
+        self.x, self.y = train[0].bfloat16() if self.bf16 else train[0], train[1]
+        self.w0 = [flat_parameters(model) for model in self.models]
         own = zip(*(model.parameters() for model in self.models), strict=True)
         self.parameters = [torch.stack(p).detach() for p in own]
         for i, model in enumerate(self.models):  # a replica's module looks at its part of the stack
             for p, stacked in zip(model.parameters(), self.parameters, strict=True):
                 p.data = stacked[i]
-        self._read(sets)
-        self.lrs = torch.tensor(
-            [recipe.lr for recipe in recipes], device=device, dtype=self.parameters[0].dtype
-        )
+        rates = [recipe.lr for recipe in recipes]
+        self.lrs = torch.tensor(rates, device=device, dtype=self.parameters[0].dtype)
         momentum = self.recipe.momentum
         self.velocities = [torch.zeros_like(p) for p in self.parameters] if momentum else []
         self.rows: list[list[tuple]] = [[] for _ in models]
         self.stopped = ["all epochs done"] * len(models)
         self.alive = set(range(len(models)))
 
-    def _read(self, sets: list[Dataset]) -> None:
-        """All samples one after another, and where those of each replica begin."""
-        distinct = {id(s): s for s in sets}
-        starts, x, y, batches = {}, [], [], {}
-        for i, (key, s) in enumerate(distinct.items()):
-            train = checks.ready(self.models[0], s.x_train, s.y_train, name="train")
-            test = checks.ready(self.models[0], s.x_test, s.y_test, name="test")
-            batches[key] = {"train": evaluation_batches(*train), "test": evaluation_batches(*test)}
-            starts[key] = i * self.n_train
-            x.append(train[0])
-            y.append(train[1])
-        self.x, self.y = torch.cat(x), torch.cat(y)
-        self.start = torch.tensor([[starts[id(s)]] for s in sets])
-        self.batches = [batches[id(s)] for s in sets]
-        self.bf16 = self.recipe.bf16 and has_bf16(self.device)
-        if self.bf16:
-            self.x = self.x.bfloat16()
-
     def trained(self) -> list[Run]:
         """Train, and hand out the replicas."""
         recipe, r = self.recipe, len(self.models)
         at_once = r if self.device.type == "cuda" else max(1, torch.get_num_threads())
         generators = [torch.Generator().manual_seed(one.seed) for one in self.recipes]
+        options = {"batch_size": recipe.batch_size, "sampling": recipe.sampling}
         self._record(0)
         for epoch in range(recipe.epochs):
-            drawn = [self._epoch(generator) for generator in generators]
-            order = (torch.stack(drawn) + self.start).to(self.device)
+            drawn = [sample_batches(len(self.y), generator=g, **options) for g in generators]
+            order = torch.stack([torch.cat(list(batches)) for batches in drawn]).to(self.device)
             for first in range(0, r, at_once):
                 part = slice(first, first + at_once)
                 if self.alive.isdisjoint(range(r)[part]):
@@ -141,13 +118,6 @@ class _Replicas:
             if (epoch + 1) % recipe.evaluate_every == 0 or epoch + 1 == recipe.epochs:
                 self._record(epoch + 1)
         return [self._run(i) for i in range(r)]
-
-    def _epoch(self, generator: torch.Generator) -> Tensor:
-        recipe = self.recipe
-        batches = sample_batches(
-            self.n_train, recipe.batch_size, sampling=recipe.sampling, generator=generator
-        )
-        return torch.cat(list(batches))
 
     @torch.no_grad()
     def _step(
@@ -197,12 +167,12 @@ class _Replicas:
                 yield k + 1, lambda target, d=here: target.add_(d.sum(1, dtype=target.dtype))
 
     def _record(self, epoch: int) -> None:
-        update = epoch * self.recipe.updates(self.n_train)
+        update = epoch * self.recipe.updates(len(self.y))
         for i in sorted(self.alive):
             model, lr = self.models[i], self.recipes[i].lr
             w = flat_parameters(model)
             distance = (w - self.w0[i]).norm().item()
-            found = {split: evaluate(model, part) for split, part in self.batches[i].items()}
+            found = {split: evaluate(model, batches) for split, batches in self.sets.items()}
             if not (w.isfinite().all() and all(math.isfinite(loss) for loss, _ in found.values())):
                 self.alive.discard(i)
                 self.stopped[i] = f"diverged by epoch {epoch} with lr {lr:g}"
@@ -240,20 +210,16 @@ def _like(values: Tensor, stacked: Tensor) -> Tensor:
 
 def is_dense(model: nn.Module) -> bool:
     """Whether ``model`` is Flatten, then Linear layers with a ReLU between any two of them."""
-    if not isinstance(model, nn.Sequential):
-        return False
-    kinds = [type(m) for m in model]
+    kinds = [type(m) for m in model] if isinstance(model, nn.Sequential) else []
     kinds = kinds[1:] if kinds[:1] == [nn.Flatten] else kinds
     wanted = [nn.Linear if i % 2 == 0 else nn.ReLU for i in range(len(kinds))]
     return len(kinds) % 2 == 1 and kinds == wanted
 
 
-def _check_replicas(
-    models: list[nn.Module], sets: list[Dataset], rates: list[float], seeds: list[int]
-) -> None:
+def _check_replicas(models: list[nn.Module], rates: list[float], seeds: list[int]) -> None:
     if not models:
         raise ValueError("models is empty: give at least one network")
-    for name, values in (("data", sets), ("lr", rates), ("seeds", seeds)):
+    for name, values in (("lr", rates), ("seeds", seeds)):
         if len(values) != len(models):
             raise ValueError(
                 f"{name} must be one for all or one for each of the {len(models)} models, "
@@ -266,6 +232,3 @@ def _check_replicas(
             "train_many moves every parameter of a net of dense layers and ReLU, such as "
             "lecture6.models.mlp makes; train other nets, and frozen parameters, by train()"
         )
-    sizes = {(s.n_train, s.input_shape, s.n_classes) for s in sets}
-    if len(sizes) > 1:
-        raise ValueError(f"the data sets must have equal sizes, got {sorted(sizes)}")

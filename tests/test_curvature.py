@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from hessian_eigenthings import algorithms
 from hessian_eigenthings.operators import GGNOperator, HessianOperator
 from pyhessian import hessian as PyHessian
+from synthetic import gaussian_classes
 from torch import nn
 
 from lecture6 import curvature, models
-from lecture6.data import gaussian_classes
 from lecture6.objective import FunctionObjective, NetworkObjective
 from lecture6.toys import Powers, Quadratic
 

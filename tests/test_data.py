@@ -1,3 +1,4 @@
+import dataclasses
 import gzip
 import hashlib
 import importlib
@@ -9,17 +10,18 @@ import threading
 from collections import Counter
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from zipfile import ZipFile
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from scipy.io import wavfile
+from synthetic import gaussian_classes
 from torchvision import datasets
 
-from lecture6 import data
-from lecture6.data import DataError, gaussian_classes, load
+from lecture6.data import DataError, load
+from lecture6.data import timit as speech
 
 TIMIT_FOLDER = "nltk_data/corpora/timit"
 
@@ -56,7 +58,7 @@ def no_network(monkeypatch):
     monkeypatch.setattr(datasets.MNIST, "mirrors", [closed])
     monkeypatch.setattr(datasets.FashionMNIST, "mirrors", [closed])
     monkeypatch.setattr(datasets.CIFAR10, "url", f"{closed}cifar-10-python.tar.gz")
-    monkeypatch.setattr(data, "_TIMIT_URL", f"{closed}timit.zip")
+    monkeypatch.setattr(speech, "_URL", f"{closed}timit.zip")
 
 
 @pytest.fixture
@@ -84,18 +86,6 @@ def tiny_cifar(tmp_path, monkeypatch):
     meta = datasets.CIFAR10.meta | {"md5": md5s["batches.meta"]}
     monkeypatch.setattr(datasets.CIFAR10, "meta", meta)
     return folder, images, labels
-
-
-@pytest.fixture
-def pictures(tmp_path):
-    """Two classes of 40 × 30 images, three each to train on and one each to test on."""
-    for part, n in (("train", 3), ("val", 1)):
-        for label, colour in (("blue", (0, 0, 255)), ("red", (255, 0, 0))):
-            folder = tmp_path / "pictures" / part / label
-            folder.mkdir(parents=True)
-            for i in range(n):
-                Image.new("RGB", (40, 30), colour).save(folder / f"{i}.png")
-    return tmp_path / "pictures"
 
 
 def files_under(folder):
@@ -131,7 +121,6 @@ def test_digits_are_scikit_learns():
     d = load("digits")
     assert_images(d)
     assert (d.n_train, d.n_test, d.n_classes, d.input_shape) == (1437, 360, 10, (1, 8, 8))
-    assert not d.synthetic
     sklearn = importlib.import_module("sklearn.datasets").load_digits()
     ours = Counter(
         (row.tobytes(), label)
@@ -311,7 +300,7 @@ def frames_by_hand(by_hand, test):
     return [
         frame
         for speaker, _, labels in by_hand
-        if (speaker in data.TIMIT_TEST_SPEAKERS) == test
+        if (speaker in speech.TIMIT_TEST_SPEAKERS) == test
         for frame in labels
     ]
 
@@ -329,7 +318,7 @@ def test_timit_sizes_and_sources(timit):
 
 def test_timit_test_speakers_are_a_quarter_balanced_over_sex(by_hand):
     speakers = {speaker for speaker, *_ in by_hand}
-    test = set(data.TIMIT_TEST_SPEAKERS)
+    test = set(speech.TIMIT_TEST_SPEAKERS)
     assert len(speakers) == 16
     assert test < speakers
     assert Counter(speaker[0] for speaker in test) == {"f": 2, "m": 2}
@@ -373,10 +362,10 @@ def test_timit_inputs_are_standardised_on_the_training_speakers(timit):
 def test_timit_inputs_are_nine_frames_with_the_edges_repeated(timit, by_hand):
     rows = {False: [], True: []}
     for speaker, signal, _ in by_hand:
-        bands = data.log_mel(signal)
+        bands = speech.log_mel(signal)
         for t in range(len(bands)):
             around = [bands[min(max(t + k, 0), len(bands) - 1)] for k in range(-4, 5)]
-            rows[speaker in data.TIMIT_TEST_SPEAKERS].append(np.concatenate(around))
+            rows[speaker in speech.TIMIT_TEST_SPEAKERS].append(np.concatenate(around))
     train, test = np.array(rows[False]), np.array(rows[True])
     mean, std = train.mean(0), train.std(0)
     d = timit["timit:61"]
@@ -404,15 +393,15 @@ def test_log_mel_equals_its_definition(by_hand):
         power = np.abs((signal[start : start + 400] * window) @ fourier) ** 2
         expected.append([np.log(max(weights @ power, 1)) for weights in bands])
     assert (bands.sum(1) > 0).all()
-    np.testing.assert_allclose(data.log_mel(by_hand[0][1]), expected, rtol=1e-9)
+    np.testing.assert_allclose(speech.log_mel(by_hand[0][1]), expected, rtol=1e-9)
 
 
 def test_log_mel_of_a_tone_peaks_in_its_band_and_of_silence_is_zero():
     tone = (1000 * np.sin(2 * np.pi * 1000 * np.arange(16_000) / 16_000)).astype(np.int16)
     spacing = np.log10(1 + 8000 / 700) / 41
     expected = round(np.log10(1 + 1000 / 700) / spacing) - 1
-    assert (data.log_mel(tone).argmax(1) == expected).all()
-    assert data.log_mel(np.zeros(400, np.int16)).tolist() == [[0.0] * 40]
+    assert (speech.log_mel(tone).argmax(1) == expected).all()
+    assert speech.log_mel(np.zeros(400, np.int16)).tolist() == [[0.0] * 40]
 
 
 @pytest.mark.parametrize("damage", ["wav cut short", "phn altered", "phn absent", "wav absent"])
@@ -487,7 +476,7 @@ def test_timit_is_downloaded_once(server, tmp_path, data_root, monkeypatch, timi
     with ZipFile(served / "timit.zip", "w") as archive:
         for path in (data_root / TIMIT_FOLDER).rglob("*"):
             archive.write(path, path.relative_to(data_root / "nltk_data" / "corpora"))
-    monkeypatch.setattr(data, "_TIMIT_URL", f"{address}timit.zip")
+    monkeypatch.setattr(speech, "_URL", f"{address}timit.zip")
     first = load("timit:61", root=tmp_path / "new")
     (served / "timit.zip").unlink()
     assert load("timit:61", root=tmp_path / "new").x_test.equal(first.x_test)
@@ -504,7 +493,7 @@ def test_a_wrong_download_is_refused_and_leaves_no_file(content, server, tmp_pat
         with ZipFile(served / "timit.zip", "w") as archive:
             archive.writestr("timit/dr1-fvmh0/sa1.wav", b"RIFF")
             archive.writestr("timit/dr1-fvmh0/sa1.phn", b"0 1 h#")
-    monkeypatch.setattr(data, "_TIMIT_URL", f"{address}timit.zip")
+    monkeypatch.setattr(speech, "_URL", f"{address}timit.zip")
     with pytest.raises(DataError, match=r"cannot download timit to .*LECTURE6_DATA"):
         load("timit", root=tmp_path / "new")
     assert files_under(tmp_path / "new") == []
@@ -522,60 +511,31 @@ def test_unknown_name_lists_the_known_ones():
     message = str(caught.value)
     assert "'minst'" in message
     known = "digits mnist5k mnist fashion_mnist cifar10 cifar10_jpeg timit timit:183 timit:61"
-    for name in (*known.split(), "imagefolder:PATH"):
+    for name in known.split():
         assert name in message
 
 
-# folders of images
+def test_what_is_built_in_needs_no_home_folder(monkeypatch):
+    def nowhere(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", nowhere)
+    assert load("digits").n_train == 1437
 
 
-@pytest.mark.parametrize("part", ["val", "test"])
-def test_imagefolder_scales_and_crops(part, pictures):
-    (pictures / "val").rename(pictures / part)
-    d = load(f"imagefolder:{pictures}", image_size=16)
-    assert_images(d)
-    assert (d.n_train, d.n_test, d.input_shape) == (6, 2, (3, 16, 16))
-    assert d.classes == ("blue", "red")
-    assert d.y_train.tolist() == [0, 0, 0, 1, 1, 1]
-    assert d.x_test[1].mean((1, 2)).tolist() == [1, 0, 0]
-    assert load(f"imagefolder:{pictures}").input_shape == (3, 64, 64)
-
-
-def test_imagefolder_that_does_not_fit_in_memory_is_refused(pictures):
-    # 8 images of 3 × 200,000 × 200,000 float32: 3,840 GB
-    with pytest.raises(DataError, match=r"3,576\.3 GiB .*GiB are free; take a smaller image_size"):
-        load(f"imagefolder:{pictures}", image_size=200_000)
-
-
-def test_imagefolder_without_a_part_or_with_other_classes_is_refused(pictures):
-    shutil.rmtree(pictures / "val" / "red")
-    with pytest.raises(DataError, match=r"train and val must both have \['red'\]"):
-        load(f"imagefolder:{pictures}")
-    shutil.rmtree(pictures / "val")
-    with pytest.raises(DataError, match=r"val.*put the images in class folders"):
-        load(f"imagefolder:{pictures}")
-
-
-def test_imagefolder_names_a_broken_image(pictures):
-    file = pictures / "train" / "red" / "1.png"
-    file.write_bytes(file.read_bytes()[:60])
-    with pytest.raises(DataError, match=rf"{file} is not a whole image .*replace it"):
-        load(f"imagefolder:{pictures}")
-
-
-@pytest.mark.parametrize(("name", "size"), [("digits", 32), ("imagefolder:x", 0)])
-def test_useless_image_size_is_refused(name, size):
-    with pytest.raises(ValueError, match=f"image_size={size}: "):
-        load(name, image_size=size)
-
-
-# what a Dataset can do, and synthetic sets
+# what a Dataset can do
 
 
 def test_repr_says_what_it_is(mnist5k):
     sizes = "4,000 train + 1,000 test, 10 classes, input 1×28×28"
-    assert repr(mnist5k) == f"<Dataset mnist5k (real): {sizes}>"
-    assert "(synthetic)" in repr(gaussian_classes())
+    assert repr(mnist5k) == f"<Dataset mnist5k: {sizes}>"
+
+
+def test_a_sample_without_a_label_is_refused(mnist5k):
+    for part, n in (("train", "4,000"), ("test", "1,000")):
+        y = {f"y_{part}": getattr(mnist5k, f"y_{part}")[1:]}
+        with pytest.raises(ValueError, match=rf"x_{part} has {n} samples, y_{part} "):
+            dataclasses.replace(mnist5k, **y)
 
 
 def test_subset_is_a_fixed_random_part(mnist5k):
@@ -595,14 +555,34 @@ def test_subset_is_a_fixed_random_part(mnist5k):
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ((4001,), r"n_train=4001: mnist5k has 4,000"),
-        ((10, 1001), r"n_test=1001: mnist5k has 1,000"),
-        ((0,), r"n_train=0: .*ask for 1 to 4,000"),
+        ((4001,), "n_train of mnist5k must be at least 1 and at most 4,000, got 4,001"),
+        ((10, 1001), "n_test of mnist5k must be at least 1 and at most 1,000, got 1,001"),
+        ((0,), "n_train of mnist5k must be at least 1 .*, got 0"),
+        ((10, 0), "n_test of mnist5k must be at least 1 .*, got 0"),
+        ((99.5,), "n_train of mnist5k must be a whole number, got 99.5"),
+        ((True,), "n_train of mnist5k must be a whole number, got True"),
+        ((float("nan"),), "n_train of mnist5k must be a whole number, got nan"),
     ],
 )
 def test_impossible_subset_is_refused(sizes, message, mnist5k):
     with pytest.raises(ValueError, match=message):
         mnist5k.subset(*sizes)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 0.5, None])
+def test_impossible_seeds_are_refused(seed, mnist5k):
+    for draw in (partial(mnist5k.subset, 10), mnist5k.with_random_labels):
+        with pytest.raises(ValueError, match=r"seed must be "):
+            draw(seed=seed)
+
+
+def test_numpy_numbers_are_numbers(mnist5k):
+    part = mnist5k.subset(np.int64(20), np.int32(10), seed=np.uint8(3))
+    assert part.x_train.equal(mnist5k.subset(20, 10, seed=3).x_train)
+    padded = part.padded(np.int64(30), np.int64(2))
+    assert padded.input_shape == (2, 30, 30)
+    random = part.with_random_labels(np.float32(0.5), seed=np.int64(1))
+    assert random.y_train.equal(part.with_random_labels(0.5, seed=1).y_train)
 
 
 def test_padded_frames_the_image_and_repeats_the_channel(mnist5k):
@@ -619,60 +599,20 @@ def test_padded_frames_the_image_and_repeats_the_channel(mnist5k):
 
 
 def test_impossible_padding_is_refused(mnist5k):
-    with pytest.raises(ValueError, match=r"size=27, .*size must be at least 28"):
-        mnist5k.padded(27)
-    with pytest.raises(ValueError, match=r"channels=2 for 3×32×32.*a multiple of 3"):
+    for size, message in ((27, "at least 28, got 27"), (32.5, "a whole number, got 32.5")):
+        with pytest.raises(ValueError, match=f"size must be {message}"):
+            mnist5k.padded(size)
+    with pytest.raises(ValueError, match="channels must be at least 1, got 0"):
+        mnist5k.padded(channels=0)
+    with pytest.raises(ValueError, match="channels must be a multiple of the images' 3, got 2"):
         mnist5k.subset(9, 9).padded().padded(channels=2)
     with pytest.raises(ValueError, match=r"gaussian_classes has \(20,\)"):
         gaussian_classes().padded()
 
 
-def test_gaussian_classes_are_what_they_say():
-    d = gaussian_classes(4000, 1000, shape=(2, 3), n_classes=4, separation=5.0, seed=3)
-    assert_well_formed(d)
-    assert d.synthetic
-    assert d.source.startswith("synthetic")
-    assert d.input_shape == (2, 3)
-    assert d.y_train.bincount().tolist() == [1000] * 4
-    for label in range(4):
-        train, test = (
-            x[y == label].flatten(1) for x, y in ((d.x_train, d.y_train), (d.x_test, d.y_test))
-        )
-        # the mean of 1,000 has a standard error of 0.03 in each of 6 directions, of 250 0.06
-        assert train.mean(0).norm() == pytest.approx(5, abs=0.15)
-        assert (train.mean(0) - test.mean(0)).norm() < 0.5
-        assert (train.std(0) - 1).abs().max() < 0.1
-
-
-def test_gaussian_classes_repeat_with_the_seed_and_leave_the_global_one_alone():
-    before = torch.random.get_rng_state()
-    first, again, other = (gaussian_classes(seed=seed) for seed in (1, 1, 2))
-    assert torch.random.get_rng_state().equal(before)
-    assert first.checksum == again.checksum
-    assert first.x_train.equal(again.x_train)
-    assert first.checksum != other.checksum
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        {"n_train": 0},
-        {"shape": (0,)},
-        {"n_classes": 1},
-        {"separation": -1.0},
-        {"separation": float("nan")},
-    ],
-)
-def test_impossible_gaussian_classes_are_refused(bad):
-    ((key, value),) = bad.items()
-    with pytest.raises(ValueError, match="sizes must be at least 1") as caught:
-        gaussian_classes(**bad)
-    assert f"{key}={value}" in str(caught.value)
-
-
 @pytest.mark.parametrize("fraction", [0.0, 0.3, 1.0])
 def test_random_labels_replace_exactly_a_fraction(fraction):
-    images = data.gaussian_classes(2000, 50, shape=(4,), n_classes=5)
+    images = gaussian_classes(2000, 50, shape=(4,), n_classes=5)
     state = torch.get_rng_state()
     spoilt = images.with_random_labels(fraction, seed=3)
     assert torch.equal(torch.get_rng_state(), state)
@@ -690,15 +630,15 @@ def test_random_labels_replace_exactly_a_fraction(fraction):
     assert f"{fraction:.0%} of the training labels drawn at random" in spoilt.source
 
 
-@pytest.mark.parametrize("fraction", [-0.1, 1.1, float("nan")])
+@pytest.mark.parametrize("fraction", [-0.1, 1.1, float("nan"), True, "half"])
 def test_an_impossible_fraction_of_random_labels_is_refused(fraction):
-    images = data.gaussian_classes(20, 5, shape=(4,), n_classes=5)
-    with pytest.raises(ValueError, match=f"between 0 and 1, got {fraction}"):
+    images = gaussian_classes(20, 5, shape=(4,), n_classes=5)
+    with pytest.raises(ValueError, match=rf"fraction must be a.* number.*, got '?{fraction}"):
         images.with_random_labels(fraction)
 
 
 def test_centring_takes_off_the_training_sets_mean():
-    whole = data.load("digits").subset(100, 50)
+    whole = load("digits").subset(100, 50)
     images = whole.centred()
     assert images.x_train.mean(0).abs().max() < 1e-6
     assert images.x_test.mean(0).abs().max() > 1e-3  # by the training set's mean, not its own

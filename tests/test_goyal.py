@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from synthetic import gaussian_classes
 
 from lecture6 import data, figures, models, results, toys
 from lecture6.curvature import eigenvalues
@@ -221,7 +222,7 @@ def test_any_other_rate_differs_in_first_order():
 
 @pytest.fixture(scope="module")
 def double():
-    made = data.gaussian_classes(64, 16, shape=(6,), n_classes=3)
+    made = gaussian_classes(64, 16, shape=(6,), n_classes=3)
     x = {name: getattr(made, name).double() for name in ("x_train", "x_test")}
     return dataclasses.replace(made, **x)
 

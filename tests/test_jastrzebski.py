@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from synthetic import gaussian_classes
 
-from lecture6 import data, models
+from lecture6 import models
 from lecture6.objective import NetworkObjective
 from lecture6.results import Stored, concat, select
 from lecture6.studies import STUDIES, jastrzebski, tabulate
@@ -119,7 +120,7 @@ def test_a_trial_that_diverges_says_so(digits):
 
 
 def test_a_vgg_is_trained_with_its_batch_norm():
-    images = data.gaussian_classes(24, 12, shape=(3, 32, 32), n_classes=2)
+    images = gaussian_classes(24, 12, shape=(3, 32, 32), n_classes=2)
     point = {"net": "VGG-11", "group": "ratio", "lr": 0.05, "batch_size": 8, "seed": 0}
     rows = jastrzebski.trial(data=images, **point, epochs=1, evaluate_every=1)
     settings = {"lr": 0.05, "batch_size": 8, "epochs": 1, "seed": 0}

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from synthetic import gaussian_classes
 from torch import nn
 
 from lecture6 import models
 from lecture6.curvature import rescale
-from lecture6.data import gaussian_classes
 from lecture6.landscape import (
     KESKAR_ALPHAS,
     filter_normalised,
@@ -187,11 +187,10 @@ def test_a_plane_does_not_see_rescaling():
 SCRIPT = """
 import sys, torch
 from lecture6 import models
-from lecture6.data import gaussian_classes
 from lecture6.landscape import plane
 from lecture6.objective import NetworkObjective
-data = gaussian_classes(4000, 30, shape=(6,), n_classes=3, separation=1.5)
-f = NetworkObjective(models.mlp(6, 50, 3), data.x_train, data.y_train)
+x = torch.randn(4000, 6, generator=torch.Generator().manual_seed(0))
+f = NetworkObjective(models.mlp(6, 50, 3), x, torch.arange(4000) % 3)
 table = plane({"train": f}, f.w, n=31, checkpoint=sys.argv[1] if len(sys.argv) > 1 else None)
 print(table.to_csv(index=False))
 """

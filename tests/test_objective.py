@@ -3,9 +3,9 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from synthetic import gaussian_classes
 from torch import nn
 
-from lecture6.data import gaussian_classes
 from lecture6.models import flat_parameters, local_seed
 from lecture6.objective import (
     FunctionObjective,

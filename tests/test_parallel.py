@@ -14,11 +14,11 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from synthetic import gaussian_classes
 from torch import nn
 
 from lecture6 import parallel
 from lecture6.checkpoints import Checkpoint
-from lecture6.data import gaussian_classes
 from lecture6.models import flat_parameters, local_seed
 from lecture6.parallel import WorkerError, from_torchrun, launch, train_parallel, unavailable
 from lecture6.schedules import compose, step_decay, warmup

@@ -90,6 +90,8 @@ def test_a_record_that_cannot_be_read_is_refused(tmp_path, text):
         results.ResultsError, match=r"toy\.json is damaged.*lecture6 collect toy again"
     ):
         results.load("toy", folder=tmp_path)
+    results.save("toy", TABLES, RECORD, folder=tmp_path)
+    results.load("toy", folder=tmp_path)
 
 
 def test_rows_are_selected_by_value_in_every_table():

@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from synthetic import gaussian_classes
 from torch import nn
 
 from lecture6 import sample_gradients
-from lecture6.data import gaussian_classes
 from lecture6.models import flat_parameters, local_seed
 from lecture6.sample_gradients import SamplePass
 

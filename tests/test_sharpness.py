@@ -7,10 +7,10 @@ import pytest
 import torch
 from scipy import stats
 from scipy.optimize import differential_evolution
+from synthetic import gaussian_classes
 from torch import nn
 
 from lecture6.curvature import rescale
-from lecture6.data import gaussian_classes
 from lecture6.models import local_seed
 from lecture6.objective import FunctionObjective, NetworkObjective
 from lecture6.sharpness import MEASURES, RandomSubspace, adaptive, average, keskar, sam

@@ -146,7 +146,16 @@ def test_a_key_follows_the_code_that_matters(digest_of, old, new, same):
 
 def test_code_is_followed_into_the_package_and_not_into_what_runs_it():
     found = set(study_trials._used_modules(keskar_study.__name__))
-    names = ("data", "models", "train", "objective", "sharpness", "landscape", "studies.keskar")
+    names = (
+        "data",
+        "data.timit",
+        "models",
+        "train",
+        "objective",
+        "sharpness",
+        "landscape",
+        "studies.keskar",
+    )
     assert found >= {f"lecture6.{name}" for name in names}
     machinery = {f"lecture6.studies{name}" for name in ("", ".runner", ".trials", ".goyal")}
     assert not found & machinery

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from synthetic import gaussian_classes
 from torch import nn
 
 from lecture6 import models
 from lecture6.checkpoints import Checkpoint
-from lecture6.data import gaussian_classes
 from lecture6.models import flat_parameters, local_seed
 from lecture6.objective import NetworkObjective
 from lecture6.schedules import step_decay, warmup

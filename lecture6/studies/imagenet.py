@@ -73,8 +73,8 @@ def trial(
     processes that share the work. ``checkpoint``: a file of process 0 to continue from and to save
     to after each epoch; the others need not see it. ``group`` only labels the trial.
 
-    Raises :class:`lecture6.data.DataError`, with the remedy, for images that are not there, differ
-    between processes or are damaged; ValueError for settings that cannot be trained.
+    Raises :class:`lecture6.data.files.DataError`, with the remedy, for images that are not there,
+    differ between processes or are damaged; ValueError for settings that cannot be trained.
     """
     settings = {"images": images, "net": net, "kn": [k, n], "epochs": epochs, "seed": seed}
     settings |= {"lr": [lr, rule, warmup], "image_size": image_size, "bf16": bf16}

