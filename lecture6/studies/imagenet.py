@@ -108,7 +108,7 @@ def trial(
                 total = torch.zeros(2, dtype=torch.float64, device=team.device)
                 for i in range(updates):
                     for parameters in opt.param_groups:
-                        parameters["lr"] = float(rates[epoch, i])  # a plain value, for the checkpoint
+                        parameters["lr"] = float(rates[epoch, i])  # for the checkpoint
                     total += update(shared, opt, batches, shares.shape[1], team, recipe.bf16)
                 team.mean_buffers(model)
                 model.eval()
