@@ -10,11 +10,13 @@ import pandas as pd
 
 from lecture6 import results
 from lecture6.studies import STUDIES, Study, StudyError, collect, plan, run
-from lecture6.studies.engine import default_folder, rank, spoken
+from lecture6.studies.runner import duration, rank
+from lecture6.studies.trials import default_folder
 
+_FOLDER = click.Path(path_type=Path, file_okay=False)
 _folder = click.option(
     "--folder",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=_FOLDER,
     help="Where finished trials are kept. [default: $LECTURE6_STUDIES, else a cache folder]",
 )
 _profile = click.option(
@@ -62,18 +64,15 @@ def main() -> None:
 def _replacements(pairs: tuple[str, ...], study: Study, profile: str) -> dict[str, str]:
     replace = {}
     for pair in pairs:
-        old, equals, new = pair.partition("=")
-        if not equals:
-            used, new = study.data_sets(profile), pair
-            if len(used) != 1:
-                raise click.BadParameter(
-                    f"{pair!r} must be of the form OLD=NEW, since {study.name} at profile "
-                    f"{profile} uses {', '.join(used) or 'no data set'}",
-                    param_hint="--data",
-                )
-            [old] = used
+        used, (old, equals, new) = study.data_sets(profile), pair.partition("=")
+        if not equals and len(used) == 1:
+            old, new = used[0], pair
         if not (old and new):
-            raise click.BadParameter(f"{pair!r} is not of the form OLD=NEW", param_hint="--data")
+            raise click.BadParameter(
+                f"{pair!r} is not of the form OLD=NEW; {study.name} at profile {profile} uses "
+                f"{', '.join(used) or 'no data set'}",
+                param_hint="--data",
+            )
         replace[old] = new
     return replace
 
@@ -85,7 +84,7 @@ def list_studies() -> None:
         click.echo(f"{study.name}: {study.about}")
         for profile in study.grids:
             trials = study.trials(profile)
-            seconds = spoken(sum(t.cost for t in trials))
+            seconds = duration(sum(t.cost for t in trials))
             click.echo(f"  {profile:8}{len(trials):4} trials, about {seconds} one after another")
         stored = results.load(study.name).caption if results.has(study.name) else "none"
         click.echo(f"  stored results: {stored}")
@@ -100,8 +99,7 @@ def list_studies() -> None:
 @click.option("--backend", type=click.Choice(["loky", "dask"]), default="loky", show_default=True)
 @click.option("--scheduler", metavar="ADDRESS", help="Of the Dask cluster: tcp://host:8786")
 @click.option("--dry-run", is_flag=True, help="Say what would be run, and how long it takes.")
-@click.pass_context
-def run_study(ctx, study, profile, jobs, folder, replace, backend, scheduler, dry_run) -> None:
+def run_study(study, profile, jobs, folder, replace, backend, scheduler, dry_run) -> None:
     """Run the trials of STUDY that are not finished.
 
     Where several processes can share a trial, start it on one machine or more by torchrun:
@@ -117,13 +115,13 @@ def run_study(ctx, study, profile, jobs, folder, replace, backend, scheduler, dr
     left = len(todo.trials) - len(todo.finished)
     click.echo(
         f"{study} at profile {profile}: {len(todo.trials)} trials, {len(todo.finished)} finished, "
-        f"{left} to run, about {spoken(todo.seconds / (jobs or 1))}; kept in "
+        f"{left} to run, about {duration(todo.seconds / (jobs or 1))}; kept in "
         f"{(folder or default_folder()) / study}"
     )
     if dry_run:
         finished = {t.key for t in todo.finished}
         for trial in todo.trials:
-            state = "finished" if trial.key in finished else spoken(trial.cost)
+            state = "finished" if trial.key in finished else duration(trial.cost)
             click.echo(f"  {state:>8}  {trial}")
         return
     outcome = run(chosen, profile, jobs=jobs, backend=backend, scheduler=scheduler, **where)
@@ -131,7 +129,7 @@ def run_study(ctx, study, profile, jobs, folder, replace, backend, scheduler, dr
         click.echo(f"failed ({len(trials)} trials): {error}; the first: {trials[0]}", err=True)
     failed = sum(map(len, outcome.failed.values()))
     click.echo(f"{outcome.finished} trials finished, {failed} failed")
-    ctx.exit(bool(outcome.failed))
+    raise SystemExit(bool(outcome.failed))
 
 
 @main.command("collect")
@@ -140,32 +138,32 @@ def run_study(ctx, study, profile, jobs, folder, replace, backend, scheduler, dr
 @_folder
 @_data
 @click.option("--partial", is_flag=True, help="Collect what is there, though trials are missing.")
-@click.option("--to", type=click.Path(path_type=Path, file_okay=False), help="Another folder.")
+@click.option("--to", type=_FOLDER, help="Another folder.")
 def collect_study(study, profile, folder, replace, partial, to) -> None:
-    """Store one table of the finished trials of STUDY."""
-    chosen = STUDIES[study]
-    replace = _replacements(replace, chosen, profile)
-    table, record = collect(chosen, profile, folder=folder, replace=replace, partial=partial)
-    path = results.save(study, table, record, folder=to)
-    click.echo(f"{len(table):,} rows in {path}")
+    """Store the tables of the finished trials of STUDY."""
+    where = {"folder": folder, "replace": _replacements(replace, STUDIES[study], profile)}
+    tables, record = collect(STUDIES[study], profile, partial=partial, **where)
+    path = results.save(study, tables, record, folder=to)
+    lengths = ", ".join(f"{kind} ({len(table):,} rows)" for kind, table in tables.items())
+    click.echo(f"{path}: {lengths}")
 
 
 @main.command("show")
 @_study
 @click.option("--rows", type=click.IntRange(0), default=10, show_default=True)
 @click.option(
-    "--from",
-    "folder",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Where collect put it with --to. [default: the package]",
+    "--from", "folder", type=_FOLDER, help="Where collect put it with --to. [default: the package]"
 )
 def show_study(study: str, rows: int, folder: Path | None) -> None:
-    """What is stored of STUDY: how it was computed, and the first rows."""
+    """What is stored of STUDY: how it was computed, and the first rows of each table."""
     stored = results.load(study, folder=folder)
     for key, value in stored.record.items():
-        click.echo(f"{key:10} {value}")
+        if key != "tables":
+            click.echo(f"{key:10} {value}")
     with pd.option_context("display.width", 200, "display.max_columns", None):
-        click.echo(stored.table.head(rows).to_string(index=False))
+        for kind, table in stored.tables.items():
+            shown = table.head(rows).to_string(index=False)
+            click.echo(f"\n{kind}, {len(table):,} rows:\n{shown}")
 
 
 if __name__ == "__main__":

@@ -149,7 +149,7 @@ def _epoch_power() -> float:
 
 def _peak(rate: float) -> float:
     """Smith & Le's optimal batch size at one rate, from the stored peaks at the others."""
-    found = smith.optima(results.select(results.load("smith").table, group="lr", momentum=0.0))
+    found = smith.optima(results.select(results.load("smith").tables, group="lr", momentum=0.0))
     return rate * float(np.exp(np.log(found.B_opt / found.lr).mean()))
 
 

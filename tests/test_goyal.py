@@ -16,7 +16,7 @@ from lecture6.curvature import eigenvalues
 from lecture6.objective import NetworkObjective
 from lecture6.results import Stored
 from lecture6.schedules import goyal_schedule, scale_lr
-from lecture6.studies import STUDIES, goyal, imagenet
+from lecture6.studies import STUDIES, goyal, imagenet, tabulate
 from lecture6.train import sample_batches, train
 
 STUDY = STUDIES["goyal"]
@@ -31,19 +31,18 @@ def images():
 
 @pytest.fixture(scope="module")
 def rows(images):
-    return pd.DataFrame(goyal.trial(data=images, curvature_at=[0, 2, 3], **POINT))
+    return goyal.trial(data=images, curvature_at=[0, 2, 3], **POINT)
 
 
 @pytest.fixture(scope="module")
-def table(images):
+def tables(images):
     points = [p | {"n": 8} for p in STUDY.grids["smoke"]]
     points = [{k: v for k, v in p.items() if k not in ("data", "n_train")} for p in points]
-    parts = [p | row for p in points for row in goyal.trial(data=images, **p)]
-    return pd.DataFrame(parts)
+    return tabulate((p, goyal.trial(data=images, **p)) for p in points)
 
 
-def value(rows, quantity, of, at):
-    [found] = rows.query("quantity == @quantity and of == @of and at == @at")["value"]
+def row(rows, kind, **where):
+    [found] = [r for r in rows[kind] if all(r[k] == v for k, v in where.items())]
     return found
 
 
@@ -53,30 +52,31 @@ def test_a_trial_reports_what_training_and_curvature_give(images, rows):
     options = {"momentum": 0.9, "nesterov": True, "weight_decay": 1e-4, "schedule": schedule}
     run = train(model, images, batch_size=32, lr=4 * 0.0125, epochs=3, seed=0, **options)
     for split in ("train", "test"):
-        assert value(rows, "error", split, 3) == 1 - run.final(split)
-        assert value(rows, "loss", split, 3) == run.final(split, "loss")
-    assert value(rows, "updates", "", 3) == run.n_updates == 3 * 7
+        last = row(rows, "history", split=split, epoch=3)
+        assert last["error"] == 1 - run.final(split)
+        assert last["loss"] == run.final(split, "loss")
+    assert rows["runs"] == [{"n_updates": 3 * 7, "diverged": False}]
     for w, epoch in ((run.w0, 0), (run.w, 3)):
         f = NetworkObjective(run.model, images.x_train, images.y_train)
         top = eigenvalues(f, w, k=1).values[0]
-        assert value(rows, "lambda_max", "train", epoch) == pytest.approx(top, rel=1e-5)
+        assert row(rows, "curvature", epoch=epoch)["lambda_max"] == pytest.approx(top, rel=1e-5)
 
 
 def test_looking_at_the_curvature_does_not_change_the_run(images, rows):
-    plain = pd.DataFrame(goyal.trial(data=images, **POINT))
-    without = rows[rows["quantity"] != "lambda_max"].reset_index(drop=True)
-    pd.testing.assert_frame_equal(plain, without)
+    plain = goyal.trial(data=images, **POINT)
+    assert plain == {kind: rows[kind] for kind in ("history", "runs")}
 
 
 def test_a_run_that_diverges_is_a_result(images):
     found = goyal.trial(data=images, **POINT | {"lr": 1e6, "rule": "none", "warmup": "none"})
-    assert found == [{"quantity": "diverged", "of": "", "at": 3, "value": 1.0}]
+    assert found == {"runs": [{"diverged": True}]}
 
 
 def test_adam_is_trained_without_momentum(images):
     point = POINT | {"optimizer": "adam", "lr": 1e-3, "rule": "sqrt"}
-    rows = pd.DataFrame(goyal.trial(data=images, **point))
-    assert value(rows, "loss", "train", 3) < value(rows, "loss", "train", 0)
+    rows = goyal.trial(data=images, **point)
+    first, last = (row(rows, "history", split="train", epoch=epoch)["loss"] for epoch in (0, 3))
+    assert last < first
 
 
 @pytest.mark.parametrize(("rule", "factor"), [("linear", 16.0), ("sqrt", 4.0)])
@@ -103,47 +103,48 @@ def test_the_schedule_is_shrunk_to_the_epochs():
         assert short(epoch * 0.3 + 1e-9) == pytest.approx(long(epoch + 1e-9), abs=1e-6)
 
 
-def test_every_curve_has_the_base_and_a_missing_one_is_named(table):
+def test_every_curve_has_the_base_and_a_missing_one_is_named(tables):
     for rule, kind in (("linear", "none"), ("sqrt", "gradual"), ("none", "constant")):
-        curve = goyal.select(table, rule=rule, warmup=kind)
+        curve = goyal.curve(tables, rule=rule, warmup=kind)["history"]
         assert sorted(curve["k"].unique()) == [1, 4]
         assert set(curve.loc[curve["k"] > 1, "rule"]) == {rule}
     with pytest.raises(ValueError, match="group 'adam', rule 'sqrt', warm-up 'gradual'"):
-        goyal.select(table, group="adam", rule="sqrt")
+        goyal.curve(tables, group="adam", rule="sqrt")
 
 
-def test_a_diverged_run_counts_as_a_guess(table):
-    curve = goyal.select(table)
+def test_a_diverged_run_counts_as_a_guess(tables):
+    curve = goyal.curve(tables)
     errors = goyal.errors(curve)
     assert errors.shape == (2, 2)
     assert errors.notna().all(axis=None)
-    lost = curve[(curve["k"] != 4) | (curve["seed"] != 1)]
-    row = curve[(curve["quantity"] == "diverged") & (curve["k"] == 4) & (curve["seed"] == 1)]
-    with_lost = goyal.errors(pd.concat([lost, row.assign(value=1.0)]))
+    history, runs = curve["history"], curve["runs"]
+    history = history[(history["k"] != 4) | (history["seed"] != 1)]
+    runs = runs.assign(diverged=(runs["k"] == 4) & (runs["seed"] == 1))
+    with_lost = goyal.errors({"history": history, "runs": runs})
     assert with_lost.loc[1, 4] == pytest.approx(0.9)
     assert with_lost.loc[0, 4] == errors.loc[0, 4]
 
 
-def test_several_curves_at_once_are_refused(table):
-    with pytest.raises(ValueError, match="select one curve first"):
-        goyal.errors(table)
+def test_several_curves_at_once_are_refused(tables):
+    with pytest.raises(ValueError, match="choose one curve first"):
+        goyal.errors(tables)
 
 
-def test_the_table_gives_the_figures_what_they_want(table):
+def test_the_tables_give_the_figures_what_they_want(tables):
     labels = {"title": "t", "xlabel": "x", "ylabel": "y"}
-    curve = goyal.by_batch_size(goyal.select(table), "kη")
+    curve = goyal.figure_8(goyal.curve(tables), "kη")
     assert sorted(curve["batch_size"].unique()) == [8, 32]
     assert curve["error"].between(0, 100).all()
     assert len(figures.curves(curve, "batch_size", "error", **labels).data) == 2
-    history = goyal.history(goyal.select(table))
+    history = goyal.figure_9(goyal.curve(tables)["history"])
     assert sorted(history["label"].unique()) == ["k = 1", "k = 4"]
     assert sorted(history["epoch"].unique()) == [0, 1, 2]
     assert len(figures.curves(history, "epoch", "error", **labels).data) == 4
 
 
-def test_the_caption_says_what_was_run(table):
+def test_the_caption_says_what_was_run(tables):
     record = {"profile": "smoke", "device": ["CPU"], "date": ["a", "b"], "code": ["commit 1"]}
-    shown = goyal.caption(Stored(table, record), table.assign(data="digits"))
+    shown = goyal.caption(Stored(tables, record), tables["runs"].assign(data="digits"))
     for part in ("profile smoke", "MLP on digits", "n = 8", "seeds 0, 1", "CPU", "b", "commit 1"):
         assert part in shown
 
@@ -179,9 +180,9 @@ def test_the_papers_rates_follow_its_rule():
 
 
 def test_the_stored_study_has_every_curve_with_three_seeds():
-    table = results.load("goyal").table
+    tables = results.load("goyal").tables
     for rule, kind in goyal.PAPER_8K:
-        errors = goyal.errors(goyal.select(table, rule=rule, warmup=kind))
+        errors = goyal.errors(goyal.curve(tables, rule=rule, warmup=kind))
         assert list(errors.columns) == [2**i for i in range(8)]
         assert errors.notna().sum().min() >= 3
 

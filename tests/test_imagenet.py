@@ -1,5 +1,6 @@
 """Goyal's recipe on a folder of tiny images: alone, shared by processes, killed and resumed."""
 
+import io
 import json
 import math
 import os
@@ -19,7 +20,7 @@ from lecture6 import models
 from lecture6.__main__ import main
 from lecture6.checkpoints import Checkpoint
 from lecture6.data import DataError
-from lecture6.studies import STUDIES, Study, engine, imagenet
+from lecture6.studies import STUDIES, Study, imagenet, runner
 from lecture6.team import Team
 from lecture6.train import DivergenceError, _with_buffers_of_their_own
 
@@ -59,7 +60,7 @@ def alone(name, one_thread):
 
 
 def values(rows):
-    return [row["value"] for row in rows]
+    return [row[column] for row in rows["history"] for column in ("loss", "error")]
 
 
 # --- the recipe ---------------------------------------------------------------------------------
@@ -184,18 +185,11 @@ def test_an_update_is_that_of_goyals_workers(name):
 
 
 def test_rows_are_those_of_the_study(alone):
-    assert [(r["quantity"], r["of"], r["at"]) for r in alone] == [
-        *(
-            (quantity, of, epoch)
-            for epoch in (1, 2, 3)
-            for of in ("train", "test")
-            for quantity in ("loss", "error")
-        ),
-        ("updates", "", 3),
-        ("diverged", "", 3),
+    assert [(r["epoch"], r["split"]) for r in alone["history"]] == [
+        (epoch, split) for epoch in (1, 2, 3) for split in ("train", "test")
     ]
-    assert values(alone)[-2:] == [9, 0]
-    losses = [r["value"] for r in alone if (r["quantity"], r["of"]) == ("loss", "train")]
+    assert alone["runs"] == [{"n_updates": 9, "diverged": False}]
+    losses = [r["loss"] for r in alone["history"] if r["split"] == "train"]
     assert losses[0] > losses[-1]
 
 
@@ -217,12 +211,12 @@ def test_the_number_of_loaders_changes_nothing(name, alone):
 def test_bfloat16_is_near(name, alone):
     rows = imagenet.trial(**GRID | {"images": name, "bf16": True})
     assert values(rows) != values(alone)
-    assert rows[0]["value"] == pytest.approx(alone[0]["value"], rel=0.05)
+    assert values(rows)[0] == pytest.approx(values(alone)[0], rel=0.05)
 
 
 def test_a_rate_that_is_too_large_diverges(name):
     rows = imagenet.trial(**GRID | {"images": name, "lr": 1e30})
-    assert rows == [{"quantity": "diverged", "of": "", "at": 3, "value": 1.0}]
+    assert rows == {"runs": [{"diverged": True}]}
     model = imagenet.build("resnet20", 3, seed=0)
     with torch.no_grad():
         model[-1].bias.fill_(math.nan)
@@ -330,18 +324,18 @@ def test_the_command_runs_it_alone(tmp_path, folder, name, alone, monkeypatch):
     trial = kept(tmp_path)
     assert trial["rows"] == alone
     assert trial["parameters"]["images"] == name
-    assert trial["record"]["data"] == {name: engine._files_digest(name)}
+    assert trial["record"]["data"] == {name: runner._files_digest(name)}
     assert not list(tmp_path.glob("goyal/*.checkpoint"))
     collected = CliRunner().invoke(main, ["collect", *words, "--to", str(tmp_path)])
-    assert "14 rows in" in collected.output
+    assert "goyal.json: history (6 rows), runs (1 rows)" in collected.output
 
 
 def test_the_digest_is_of_names_and_sizes(tmp_path):
     write(tmp_path, 1, 1)
 
     def found():
-        engine._files_digest.cache_clear()
-        return engine._files_digest(f"imagefolder:{tmp_path}")
+        runner._files_digest.cache_clear()
+        return runner._files_digest(f"imagefolder:{tmp_path}")
 
     before = found()
     image = tmp_path / "train" / "class0" / "0.png"
@@ -385,11 +379,11 @@ def test_a_killed_trial_goes_on_from_its_last_epoch(tmp_path, name, alone, proce
     code, _, _ = command(tmp_path, name, processes=processes, KILLED="yes")
     assert code != 0
     [checkpoint] = tmp_path.glob("goyal/*.checkpoint")
-    state = Checkpoint(checkpoint, {}).load()
-    assert state["epoch"] == 1
-    rows = state["rows"]
-    rows[0]["value"] = 7.0  # to see that it was not computed again
-    torch.save(state, checkpoint)
+    content = checkpoint.read_bytes().partition(b"\n")[2]
+    saved = torch.load(io.BytesIO(content), weights_only=True)
+    assert saved["state"]["epoch"] == 1
+    saved["state"]["rows"]["history"][0]["loss"] = 7.0  # to see that it was not computed again
+    Checkpoint(checkpoint, saved["settings"]).save(saved["state"])
     code, _, errors = command(tmp_path, name, processes=processes)
     assert code == 0, errors
     found = values(kept(tmp_path)["rows"])

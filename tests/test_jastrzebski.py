@@ -10,8 +10,8 @@ from synthetic import gaussian_classes
 
 from lecture6 import models
 from lecture6.objective import NetworkObjective
-from lecture6.results import Stored, select
-from lecture6.studies import STUDIES, jastrzebski
+from lecture6.results import Stored, concat, select
+from lecture6.studies import STUDIES, jastrzebski, tabulate
 from lecture6.train import train
 
 STUDY = STUDIES["jastrzebski"]
@@ -29,8 +29,8 @@ def small(digits):
     return digits.subset(60, 40).centred()
 
 
-def value(rows, quantity, of="", at=4):
-    [found] = [r["value"] for r in rows if (r["quantity"], r["of"], r["at"]) == (quantity, of, at)]
+def row(rows, kind, **where):
+    [found] = [r for r in rows[kind] if all(r[k] == v for k, v in where.items())]
     return found
 
 
@@ -41,29 +41,28 @@ def test_a_trial_reports_what_plain_training_gives(digits, small):
     middle = train(model, small, seed=1000, **settings)
     alone = train(middle.model, small, seed=1001, **settings)  # it goes on from there
     for split in ("train", "test"):
-        for at, run in ((2, middle), (4, alone)):
-            assert value(rows, "accuracy", split, at) == pytest.approx(run.final(split))
-            loss = run.final(split, "loss")
-            assert value(rows, "loss", split, at) == pytest.approx(loss, rel=1e-4)
-    assert value(rows, "updates") == 24
-    assert value(rows, "diverged") == value(rows, "bfloat16") == 0
-    assert [r["at"] for r in rows if r["quantity"] == "loss" and r["of"] == "test"] == [0, 2, 4]
-    assert not [r for r in rows if r["quantity"] == "lambda_max" or r["of"] == "wrong"]
+        for epoch, run in ((2, middle), (4, alone)):
+            found = row(rows, "history", split=split, epoch=epoch)
+            assert found["accuracy"] == pytest.approx(run.final(split))
+            assert found["loss"] == pytest.approx(run.final(split, "loss"), rel=1e-4)
+    assert rows["runs"] == [{"n_updates": 24, "bfloat16": False, "diverged": False}]
+    assert [r["epoch"] for r in rows["history"] if r["split"] == "test"] == [0, 2, 4]
+    assert set(rows) == {"history", "runs"}
 
 
 def test_its_curvature_is_that_of_the_dense_hessian(digits, small):
     rows = jastrzebski.trial(data=digits, **POINT | {"net": "4", "n_curvature": 30})
     model, part = models.mlp(64, 4, seed=1), small.subset(30)
-    for number, at in enumerate((2, 4)):
+    for number, epoch in enumerate((2, 4)):
         settings = {"batch_size": 10, "lr": 0.2, "epochs": 2, "seed": 1000 + number}
         model = train(model, small, **settings).model
         f = NetworkObjective(model, part.x_train, part.y_train, dtype=torch.float64)
         hessian = f.product(f.w)(torch.eye(f.n_params)).numpy()
         top = np.linalg.eigvalsh(hessian)[-1]
-        assert value(rows, "lambda_max", "train", at) == pytest.approx(top, rel=0.02)
-        assert value(rows, "lambda_max_error", "train", at) <= 0.01 * top
-        off = value(rows, "trace", "train", at) - hessian.trace()
-        assert abs(off) < 4 * value(rows, "trace_stderr", "train", at)
+        found = row(rows, "curvature", epoch=epoch)
+        assert found["lambda_max"] == pytest.approx(top, rel=0.02)
+        assert found["lambda_max_error"] <= 0.01 * top
+        assert abs(found["trace"] - hessian.trace()) < 4 * found["trace_stderr"]
 
 
 def test_the_square_waves():
@@ -80,39 +79,44 @@ def test_the_square_waves():
 
 
 def test_a_cycle_goes_on_from_where_the_phase_before_ended(digits, small):
-    rows = jastrzebski.trial(data=digits, **POINT | {"cycle": "batch", "period": 1})
+    rows = jastrzebski.trial(
+        data=digits, **POINT | {"cycle": "batch", "epochs": 20, "evaluate_every": 10}
+    )
     model = models.mlp(64, (12, 8), seed=1)
     for number, size in enumerate((10, 50, 10, 50)):
-        settings = {"batch_size": size, "lr": 0.2, "epochs": 1, "seed": 1000 + number}
+        settings = {"batch_size": size, "lr": 0.2, "epochs": 5, "seed": 1000 + number}
         model = train(model, small, **settings).model
     with torch.no_grad():
         loss = torch.nn.functional.cross_entropy(model(small.x_train), small.y_train).item()
-    assert value(rows, "loss", "train") == pytest.approx(loss, rel=1e-4)
-    assert value(rows, "updates") == 2 * (6 + 2)
-    assert [r["at"] for r in rows if r["quantity"] == "loss" and r["of"] == "test"] == [0, 2, 4]
+    last = row(rows, "history", split="train", epoch=20)
+    assert last["loss"] == pytest.approx(loss, rel=1e-4)
+    assert rows["runs"][0]["n_updates"] == 2 * 5 * (6 + 2)
+    assert [r["epoch"] for r in rows["history"] if r["split"] == "test"] == [0, 10, 20]
 
 
 def test_wrong_labels_are_counted_apart(digits):
     point = POINT | {"random_labels": 0.5, "net": "64", "lr": 0.5, "n_train": 30}
     rows = jastrzebski.trial(data=digits, **point | {"epochs": 400, "evaluate_every": 200})
-    assert value(rows, "accuracy", "wrong", 400) == value(rows, "accuracy", "right", 400) == 1.0
-    assert value(rows, "accuracy", "train", 400) == 1.0  # of the labels as they were given
+    assert row(rows, "labels", epoch=400) == {"epoch": 400, "right": 1.0, "wrong": 1.0}
+    # of the labels as they were given
+    assert row(rows, "history", split="train", epoch=400)["accuracy"] == 1.0
     rows = jastrzebski.trial(data=digits, **point | {"evaluate_every": 4})
     part = digits.subset(30, 40)
     wrong = (part.with_random_labels(0.5).y_train != part.y_train).double().mean().item()
     assert 0.3 < wrong < 0.5  # some were redrawn and are right
-    parts = wrong * value(rows, "accuracy", "wrong") + (1 - wrong) * value(
-        rows, "accuracy", "right"
-    )
-    assert value(rows, "accuracy", "train") == pytest.approx(parts)
+    learnt = row(rows, "labels", epoch=4)
+    parts = wrong * learnt["wrong"] + (1 - wrong) * learnt["right"]
+    found = row(rows, "history", split="train", epoch=4)
+    assert found["accuracy"] == pytest.approx(parts)
 
 
 def test_a_trial_that_diverges_says_so(digits):
-    rows = jastrzebski.trial(data=digits, **POINT | {"lr": 1e30})
-    assert [(r["quantity"], r["value"]) for r in rows] == [("diverged", 1.0)]
-    table = jastrzebski.ends(pd.DataFrame(rows).assign(**POINT | {"lr": 1e30}))
-    assert table["diverged"].tolist() == [1.0]
-    assert "loss" not in table
+    points = [POINT, POINT | {"lr": 1e30}]
+    trials = [(p, jastrzebski.trial(data=digits, **p)) for p in points]
+    assert trials[1][1] == {"runs": [{"diverged": True}]}
+    table = jastrzebski.final(tabulate(trials))
+    assert table["diverged"].tolist() == [0.0, 1.0]
+    assert table["loss"].isna().tolist() == [False, True]
 
 
 def test_a_vgg_is_trained_with_its_batch_norm():
@@ -121,9 +125,9 @@ def test_a_vgg_is_trained_with_its_batch_norm():
     rows = jastrzebski.trial(data=images, **point, epochs=1, evaluate_every=1)
     settings = {"lr": 0.05, "batch_size": 8, "epochs": 1, "seed": 0}
     alone = train(models.vgg11(2, seed=0), images.subset(24).centred(), **settings)
-    assert value(rows, "loss", "test", 1) == alone.final("test", "loss")
+    assert row(rows, "history", split="test", epoch=1)["loss"] == alone.final("test", "loss")
     lost = jastrzebski.trial(data=images, **point | {"lr": 1e30}, epochs=1)
-    assert [r["quantity"] for r in lost] == ["diverged"]
+    assert lost == {"runs": [{"diverged": True}]}
 
 
 def test_where_a_run_crosses_a_level():
@@ -179,27 +183,24 @@ def test_the_spreads_of_a_power_law():
     assert np.allclose(only_rate["within"], steps.std() * math.sqrt(3 / 2))
 
 
-def test_the_views_of_a_table(digits):
-    trials = []
-    for p in STUDY.grids["smoke"]:
-        rows = jastrzebski.trial(data=digits, **{k: v for k, v in p.items() if k != "data"})
-        trials.append(pd.DataFrame(rows).assign(**p))
-    table = pd.concat(trials, ignore_index=True)
-    found = jastrzebski.ends(table)
+def test_the_readers_of_the_tables(digits):
+    grid = STUDY.grids["smoke"]
+    tables = tabulate((p, jastrzebski.trial(**p | {"data": digits})) for p in grid)
+    found = jastrzebski.final(tables)
     assert len(found) == len(STUDY.grids["smoke"]) == 8
     assert found["ratio"].nunique() == 2
     assert found[["lambda_max", "trace", "loss", "test_accuracy"]].notna().all().all()
-    every = jastrzebski.runs(table)
+    every = jastrzebski.evaluations(tables)
     assert sorted(set(every["epoch"])) == [0, 2, 4]
     last = every[every["epoch"] == 4].reset_index(drop=True)
     pd.testing.assert_frame_equal(last, found)
-    assert select(table, group="ratio", seed=1)["seed"].unique().tolist() == [1]
-    with pytest.raises(ValueError, match="no row has group = 'break'; of group there is ratio"):
-        select(table, group="break")
+    for table in select(tables, group="ratio", seed=1).values():
+        assert table["seed"].unique().tolist() == [1]
+    other = {kind: table.assign(group="other") for kind, table in tables.items()}
     with pytest.raises(ValueError, match="several runs"):
-        jastrzebski.ends(pd.concat([table, table.assign(group="other")]))
+        jastrzebski.final(concat(tables, other))
     record = {"profile": "smoke", "device": ["CPU"], "date": ["2026-11-25"], "code": ["commit a"]}
-    assert jastrzebski.caption(Stored(table, record), table) == (
+    assert jastrzebski.caption(Stored(tables, record), tables["runs"]) == (
         "stored, profile smoke · 16-16 on 100 images of digits (50 of them for curvature) · "
         "4 epochs · seeds 0, 1 · CPU · 2026-11-25 · commit a"
     )

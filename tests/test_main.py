@@ -50,7 +50,7 @@ def test_a_study_from_plan_to_results(lecture6, tmp_path):
     assert "finished  i 2" in lecture6("run", "keskar", "--profile", "smoke", "--dry-run")[1]
     code, output = lecture6("collect", "keskar", "--profile", "smoke", "--to", tmp_path / "to")
     assert code == 0
-    assert "6 rows in" in output
+    assert "keskar.json: runs (6 rows)" in output
     code, output = lecture6("show", "keskar", "--from", tmp_path / "to", "--rows", "2")
     assert code == 0
     assert "trials     [3, 3]" in output
@@ -69,7 +69,7 @@ def test_a_data_set_alone_takes_the_place_of_the_only_one(lecture6, monkeypatch)
     used[1]["data"] = "cifar10"
     code, output = lecture6(*command, "fashion_mnist")
     assert code == 2
-    assert "'fashion_mnist' must be of the form OLD=NEW" in output
+    assert "'fashion_mnist' is not of the form OLD=NEW" in output
     assert "toy at profile smoke uses cifar10, mnist" in output
 
 

@@ -2,23 +2,33 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from lecture6 import results
+from lecture6.checkpoints import write_atomically
 from lecture6.studies import STUDIES
 
-TABLE = pd.DataFrame(
-    {
-        "net": ["F1", "C1, stride 2", "F1"],
-        "of": ["train", "", "nan of a kind"],
-        "seed": [0, 1, 2],
-        "lbfgsb": [True, False, True],
-        "value": [0.1 + 0.2, 1e-300, math.nan],
-    }
-)
+TABLES = {
+    "runs": pd.DataFrame(
+        {
+            "net": ["F1", "C1, stride 2", "F1"],
+            "seed": [0, 1, 2],
+            "lbfgsb": [True, None, True],
+            "n_updates": [7, 9, 11],
+        }
+    ),
+    "history": pd.DataFrame(
+        {
+            "net": ["F1", "C1, stride 2", "F1"],
+            "split": ["train", "", "nan of a kind"],
+            "loss": [0.1 + 0.2, 1e-300, math.nan],
+        }
+    ),
+}
 RECORD = {
     "study": "toy",
     "profile": "full",
@@ -31,35 +41,71 @@ RECORD = {
 }
 
 
-@pytest.mark.parametrize("large", [200_000, 10])
-def test_what_is_saved_is_what_is_loaded(tmp_path, monkeypatch, large):
-    monkeypatch.setattr(results, "LARGE", large)
-    path = results.save("toy", TABLE, RECORD, folder=tmp_path)
-    assert path.name == ("toy.parquet" if large == 10 else "toy.csv")
+def test_what_is_saved_is_what_is_loaded(tmp_path):
+    path = results.save("toy", TABLES, RECORD, folder=tmp_path)
+    assert path == tmp_path / "toy.json"
     stored = results.load("toy", folder=tmp_path)
-    pd.testing.assert_frame_equal(stored.table, TABLE, rtol=1e-15, atol=0, check_dtype=False)
-    assert stored.table["of"].to_list() == TABLE["of"].to_list()
+    assert list(stored.tables) == ["runs", "history"]
+    for kind, table in TABLES.items():
+        pd.testing.assert_frame_equal(stored.tables[kind], table, check_exact=True)
     assert {k: stored.record[k] for k in RECORD} == RECORD
     assert stored.caption == (
         "stored study toy, profile full, 2 of 3 trials · digits · seeds 0, 1 · CPU · "
         "2026-11-23 to 2026-11-24 · commit 1234567"
     )
-    assert {p.name for p in tmp_path.iterdir()} == {path.name, "toy.json"}
+    files = {entry["file"] for entry in stored.record["tables"].values()}
+    assert {p.name for p in tmp_path.iterdir()} == {*files, "toy.json"}
 
 
-def test_another_format_takes_the_place_of_the_first(tmp_path, monkeypatch):
-    results.save("toy", TABLE, RECORD, folder=tmp_path)
-    monkeypatch.setattr(results, "LARGE", 10)
-    results.save("toy", TABLE.head(1), RECORD, folder=tmp_path)
-    assert {p.name for p in tmp_path.iterdir()} == {"toy.parquet", "toy.json"}
-    assert len(results.load("toy", folder=tmp_path).table) == 1
+def test_new_results_take_the_place_of_the_old(tmp_path):
+    results.save("toy", TABLES, RECORD, folder=tmp_path)
+    results.save("other", TABLES, RECORD, folder=tmp_path)
+    results.save("toy", {"runs": TABLES["runs"].head(1)}, RECORD, folder=tmp_path)
+    assert len(list(tmp_path.glob("toy.*.parquet"))) == 1
+    assert list(results.load("toy", folder=tmp_path).tables) == ["runs"]
+    assert list(results.load("other", folder=tmp_path).tables) == ["runs", "history"]
 
 
-def test_a_table_without_its_record_is_refused(tmp_path):
-    path = results.save("toy", TABLE, RECORD, folder=tmp_path)
-    path.write_text(path.read_text().replace("C1", "C2"))
-    with pytest.raises(results.ResultsError, match=r"toy\.csv is not the table that toy\.json"):
+def damage(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("spoil", [damage, Path.unlink])
+def test_a_table_that_is_not_that_of_its_record_is_refused(tmp_path, spoil):
+    results.save("toy", TABLES, RECORD, folder=tmp_path)
+    [path] = tmp_path.glob("toy.history.*.parquet")
+    spoil(path)
+    with pytest.raises(
+        results.ResultsError, match=r"toy\.history\..* is not the table that toy\.js"
+    ):
         results.load("toy", folder=tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"table": "toy.csv"}'])
+def test_a_record_that_cannot_be_read_is_refused(tmp_path, text):
+    (tmp_path / "toy.json").write_text(text)
+    with pytest.raises(
+        results.ResultsError, match=r"toy\.json is damaged.*lecture6 collect toy again"
+    ):
+        results.load("toy", folder=tmp_path)
+    results.save("toy", TABLES, RECORD, folder=tmp_path)
+    results.load("toy", folder=tmp_path)
+
+
+def test_rows_are_selected_by_value_in_every_table():
+    found = results.select(TABLES, net="F1", seed=[1, 2])
+    assert found["runs"]["seed"].to_list() == [2]
+    assert found["history"].empty  # it has no seeds
+    both = results.concat(
+        results.select(TABLES, net="C1, stride 2"), results.select(TABLES, seed=0)
+    )
+    assert both["runs"]["n_updates"].to_list() == [9, 7]
+    with pytest.raises(ValueError, match="no run has net = 'F2'; of net there is F1, C1, stride 2"):
+        results.select(TABLES, net="F2")
+    with pytest.raises(ValueError, match="no run has lr = 1; the parameters are net, seed"):
+        results.select(TABLES, lr=1)
 
 
 def test_results_that_are_not_there(tmp_path):
@@ -68,17 +114,25 @@ def test_results_that_are_not_there(tmp_path):
     assert not results.has("toy")
 
 
-def test_a_failed_save_leaves_what_was_there(tmp_path, monkeypatch):
-    results.save("toy", TABLE, RECORD, folder=tmp_path)
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_a_failed_save_leaves_what_was_there(tmp_path, monkeypatch, n):
+    results.save("toy", TABLES, RECORD, folder=tmp_path)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
 
-    def full(*_):
-        raise OSError(28, "No space left on device")
+    written = []
 
-    monkeypatch.setattr(results.os, "replace", full)
+    def full(path, content):
+        written.append(path)
+        if len(written) == n:
+            raise OSError(28, "No space left on device")
+        write_atomically(path, content)
+
+    monkeypatch.setattr(results, "write_atomically", full)
     with pytest.raises(OSError, match="No space left"):
-        results.save("toy", TABLE.head(1), RECORD, folder=tmp_path)
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+        results.save("toy", {k: t.head(1) for k, t in TABLES.items()}, RECORD, folder=tmp_path)
+    for name, content in before.items():
+        assert (tmp_path / name).read_bytes() == content
+    assert len(results.load("toy", folder=tmp_path).tables["runs"]) == 3
 
 
 def test_all_stored_results_are_small_and_can_be_loaded():
@@ -91,5 +145,7 @@ def test_all_stored_results_are_small_and_can_be_loaded():
         assert stored.record["study"] == name
         assert stored.record["profile"] == "full"
         assert all("+" not in code for code in stored.record["code"]), "computed by changed code"
-        assert np.isfinite(stored.table["value"]).all()
+        numbers = ("loss", "accuracy", "error", "value", "gap", "lambda_max", "distance")
+        for table in stored.tables.values():
+            assert np.isfinite(table[[c for c in numbers if c in table]]).all(axis=None)
         json.dumps(stored.record, allow_nan=False)

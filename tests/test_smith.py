@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from lecture6 import figures, models
-from lecture6.results import Stored, select
-from lecture6.studies import STUDIES, smith
+from lecture6.results import Stored, concat, select
+from lecture6.studies import STUDIES, smith, tabulate
 from lecture6.train import train
 
 STUDY = STUDIES["smith"]
@@ -23,18 +23,14 @@ def _alone(one_thread):
 
 
 @pytest.fixture(scope="module")
-def table(digits):
+def tables(digits):
     """The grid of profile smoke, computed."""
-    trials = []
-    for p in STUDY.grids["smoke"]:
-        arguments = {k: v for k, v in p.items() if k != "data"}
-        rows = smith.trial(data=digits, **arguments)
-        trials.append(pd.DataFrame(rows).assign(**p))
-    return pd.concat(trials, ignore_index=True)
+    grid = STUDY.grids["smoke"]
+    return tabulate((p, smith.trial(**p | {"data": digits})) for p in grid)
 
 
-def value(rows, quantity, of, at):
-    [found] = [r["value"] for r in rows if (r["quantity"], r["of"], r["at"]) == (quantity, of, at)]
+def evaluated(rows, split, update):
+    [found] = [r for r in rows["history"] if (r["split"], r["update"]) == (split, update)]
     return found
 
 
@@ -50,63 +46,65 @@ def test_a_trial_reports_what_plain_training_gives(digits, momentum):
         models.mlp(64, 12, seed=1), small, batch_size=16, lr=point["lr"], epochs=4, **options
     )
     for split in ("train", "test"):
-        assert value(rows, "accuracy", split, 32) == pytest.approx(alone.final(split))
-        assert value(rows, "loss", split, 32) == pytest.approx(alone.final(split, "loss"), rel=1e-3)
-    assert value(rows, "updates", "", 32) == 32
-    assert value(rows, "diverged", "", 32) == value(rows, "bfloat16", "", 32) == 0
-    assert {r["at"] for r in rows if r["of"]} == {0, 16, 32}
+        last = evaluated(rows, split, 32)
+        assert last["accuracy"] == pytest.approx(alone.final(split))
+        assert last["loss"] == pytest.approx(alone.final(split, "loss"), rel=1e-3)
+    assert rows["runs"] == [{"n_updates": 32, "bfloat16": False, "diverged": False}]
+    assert {r["update"] for r in rows["history"]} == {0, 16, 32}
 
 
 def test_updates_are_rounded_to_whole_passes(digits):
     rows = smith.trial(data=digits, **POINT | {"updates": 30, "batch_size": 50})  # 3 a pass
-    assert value(rows, "updates", "", 30) == 30
+    assert rows["runs"][0]["n_updates"] == 30
     rows = smith.trial(data=digits, **POINT | {"updates": 1, "batch_size": 50})
-    assert value(rows, "updates", "", 1) == 3
+    assert rows["runs"][0]["n_updates"] == 3
 
 
 def test_every_seed_trains_on_the_same_images(digits):
     a, b = digits.subset(120, 60), digits.subset(120, 60)
     assert torch.equal(a.x_train, b.x_train)
     trials = [smith.trial(data=digits, **POINT | {"seed": s}) for s in (0, 1)]
-    assert value(trials[0], "loss", "train", 32) != value(trials[1], "loss", "train", 32)
+    first, second = (evaluated(rows, "train", 32)["loss"] for rows in trials)
+    assert first != second
 
 
 def test_a_trial_that_diverges_says_so_and_counts_as_a_guess(digits):
     point = POINT | {"lr": 1e30}
     rows = smith.trial(data=digits, **point)
-    assert [(r["quantity"], r["value"]) for r in rows] == [("diverged", 1.0)]
+    assert rows == {"runs": [{"diverged": True}]}
     more = {"sampling": "without_replacement", "data": "digits"}
-    lost = pd.DataFrame(rows).assign(**point, **more)
-    for of in ("train", "test"):
-        assert smith.final(lost, of)["accuracy"].tolist() == [0.1]
+    trials = [(point | more, rows), (POINT | more, smith.trial(data=digits, **POINT))]
+    for split in ("train", "test"):
+        found = smith.final(tabulate(trials), split).set_index("lr")["accuracy"]
+        assert found[1e30] == 0.1
+        assert found[0.5] == evaluated(trials[1][1], split, 32)["accuracy"]
 
 
-def test_the_views_of_a_table(table):
-    test, train_ = smith.final(table), smith.final(table, "train")
+def test_the_readers_of_the_tables(tables):
+    test, train_ = smith.final(tables), smith.final(tables, "train")
     assert len(test) == len(train_) == len(STUDY.grids["smoke"])
-    last = table[(table["quantity"] == "accuracy") & (table["of"] == "test")]
-    assert set(test["accuracy"]) <= set(last["value"]) | {0.1}
-    found = smith.optima(table)
+    assert set(test["accuracy"]) <= set(tables["history"]["accuracy"]) | {0.1}
+    found = smith.optima(tables)
     assert found.groupby("lr").size().to_dict() == {0.5: 2, 2.0: 2}
-    rows = select(table, group="lr", lr=0.5)
-    assert rows["lr"].unique().tolist() == [0.5]
-    shown = smith.by_batch_size(rows, "lr")
+    chosen = select(tables, group="lr", lr=0.5)
+    assert chosen["history"]["lr"].unique().tolist() == [0.5]
+    shown = smith.figures_10_and_11(chosen, "lr")
     assert shown["label"].unique().tolist() == ["η = 0.5"]
-    assert smith.by_batch_size(rows, "n_train")["label"].unique().tolist() == ["N = 200"]
+    assert smith.figures_10_and_11(chosen, "n_train")["label"].unique().tolist() == ["N = 200"]
     figure = figures.curves(
         shown, "batch_size", "accuracy", title="t", xlabel="x", ylabel="y", log="x"
     )
     assert "η = 0.5" in figure.layout.meta["description"]
     with pytest.raises(ValueError, match=r"group = 'lr', lr = 7; of lr there is 0\.5, 2\.0"):
-        select(table, group="lr", lr=7)
+        select(tables, group="lr", lr=7)
     with pytest.raises(ValueError, match="several runs"):
-        smith.final(pd.concat([table, table.assign(group="other")]))
+        smith.final(concat(tables, {k: t.assign(group="other") for k, t in tables.items()}))
 
 
-def test_the_caption_says_what_was_run(table):
+def test_the_caption_says_what_was_run(tables):
     record = {"profile": "smoke", "device": ["CPU"], "date": ["2026-11-24"], "code": ["commit a"]}
-    both = pd.concat([table, table.assign(momentum=0.9, n_train=4000)])
-    assert smith.caption(Stored(both, record), both) == (
+    runs = pd.concat([tables["runs"], tables["runs"].assign(momentum=0.9, n_train=4000)])
+    assert smith.caption(Stored(tables, record), runs) == (
         "stored, profile smoke · 784-32-10 on 200 to 4,000 images of digits · momentum 0.0, 0.9 · "
         "seeds 0, 1 · CPU · 2026-11-24 · commit a"
     )

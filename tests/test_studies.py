@@ -22,15 +22,18 @@ import pandas as pd
 import pytest
 import torch
 import toy_study
+from filelock import FileLock
 from toy_study import study as toy
 
 from lecture6 import data, figures, models
 from lecture6.landscape import interpolate
 from lecture6.objective import NetworkObjective
-from lecture6.results import Stored, select
+from lecture6.results import Stored, concat, select
 from lecture6.sharpness import RandomSubspace, worst_case
-from lecture6.studies import STUDIES, Study, StudyError, collect, digest, engine, plan, run
+from lecture6.studies import STUDIES, Study, StudyError, collect, plan, run, runner, tabulate
 from lecture6.studies import keskar as keskar_study
+from lecture6.studies import trials as study_trials
+from lecture6.studies.trials import TrialFiles, code_digest
 from lecture6.train import train
 
 HERE = Path(__file__).parent
@@ -46,12 +49,12 @@ def ran(log):
     return [int(line.split()[0]) for line in Path(log).read_text().splitlines()]
 
 
-def runner(log, folder, n, seconds):
+def toy_runner(log, folder, n, seconds):
     """A process that runs the toy study with two workers."""
     code = (
         "from pathlib import Path; from lecture6.studies import run; from toy_study import study\n"
         f"print(run(study({str(log)!r}, n={n}, seconds={seconds}), 'smoke', jobs=2, "
-        f"folder=Path({str(folder)!r}), progress=False).finished)"
+        f"folder=Path({str(folder)!r})).finished)"
     )
     paths = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
     return subprocess.Popen(
@@ -111,12 +114,12 @@ def digest_of(tmp_path, monkeypatch):
         shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
         importlib.invalidate_caches()
         linecache.clearcache()
-        digest._definitions.cache_clear()
-        return digest.code_digest(importlib.import_module("changing").trial)
+        study_trials._read_module.cache_clear()
+        return code_digest(importlib.import_module("changing").trial)
 
     yield digest_of
     sys.modules.pop("changing", None)
-    digest._definitions.cache_clear()
+    study_trials._read_module.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -126,8 +129,8 @@ def digest_of(tmp_path, monkeypatch):
         ("B = 1", "B = 2", False),
         ("# comment", "# another one", True),
         ('"""Text."""', '"""Other text."""', True),
-        ("UNUSED = 1", "UNUSED = 3", True),
-        ("return UNUSED", "return 7", True),
+        ("UNUSED = 1", "UNUSED = 3", False),
+        ("return UNUSED", "return 7", False),
         ("def other", "\n\ndef other", True),
         ("SCALE = 2", "SCALE = 3", False),
         ("SCALE * x", "SCALE + x", False),
@@ -141,27 +144,36 @@ def test_a_key_follows_the_code_that_matters(digest_of, old, new, same):
     assert (digest_of(MODULE.replace(old, new)) == before) == same
 
 
-def test_code_is_followed_into_the_package():
-    found = set(digest.reachable(keskar_study.trial))
-    for where in (
-        ("lecture6.train", "sample_batches"),
-        ("lecture6.models", "N_HIDDEN"),
-        ("lecture6.sharpness", "RandomSubspace"),
-        ("lecture6.objective", "_SumObjective"),
-        ("lecture6.landscape", "weights_on_path"),
-    ):
-        assert where in found
-    modules = {module for module, _ in found}
-    assert not modules & {"lecture6.figures", "lecture6.widgets", "lecture6.studies.engine"}
-    assert ("lecture6.data.timit", "load_timit") in digest.reachable(data.load)
+def test_code_is_followed_into_the_package_and_not_into_what_runs_it():
+    found = set(study_trials._used_modules(keskar_study.__name__))
+    names = (
+        "data",
+        "data.timit",
+        "models",
+        "train",
+        "objective",
+        "sharpness",
+        "landscape",
+        "studies.keskar",
+    )
+    assert found >= {f"lecture6.{name}" for name in names}
+    machinery = {f"lecture6.studies{name}" for name in ("", ".runner", ".trials", ".goyal")}
+    assert not found & machinery
+    assert not found & {"lecture6.results", "lecture6.figures", "lecture6.report"}
+
+
+def test_two_trials_of_a_module_differ():
+    assert code_digest(toy_study.drawing) != code_digest(toy_study.answering)
 
 
 MODULES = {
-    "__init__": "from .inner import far as near",
+    "__init__": "from .inner import far as near\nmissing = 0",
     "inner": "import spread.deep\ndef far():\n    return spread.deep.value()",
     "deep": "def value():\n    from spread import late\n    return late.LATE",
     "late": "LATE = 1",
-    "study": "from spread import near\ndef trial(*, i):\n    return near()",
+    "unused": "",
+    "optional": "try:\n    import spread.none\nexcept ImportError:\n    pass",
+    "study": "from spread import near, optional\ndef trial(*, i):\n    return near()",
 }
 
 
@@ -170,14 +182,16 @@ def test_code_is_followed_through_imports_of_every_form(tmp_path, monkeypatch):
     for name, source in MODULES.items():
         (tmp_path / "spread" / f"{name}.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
-    importlib.import_module("spread.late")
-    found = digest.reachable(importlib.import_module("spread.study").trial)
-    assert set(found) == {
-        ("spread.study", "trial"),
-        ("spread.inner", "far"),
-        ("spread.deep", "value"),
-        ("spread.late", "LATE"),
+    found = study_trials._used_modules("spread.study")
+    own = {name for name in found if not name.startswith("lecture6")}
+    assert own == {
+        "spread",
+        *(f"spread.{name}" for name in MODULES if name not in ("__init__", "unused")),
     }
+    before = code_digest(importlib.import_module("spread.study").trial)
+    (tmp_path / "spread" / "late.py").write_text("LATE = 2")
+    study_trials._read_module.cache_clear()
+    assert code_digest(importlib.import_module("spread.study").trial) != before
 
 
 def test_a_function_of_a_script_is_refused():
@@ -186,24 +200,34 @@ def test_a_function_of_a_script_is_refused():
 
     trial.__module__ = "__main__"
     with pytest.raises(StudyError, match="must be in a module that workers can import"):
-        digest.reachable(trial)
+        code_digest(trial)
+
+
+def test_parameters_are_numbers_that_can_be_written_down(tmp_path):
+    study = Study("toy", "", toy_study.drawing, {"smoke": [{"i": np.int64(3)}]}, ones)
+    plain = Study("toy", "", toy_study.drawing, {"smoke": [{"i": 3}]}, ones)
+    assert study.trials("smoke") == plain.trials("smoke")
+    for value in (float("nan"), {1}):
+        study = Study("toy", "", toy_study.drawing, {"smoke": [{"i": value}]}, ones)
+        with pytest.raises(StudyError, match="parameters must be finite numbers, strings and"):
+            study.trials("smoke")
 
 
 def test_equal_trials_are_one_and_parameters_make_the_key(tmp_path):
     study = toy(tmp_path / "log", n=3)
     keys = [t.key for t in study.trials("smoke")]
     assert len(set(keys)) == 3
-    twice = engine.Study("toy", "", study.trial, {"smoke": study.grids["smoke"] * 2}, study.cost)
+    twice = Study("toy", "", study.trial, {"smoke": study.grids["smoke"] * 2}, study.cost)
     assert [t.key for t in twice.trials("smoke")] == keys
-    other = engine.Study("toy2", "", study.trial, study.grids, study.cost)
+    other = Study("toy2", "", study.trial, study.grids, study.cost)
     assert not {t.key for t in other.trials("smoke")} & set(keys)
 
 
 def test_a_function_without_a_place_is_refused():
     def trial(*, i):
-        return []
+        return {}
 
-    study = engine.Study("toy", "", trial, {"smoke": [{"i": 0}]}, lambda p: 1.0)
+    study = Study("toy", "", trial, {"smoke": [{"i": 0}]}, lambda p: 1.0)
     with pytest.raises(StudyError, match="top-level function"):
         study.trials("smoke")
 
@@ -214,10 +238,11 @@ def test_a_function_without_a_place_is_refused():
 @pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_rows_stand_in_the_order_of_the_grid(tmp_path, jobs):
     study = toy(tmp_path / "log", n=4)
-    outcome = run(study, "smoke", jobs=jobs, folder=tmp_path, progress=False)
-    assert outcome == engine.Outcome(4, {})
+    outcome = run(study, "smoke", jobs=jobs, folder=tmp_path)
+    assert outcome == runner.Outcome(4, {})
     assert sorted(ran(tmp_path / "log")) == [0, 1, 2, 3]
-    table, record = collect(study, "smoke", folder=tmp_path)
+    tables, record = collect(study, "smoke", folder=tmp_path)
+    table = tables["runs"]
     assert table.columns[:3].to_list() == ["i", "sizes", "seed"]
     assert table["i"].to_list() == [0, 0, 1, 1, 2, 2, 3, 3]
     assert table["sizes"].iloc[-1] == "3, 2"
@@ -227,7 +252,7 @@ def test_rows_stand_in_the_order_of_the_grid(tmp_path, jobs):
     assert record["trials"] == [4, 4]
     assert record["seeds"] == [0, 1]
     assert record["libraries"]["torch"] == [metadata.version("torch")]
-    assert record["device"] == [engine.provenance.device_name()]
+    assert record["device"] == [runner.device_name()]
     assert re.match(r"commit \w{7}|version", record["code"][0])
     assert record["seconds"] >= 0
     assert len(record["date"]) == 2
@@ -237,37 +262,37 @@ def test_only_what_is_missing_is_run(tmp_path):
     study = toy(tmp_path / "log", n=4)
     with pytest.raises(StudyError, match=r"0 of the 4 trials .* lecture6 run toy"):
         collect(study, "smoke", folder=tmp_path, partial=True)
-    run(study, "smoke", folder=tmp_path, progress=False)
-    assert run(study, "smoke", folder=tmp_path, progress=False).finished == 0
-    lost = engine._file(study, study.trials("smoke")[2], tmp_path)
+    run(study, "smoke", folder=tmp_path)
+    assert run(study, "smoke", folder=tmp_path).finished == 0
+    lost = TrialFiles(study, tmp_path).path(study.trials("smoke")[2])
     lost.unlink()
     with pytest.raises(StudyError, match="3 of the 4"):
         collect(study, "smoke", folder=tmp_path)
-    assert len(collect(study, "smoke", folder=tmp_path, partial=True)[0]) == 6
-    assert run(study, "smoke", folder=tmp_path, progress=False).finished == 1
+    assert len(collect(study, "smoke", folder=tmp_path, partial=True)[0]["runs"]) == 6
+    assert run(study, "smoke", folder=tmp_path).finished == 1
     assert ran(tmp_path / "log") == [0, 1, 2, 3, 2]
 
 
 def test_a_trial_that_fails_stops_no_other_and_is_tried_again(tmp_path):
     study = toy(tmp_path / "log", n=3, fail_until=1)
-    outcome = run(study, "smoke", folder=tmp_path, progress=False)
+    outcome = run(study, "smoke", folder=tmp_path)
     assert outcome.finished == 0
     [(error, trials)] = outcome.failed.items()
     assert error == "ArithmeticError: this trial fails at first"
     assert [t.parameters["i"] for t in trials] == [0, 1, 2]
-    assert run(study, "smoke", folder=tmp_path, progress=False).finished == 3
+    assert run(study, "smoke", folder=tmp_path).finished == 3
 
 
 def test_the_plan_learns_from_what_was_measured(tmp_path):
     study = toy(tmp_path / "log", n=4, seconds=0.2)
     assert plan(study, "smoke", folder=tmp_path).seconds == 4  # 1 s a trial, as the study says
-    run(study, "smoke", folder=tmp_path, progress=False)
+    run(study, "smoke", folder=tmp_path)
     for path in finished(tmp_path)[:2]:
         path.unlink()
     todo = plan(study, "smoke", folder=tmp_path)
     assert (len(todo.trials), len(todo.finished)) == (4, 2)
     assert 0.4 <= todo.seconds < 4
-    assert [engine.spoken(s) for s in (0.2, 89, 720, 12600)] == ["1 s", "89 s", "12 min", "3.5 h"]
+    assert [runner.duration(s) for s in (0.2, 89, 720, 12600)] == ["1 s", "89 s", "12 min", "3.5 h"]
 
 
 def test_data_sets_are_loaded_named_and_replaced(tmp_path):
@@ -285,23 +310,23 @@ def test_data_sets_are_loaded_named_and_replaced(tmp_path):
 
 def test_the_data_set_is_loaded_and_its_checksum_kept(tmp_path):
     study = Study("sized", "", sized, {"smoke": [{"data": "mnist5k", "i": 0}]}, lambda p: 1.0)
-    run(study, "smoke", folder=tmp_path, replace={"mnist5k": "digits"}, progress=False)
+    run(study, "smoke", folder=tmp_path, replace={"mnist5k": "digits"})
     with pytest.raises(StudyError, match="with the same --folder and --data"):
         collect(study, "smoke", folder=tmp_path)
-    table, record = collect(study, "smoke", folder=tmp_path, replace={"mnist5k": "digits"})
+    tables, record = collect(study, "smoke", folder=tmp_path, replace={"mnist5k": "digits"})
     digits = data.load("digits")
-    assert table["n"].to_list() == [digits.n_train]
+    assert tables["runs"]["n"].to_list() == [digits.n_train]
     assert record["data"] == {"digits": digits.checksum}
     study = Study("sized", "", sized, {"smoke": [{"data": "digits", "i": i} for i in (0, 1)]}, ones)
-    run(study, "smoke", folder=tmp_path, progress=False)
-    path = engine._file(study, study.trials("smoke")[0], tmp_path)
+    run(study, "smoke", folder=tmp_path)
+    path = TrialFiles(study, tmp_path).path(study.trials("smoke")[0])
     path.write_text(path.read_text().replace(digits.checksum, "0" * 64))
     with pytest.raises(StudyError, match="digits changed between trials"):
         collect(study, "smoke", folder=tmp_path)
 
 
 def sized(*, data, i):
-    return [{"n": data.n_train}]
+    return {"runs": [{"n": data.n_train}]}
 
 
 def ones(parameters):
@@ -312,16 +337,26 @@ def test_a_row_that_json_cannot_hold_fails_its_trial_alone(tmp_path):
     values = ["nan", "tensor", "number"]
     grid = [{"value": value} for value in values]
     study = Study("answering", "", toy_study.answering, {"smoke": grid}, ones)
-    outcome = run(study, "smoke", folder=tmp_path, progress=False)
+    outcome = run(study, "smoke", folder=tmp_path)
     assert outcome.finished == 1
     failed = {t.parameters["value"]: error for error, [t] in outcome.failed.items()}
     assert failed["nan"].startswith("ValueError: Out of range float")
     assert failed["tensor"].startswith("TypeError: Object of type Tensor")
 
 
+def test_a_trial_that_returns_no_rows_by_kind_says_so(tmp_path):
+    study = Study("listing", "", listing, {"smoke": [{"i": 0}]}, ones)
+    [error] = run(study, "smoke", folder=tmp_path).failed
+    assert error == "TypeError: a trial returns rows by kind, got a list"
+
+
+def listing(*, i):
+    return [{"i": i}]
+
+
 def test_a_worker_with_other_code_is_refused(tmp_path):
     trial = toy(tmp_path / "log").trials("smoke")[0]
-    answer, error = engine._work(trial, ("toy_study", "_without_sizes"), "another digest", "")
+    answer, error = runner._work(trial, "toy_study", "_without_sizes", "another digest", "")
     assert answer is None
     assert "the worker has other code than the runner: lecture6" in error
     assert not (tmp_path / "log").exists()
@@ -331,14 +366,15 @@ def test_a_worker_with_other_code_is_refused(tmp_path):
     ("options", "message"),
     [
         ({"jobs": 0}, "jobs must be at least 1"),
+        ({"jobs": 1.5}, "jobs must be a whole number, got 1.5"),
         ({"backend": "dask"}, "'dask' with a scheduler's address"),
         ({"backend": "threads"}, "got 'threads'"),
-        ({"scheduler": "tcp://x:1"}, "for backend 'dask', not for 'loky'"),
+        ({"scheduler": "tcp://x:1"}, "must be 'loky' without a scheduler"),
     ],
 )
 def test_impossible_settings_are_refused(tmp_path, options, message):
-    with pytest.raises(StudyError, match=message):
-        run(toy(tmp_path / "log"), "smoke", folder=tmp_path, progress=False, **options)
+    with pytest.raises((StudyError, ValueError), match=message):
+        run(toy(tmp_path / "log"), "smoke", folder=tmp_path, **options)
     assert not (tmp_path / "log").exists()
 
 
@@ -356,11 +392,11 @@ def test_a_trial_has_a_gpu_to_itself(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "device", use)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: SimpleNamespace(uuid=i))
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(engine, "POLL", 0.01)
+    monkeypatch.setattr(runner, "POLL", 0.01)
     go_on = Event()
 
     def work():
-        with engine._own_gpu():
+        with runner._own_gpu():
             go_on.wait(60)
 
     threads = [Thread(target=work) for _ in range(3)]
@@ -383,18 +419,18 @@ def test_a_profile_can_have_a_trial_of_its_own(tmp_path):
     for profile, same in (("smoke", True), ("sized", False)):
         keys = [[t.key for t in s.trials(profile)] for s in (study, alone)]
         assert (keys[0] == keys[1]) == same
-        assert run(study, profile, folder=tmp_path, progress=False).finished == 1
-    assert collect(study, "sized", folder=tmp_path)[0]["n"].to_list() == [1437]
-    assert collect(study, "smoke", folder=tmp_path)[0]["value"].to_list() == [1.0]
+        assert run(study, profile, folder=tmp_path).finished == 1
+    assert collect(study, "sized", folder=tmp_path)[0]["runs"]["n"].to_list() == [1437]
+    assert collect(study, "smoke", folder=tmp_path)[0]["runs"]["result"].to_list() == [1.0]
 
 
 def test_a_trial_can_keep_a_checkpoint_until_it_has_finished(tmp_path):
     study = Study("resumed", "", toy_study.resumed, {"smoke": [{"i": 0}]}, ones)
-    outcome = run(study, "smoke", folder=tmp_path, progress=False)
+    outcome = run(study, "smoke", folder=tmp_path)
     assert list(outcome.failed) == ["ArithmeticError: no checkpoint at .checkpoint"]
     assert len(list(tmp_path.glob("resumed/*.checkpoint"))) == 1
-    assert run(study, "smoke", jobs=2, folder=tmp_path, progress=False).finished == 1
-    assert collect(study, "smoke", folder=tmp_path)[0]["found"].to_list() == ["kept"]
+    assert run(study, "smoke", jobs=2, folder=tmp_path).finished == 1
+    assert collect(study, "smoke", folder=tmp_path)[0]["runs"]["found"].to_list() == ["kept"]
     assert list(tmp_path.glob("resumed/*.checkpoint")) == []
 
 
@@ -421,7 +457,7 @@ from lecture6.studies import Study, run
 grid = [{{"i": i, "log": {log!r}}} for i in range(3)]
 grid[{failing}]["fail_on"] = {fail_on}
 study = Study("shared", "", toy_study.{trial}, {{"smoke": grid}}, lambda p: 1.0)
-outcome = run(study, "smoke", folder=Path({folder!r}), progress=False, **{options})
+outcome = run(study, "smoke", folder=Path({folder!r}), **{options})
 print(f"finished {{outcome.finished}}\\n", end="", flush=True)
 """
 
@@ -437,8 +473,8 @@ def test_processes_of_torchrun_share_each_trial(tmp_path):
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.split("\n")) == ["", "finished 0", "finished 3"]
     kept = [json.loads(path.read_text()) for path in finished(tmp_path, "shared")]
-    assert [trial["rows"] for trial in kept] == 3 * [[{"ranks": 1, "size": 2}]]
-    assert kept[0]["record"]["device"] == f"2 × {engine.provenance.device_name()}"
+    assert [trial["rows"] for trial in kept] == 3 * [{"runs": [{"ranks": 1, "size": 2}]}]
+    assert kept[0]["record"]["device"] == f"2 × {runner.device_name()}"
     for r in (0, 1):
         assert Path(f"{tmp_path}/log-{r}").read_text() == "0\n1\n2\n"
     again = shared(tmp_path)
@@ -480,7 +516,7 @@ def test_what_processes_of_torchrun_cannot_do_is_refused(tmp_path, options, mess
 
 @pytest.mark.slow
 def test_two_runners_share_a_folder_and_do_nothing_twice(tmp_path):
-    runners = [runner(tmp_path / "log", tmp_path, n=12, seconds=0.3) for _ in range(2)]
+    runners = [toy_runner(tmp_path / "log", tmp_path, n=12, seconds=0.3) for _ in range(2)]
     done = [int(p.communicate(timeout=120)[0]) for p in runners]
     assert sum(done) == 12
     assert min(done) > 0, "one of them came too late to share"
@@ -492,11 +528,11 @@ def test_a_trial_whose_worker_dies_is_tried_again_and_then_given_up(tmp_path):
     log = tmp_path / "log"
     study = toy(log, n=3)
     study.grids["smoke"][1]["kill_until"] = 1
-    assert run(study, "smoke", jobs=2, folder=tmp_path, progress=False).finished == 3
+    assert run(study, "smoke", jobs=2, folder=tmp_path).finished == 3
     assert ran(log).count(1) == 2
     study = toy(log, n=3)
     study.grids["smoke"][1] |= {"i": 3, "kill_until": 9}
-    outcome = run(study, "smoke", jobs=2, folder=tmp_path / "2", progress=False)
+    outcome = run(study, "smoke", jobs=2, folder=tmp_path / "2")
     [(error, trials)] = outcome.failed.items()
     assert error.startswith("the worker process died, twice")
     assert 3 in [t.parameters["i"] for t in trials]
@@ -508,17 +544,17 @@ def test_a_trial_whose_worker_dies_is_tried_again_and_then_given_up(tmp_path):
 def test_ctrl_c_in_a_notebook_lets_the_same_process_go_on(tmp_path):
     study = toy(tmp_path / "log", n=2, interrupt_until=1)
     with pytest.raises(KeyboardInterrupt) as kept:  # as a notebook keeps the last traceback
-        run(study, "smoke", folder=tmp_path, progress=False)
+        run(study, "smoke", folder=tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        run(study, "smoke", folder=tmp_path, progress=False)
-    assert run(study, "smoke", folder=tmp_path, progress=False).finished == 1
+        run(study, "smoke", folder=tmp_path)
+    assert run(study, "smoke", folder=tmp_path).finished == 1
     assert kept.traceback
 
 
 @pytest.mark.slow
 def test_a_killed_runner_takes_its_workers_along_and_frees_its_trials(tmp_path):
     log = tmp_path / "log"
-    first = runner(log, tmp_path, n=4, seconds=60)
+    first = toy_runner(log, tmp_path, n=4, seconds=60)
     until(lambda: log.exists() and len(ran(log)) == 2)
     workers = {int(line.split()[1]) for line in log.read_text().splitlines()}
     first.kill()
@@ -531,9 +567,9 @@ def test_a_killed_runner_takes_its_workers_along_and_frees_its_trials(tmp_path):
     until(lambda: all(gone(pid) for pid in workers), 20)
     log.unlink()
     study = toy(log, n=4, seconds=60)
-    path = engine._file(study, study.trials("smoke")[0], tmp_path).with_suffix(".lock")
+    path = TrialFiles(study, tmp_path).path(study.trials("smoke")[0], ".lock")
     assert path.exists()
-    with engine.FileLock(path, blocking=False):
+    with FileLock(path, blocking=False):
         pass  # nobody holds it
 
 
@@ -547,11 +583,13 @@ def uninterrupted(tmp_path_factory):
 
 
 def collected(folder):
-    """The collected table's bytes, and the record without times and dates."""
+    """The collected tables' bytes, and the record without times and dates."""
     command = ["collect", *KESKAR, "--folder", folder, "--to", folder / "to"]
     subprocess.run([*SMOKE[:3], *command], check=True, capture_output=True)
     record = json.loads((folder / "to" / "keskar.json").read_text())
-    return (folder / "to" / "keskar.csv").read_bytes(), record | {"seconds": 0, "date": 0}
+    tables = {path.name: path.read_bytes() for path in (folder / "to").glob("*.parquet")}
+    assert len(tables) == 4
+    return tables, record | {"seconds": 0, "date": 0}
 
 
 @pytest.mark.slow
@@ -616,27 +654,27 @@ def small_disk(tmp_path):
 def test_a_full_disk_is_one_clear_error_and_loses_nothing(tmp_path, small_disk):
     study = toy(tmp_path / "log", n=40)
     with pytest.raises(StudyError, match=r"No space left on device.*Finished trials are safe"):
-        run(study, "smoke", folder=small_disk, progress=False)
+        run(study, "smoke", folder=small_disk)
     kept = finished(small_disk)
     assert 0 < len(kept) < 40
     for path in kept:
         assert json.loads(path.read_text())["rows"]
     assert not list(small_disk.glob("**/*.partial"))
     shutil.copytree(small_disk / "toy", tmp_path / "roomy" / "toy")
-    assert run(study, "smoke", folder=tmp_path / "roomy", progress=False).finished == 40 - len(kept)
-    assert len(collect(study, "smoke", folder=tmp_path / "roomy")[0]) == 80
+    assert run(study, "smoke", folder=tmp_path / "roomy").finished == 40 - len(kept)
+    assert len(collect(study, "smoke", folder=tmp_path / "roomy")[0]["runs"]) == 80
 
 
 def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StudyError, match=r"cannot write in .*nothing was run.*--folder"):
-        run(toy(tmp_path / "log"), "smoke", folder=tmp_path / "file", progress=False)
+    with pytest.raises(StudyError, match=r"cannot write in .*Finished trials are safe.*--folder"):
+        run(toy(tmp_path / "log"), "smoke", folder=tmp_path / "file")
     assert not (tmp_path / "log").exists()
 
 
 def test_a_damaged_trial_is_named(tmp_path):
     study = toy(tmp_path / "log", n=2)
-    run(study, "smoke", folder=tmp_path, progress=False)
+    run(study, "smoke", folder=tmp_path)
     path = finished(tmp_path)[0]
     path.write_text(path.read_text()[:50])
     with pytest.raises(StudyError, match=rf"{path.name} is damaged .* delete it"):
@@ -676,9 +714,10 @@ def test_a_worker_with_many_threads_runs_one_trial_at_a_time(tmp_path):
     study = Study("drawing", "", toy_study.drawing, grid, ones)
     with cluster_of(1, 4) as cluster:
         options = {"backend": "dask", "scheduler": cluster.scheduler_address, "jobs": 4}
-        assert run(study, "smoke", folder=tmp_path, progress=False, **options).finished == 8
-    table, _ = collect(study, "smoke", folder=tmp_path)
-    assert table["value"].to_list() == [toy_study.drawing(i=i)[0]["value"] for i in range(8)]
+        assert run(study, "smoke", folder=tmp_path, **options).finished == 8
+    tables, _ = collect(study, "smoke", folder=tmp_path)
+    alone = [toy_study.drawing(i=i)["runs"][0] for i in range(8)]
+    assert tables["runs"]["value"].to_list() == [row["value"] for row in alone]
 
 
 @pytest.mark.slow
@@ -686,11 +725,15 @@ def test_a_cluster_of_one_worker_does_the_work_and_one_that_cannot_says_so(tmp_p
     log = tmp_path / "log"
     with cluster_of(1, 1) as cluster:
         options = {"backend": "dask", "scheduler": cluster.scheduler_address}
-        options |= {"folder": tmp_path, "progress": False}
+        options |= {
+            "folder": tmp_path,
+        }
         assert run(toy(log, n=2), "smoke", **options).finished == 2
         assert str(os.getpid()) not in log.read_text().split()
 
-        (tmp_path / "only_here.py").write_text("def trial(*, i):\n    return [{'i': i}]\n")
+        (tmp_path / "only_here.py").write_text(
+            "def trial(*, i):\n    return {'runs': [{'i': i}]}\n"
+        )
         monkeypatch.syspath_prepend(tmp_path)
         trial = importlib.import_module("only_here").trial
         study = Study("here", "", trial, {"smoke": [{"i": 0}, {"i": 1}]}, ones)
@@ -748,7 +791,9 @@ def test_the_nets_are_the_papers():
 
 
 def chosen(rows, **where):
-    return [r["value"] for r in rows if all(r[k] == v for k, v in where.items())]
+    """The only row with these values."""
+    [row] = [r for r in rows if all(r[k] == v for k, v in where.items())]
+    return row
 
 
 def test_a_trial_is_pure(pair):
@@ -766,15 +811,17 @@ def test_a_trial_reports_what_training_and_sharpness_give(pair):
         options = {"lr": 1e-3, "optimizer": "adam", "seed": 3, "epochs": 2}
         runs[size] = train(net, images, batch_size=size, **options)
         here = {"batch_size": size}
-        history = runs[size].history
-        tests = history[history.split == "test"]
-        assert chosen(rows, quantity="accuracy", of="test", **here) == tests.accuracy.to_list()
-        assert chosen(rows, quantity="loss", of="test", **here) == tests.loss.to_list()
-        assert chosen(rows, quantity="distance", **here) == tests.distance.to_list()
-        assert chosen(rows, quantity="updates", **here) == [runs[size].n_updates]
+        for h in runs[size].history.itertuples():
+            row = chosen(rows["history"], split=h.split, epoch=h.epoch, **here)
+            assert (row["loss"], row["accuracy"], row["distance"]) == (
+                h.loss,
+                h.accuracy,
+                h.distance,
+            )
+        assert chosen(rows["runs"], **here)["n_updates"] == runs[size].n_updates
         f = NetworkObjective(runs[size].model, part.x_train, part.y_train)
         columns = RandomSubspace(f.n_params, 3, seed=3)
-        for of, subspace in (("full space", None), ("p = 3", columns)):
+        for space, subspace in (("full space", None), ("p = 3", columns)):
             for epsilon in (1e-3, 5e-4):
                 phi = worst_case(
                     f,
@@ -785,73 +832,82 @@ def test_a_trial_reports_what_training_and_sharpness_give(pair):
                     n_iterations=10,
                     seed=3,
                 )
-                where = {"of": of, "at": epsilon, **here}
-                assert chosen(rows, quantity="sharpness", **where) == [phi.value]
-                assert chosen(rows, quantity="sharpness_gap", **where) == [phi.gap]
-                [searched] = chosen(rows, quantity="sharpness_lbfgsb", **where)
-                assert 0 < searched < 3 * phi.value
+                where = {"space": space, "epsilon": epsilon, **here}
+                row = chosen(rows["sharpness"], solver="ascent", **where)
+                assert (row["value"], row["gap"]) == (phi.value, phi.gap)
+                searched = chosen(rows["sharpness"], solver="lbfgsb", **where)
+                assert 0 < searched["value"] < 3 * phi.value
     sets = {"train": NetworkObjective(runs[10].model, part.x_train, part.y_train)}
     line = interpolate(sets, runs[10].w, runs[30].w)
-    assert chosen(rows, quantity="path_loss", of="linear train") == line.loss.to_list()
-    assert len(chosen(rows, quantity="path_accuracy", of="sincos test")) == 25
+    found = pd.DataFrame(rows["path"]).query("path == 'linear' and split == 'train'")
+    pd.testing.assert_frame_equal(found[line.columns], line)
+    assert len(rows["path"]) == 2 * 2 * 25  # paths, splits, positions
 
 
 @pytest.fixture
-def table(pair):
-    """What collect would make of the pair, as a table, and of another seed of half its values."""
+def tables(pair):
+    """What collect would make of the pair, and of another seed of half its losses and values."""
     _, parameters, rows = pair
-    table = pd.DataFrame([parameters | row for row in rows])
-    return pd.concat([table, table.assign(seed=4, value=table.value / 2)], ignore_index=True)
+    tables = tabulate([(parameters, rows)])
+    halved = ("loss", "accuracy", "value")
+    other = {
+        kind: t.assign(seed=4, **{c: t[c] / 2 for c in halved if c in t})
+        for kind, t in tables.items()
+    }
+    return concat(tables, other)
 
 
-def test_the_table_gives_the_figures_what_they_want(table):
-    rows = select(table, net="F1", group="pair")
-    last = keskar_study.ends(rows, "accuracy", "test")
+def test_the_tables_give_the_figures_what_they_want(tables):
+    pairs = select(tables, net="F1", group="pair")
+    last = keskar_study.final(pairs)
     assert last.index.to_list() == [3, 4]
     assert last.columns.to_list() == [10, 30]
-    chosen = rows[(rows.quantity == "accuracy") & (rows.of == "test") & (rows.batch_size == 30)]
-    assert last.loc[3, 30] == chosen[(chosen.seed == 3) & (chosen["at"] == 2)].value.item()
+    h = tables["history"].query("seed == 3 and batch_size == 30 and split == 'test' and epoch == 2")
+    assert last.loc[3, 30] == h.accuracy.item()
     np.testing.assert_array_equal(last.loc[4], last.loc[3] / 2)
 
-    history = keskar_study.history(rows)
+    history = keskar_study.figure_4(pairs["history"])
     assert sorted(history.epoch.unique()) == [0, 1, 2]
     assert set(history.label) == {"batch 10", "batch 30"}
     figure = figures.accuracy(history, title="t", provenance="p")
     shown = [t for t in figure.data if t.name == "batch 30, test"][-1]
     assert shown.y[-1] == pytest.approx(100 * last[30].mean())
 
-    path = keskar_study.paths(rows, "linear")
+    path = pairs["path"].query("path == 'linear'")
     assert len(path) == 2 * 2 * 25  # seeds, splits, positions
-    line = rows[(rows["of"] == "linear train") & (rows["at"] == 1.0) & (rows.seed == 3)]
-    one = path[(path.split == "train") & (path.alpha == 1.0) & (path.seed == 3)]
-    assert one.loss.item() == line[line.quantity == "path_loss"].value.item()
     figures.interpolation(path, title="t", provenance="p")
 
+    gap = keskar_study.sharpness(pairs, "p = 3", 1e-3, solver="lbfgsb", column="gap")
+    s = tables["sharpness"].query("space == 'p = 3' and epsilon == 1e-3 and solver == 'lbfgsb'")
+    assert gap.loc[3, 10] == s.query("seed == 3 and batch_size == 10").gap.item()
+    with pytest.raises(ValueError, match="several runs have this accuracy: select one group"):
+        keskar_study.final(concat(tables, tables))
 
-def test_a_sweep_has_the_seeds_that_have_every_batch_size(table):
-    grid = table[(table.batch_size == 30) & (table.seed == 3)]
-    grid = grid.assign(group="grid", batch_size=20, value=grid.value / 3)
-    rows = keskar_study.sweep(pd.concat([table, grid]).assign(data="digits"), "F1", "digits")
-    assert set(rows.seed) == {3}
-    by_size = keskar_study.by_batch_size(rows)
+
+def test_a_sweep_has_the_seeds_that_have_every_batch_size(tables):
+    grid = {
+        kind: t.query("batch_size == 30 and seed == 3").assign(group="grid", batch_size=20)
+        for kind, t in tables.items()
+        if kind != "path"
+    }
+    both = concat(grid, tables)
+    swept = keskar_study.sweep(
+        {k: t.assign(data="digits") for k, t in both.items()}, "F1", "digits"
+    )
+    assert set(swept["runs"].seed) == {3}
+    by_size = keskar_study.figure_7(swept)
     assert by_size.batch_size.to_list() == [10, 20, 30] * 2
     at = (by_size.epsilon == 5e-4) & (by_size.batch_size == 20)
-    for column, name in (("accuracy", "accuracy"), ("sharpness", "sharpness")):
-        of = {"accuracy": "test", "sharpness": "full space"}[name]
-        expected = keskar_study.ends(rows, name, of, 5e-4 if name == "sharpness" else None)
-        assert by_size[at][column].item() == expected.loc[3, 20]
+    assert by_size[at].accuracy.item() == keskar_study.final(swept).loc[3, 20]
+    phi = keskar_study.sharpness(swept, "full space", 5e-4)
+    assert by_size[at].sharpness.item() == phi.loc[3, 20]
     figures.accuracy_and_sharpness(by_size, title="t", provenance="p")
 
 
-def test_a_selection_that_is_not_there_says_what_is(table):
-    with pytest.raises(ValueError, match="no row has net = 'F2'; of net there is F1"):
-        select(table, net="F2")
-
-
-def test_the_caption_says_what_was_run(table):
+def test_the_caption_says_what_was_run(tables):
     record = {"profile": "full", "device": ["CPU"], "date": ["2026-11-23", "2026-11-24"]}
-    stored = Stored(table, record | {"code": ["commit 1234567"]})
-    assert keskar_study.caption(stored, table.assign(data="timit:183")) == (
+    stored = Stored(tables, record | {"code": ["commit 1234567"]})
+    assert keskar_study.caption(stored, tables["runs"].assign(data="timit:183")) == (
         "stored, profile full · F1 on timit:183, 36,420 training samples (40 of them for "
         "sharpness and paths) · 2 epochs · seeds 3, 4 · "
         "CPU · 2026-11-24 · commit 1234567"
@@ -861,8 +917,8 @@ def test_the_caption_says_what_was_run(table):
 def test_what_is_not_asked_for_is_left_out(pair):
     images, parameters, _ = pair
     rows = keskar_study.trial(data=images, **parameters | {"n_sharpness": 0, "n_train": 30})
-    assert {r["quantity"] for r in rows} == {"loss", "accuracy", "distance", "updates", "bfloat16"}
-    assert chosen(rows, quantity="updates", batch_size=10) == [6]
+    assert set(rows) == {"history", "runs"}
+    assert chosen(rows["runs"], batch_size=10)["n_updates"] == 6
 
 
 def test_the_full_grid_is_the_papers():

@@ -1,4 +1,4 @@
-"""A study of no content whose trials say when they run: for the tests of the engine.
+"""A study of no content whose trials say when they run: for the tests of the runner.
 
 Run by other processes too, which is why it is a module of its own.
 """
@@ -32,7 +32,7 @@ def trial(*, i, log, seconds=0.0, fail_until=0, kill_until=0, interrupt_until=0)
     if runs <= fail_until:
         raise ArithmeticError("this trial fails at first")
     time.sleep(seconds)
-    return [{"name": f"row {k}", "value": scaled(i + k / 3)} for k in (0, 1)]
+    return {"runs": [{"name": f"row {k}", "value": scaled(i + k / 3)} for k in (0, 1)]}
 
 
 def study(log, n=6, **more):
@@ -48,24 +48,25 @@ def drawing(*, i):
     """Draw from torch's generator, which all threads of a process share."""
     with local_seed(i):
         time.sleep(0.05)
-        return [{"value": torch.rand(1).item()}]
+        return {"runs": [{"value": torch.rand(1).item()}]}
 
 
 def answering(*, value):
     """Return what JSON has no number for."""
     values = {"nan": float("nan"), "tensor": torch.ones(1), "number": 1.0}
-    return [{"value": values[value]}]
+    return {"runs": [{"result": values[value]}]}
 
 
 def shared(*, i, log, fail_on=None, workers=None, checkpoint=None):
     """Add up the ranks of the processes that share the trial; one of them may fail."""
     if workers is None:
-        return [{"ranks": 0, "size": 1}]
+        return {"runs": [{"ranks": 0, "size": 1}]}
     with open(f"{log}-{workers.rank}", "a") as file:
         file.write(f"{i}\n")
     if workers.rank == fail_on:
         raise ArithmeticError("this process fails")
-    return [{"ranks": workers.sum(torch.tensor(workers.rank)).item(), "size": workers.size}]
+    ranks = workers.sum(torch.tensor(workers.rank)).item()
+    return {"runs": [{"ranks": ranks, "size": workers.size}]}
 
 
 def resumed(*, i, checkpoint=None):
@@ -74,4 +75,4 @@ def resumed(*, i, checkpoint=None):
         if checkpoint:
             checkpoint.write_text("kept")
         raise ArithmeticError(f"no checkpoint at {checkpoint and checkpoint.suffix}")
-    return [{"found": checkpoint.read_text()}]
+    return {"runs": [{"found": checkpoint.read_text()}]}

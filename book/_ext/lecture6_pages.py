@@ -138,6 +138,7 @@ def described(record):
     threads = " or ".join(plural(n, "thread") for n in record["threads"])
     data = [f"`{name}`, SHA-256 {digest[:12]}…" for name, digest in record["data"].items()]
     libraries = [f"{name} {' and '.join(seen)}" for name, seen in record["libraries"].items()]
+    tables = [f"`{t['file']}`, SHA-256 {t['sha256'][:12]}…" for t in record["tables"].values()]
     return {
         "Shown in": ", ".join(f"[](../notebooks/{path.name})" for path in users) or "no chapter",
         "Profile": f"`{record['profile']}`",
@@ -149,7 +150,8 @@ def described(record):
         "Date": " to ".join(dict.fromkeys(record["date"])),
         "Code": ", ".join(record["code"]),
         "Libraries": ", ".join(libraries),
-        "Table": f"`{record['table']}`, SHA-256 {record['sha256'][:12]}…",
+        "Tables": "; ".join(tables),
+        "Converted": record.get("converted", "no"),
         "Notes": record["notes"],
     }
 

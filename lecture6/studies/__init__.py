@@ -1,11 +1,12 @@
-"""Studies of the papers' size: grids of trials that resume, spread and stay. See ``engine``."""
+"""Studies of the papers' size: grids of trials that resume, spread and stay. See ``runner``."""
 
 from lecture6.studies import goyal, jastrzebski, keskar, smith
-from lecture6.studies.engine import Study, StudyError, collect, plan, run
+from lecture6.studies.runner import collect, plan, run
+from lecture6.studies.trials import Rows, Study, StudyError, tabulate
 
 #: The studies by name, as ``lecture6 list`` shows them.
 STUDIES: dict[str, Study] = {
     s.name: s for s in (keskar.STUDY, goyal.STUDY, smith.STUDY, jastrzebski.STUDY)
 }
 
-__all__ = ["STUDIES", "Study", "StudyError", "collect", "plan", "run"]
+__all__ = ["STUDIES", "Rows", "Study", "StudyError", "collect", "plan", "run", "tabulate"]

@@ -8,15 +8,16 @@ first 5 in 90, and a tenth of the rate after 30, 60 and 80. Groups of trials: "r
 momentum 0.9 and weight decay 1e-4 (§5.1), every k, rule and warm-up; "base", another base rate;
 "plain", without momentum, at ten times the rate; "adam", Adam in the place of SGD.
 
-Rows: quantity, of, at, value. Of "train" and "test" at an epoch: loss, and error (a fraction);
-lambda_max, the largest eigenvalue of the training loss's Hessian; updates; diverged (1 when the
-loss stopped being finite: then there are no other rows).
+Tables: history, with epoch, split ("train", "test"), loss and error (a fraction); curvature, with
+epoch and lambda_max, the largest eigenvalue of the training loss's Hessian; runs
+(:class:`lecture6.studies.Rows`).
 """
 
 from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -26,15 +27,16 @@ from lecture6 import models
 from lecture6.curvature import eigenvalues
 from lecture6.data import Dataset
 from lecture6.objective import NetworkObjective
-from lecture6.results import Stored, listed
+from lecture6.results import Stored, distinct_values
 from lecture6.schedules import goyal_schedule, scale_lr
 from lecture6.studies import imagenet
-from lecture6.studies.engine import Study
+from lecture6.studies.trials import Rows, Study
 from lecture6.train import DivergenceError, train
 
 RULES, WARMUPS = ("linear", "sqrt", "none"), ("gradual", "none", "constant")
 N = 32  # samples a worker: Goyal et al., §5.1
 N_CURVATURE = 2000  # training samples that λ_max is taken on
+GUESS = 0.9  # error of a guess among ten classes
 #: Goyal et al., Figure 1 (the lecture's Figure 8) with §5.2: top-1 validation error on ImageNet,
 #: per cent, mean and standard deviation of 5 runs.
 PAPER = pd.DataFrame(
@@ -78,18 +80,14 @@ def trial(
     momentum: float = 0.9,
     weight_decay: float = 1e-4,
     n_train: int | None = None,
-    evaluate_every: int = 1,
     curvature_at: list[int] | None = None,
-) -> list[dict]:
-    """Train ``net`` with mini-batches of ``k * n``; see the module for the rows.
+) -> Rows:
+    """Train ``net`` with mini-batches of ``k * n``; see the module for the tables.
 
     ``lr`` is the rate for mini-batches of ``n``. ``n_train``: a random part of the training set
-    (None: all of it). ``curvature_at``: epochs at which λ_max is measured; then the net is
-    evaluated at every epoch. ``group`` only labels the trial. Raises ValueError for another
-    ``evaluate_every`` with ``curvature_at``.
+    (None: all of it). ``curvature_at``: epochs at which λ_max is measured. ``group`` only labels
+    the trial.
     """
-    if curvature_at is not None and evaluate_every != 1:
-        raise ValueError(f"curvature_at needs evaluate_every=1, got {evaluate_every}")
     if n_train is not None:
         data = data.subset(n_train)
     settings = {
@@ -103,36 +101,29 @@ def trial(
         "seed": seed,
     }
     model = build(net, data, seed)
-    rows = []
-
-    def row(quantity: str, of: str, at: float, value: float) -> None:
-        rows.append({"quantity": quantity, "of": of, "at": at, "value": value})
-
-    def measure(model: torch.nn.Module, epoch: int) -> None:
-        part = data.subset(min(N_CURVATURE, data.n_train))
-        f = NetworkObjective(model, part.x_train, part.y_train)
-        found = eigenvalues(f, models.flat_parameters(model), k=1, seed=seed)
-        row("lambda_max", "train", epoch, float(found.values[0]))
-
+    rows = Rows()
     try:
-        if curvature_at is None:
-            run = train(model, data, epochs=epochs, evaluate_every=evaluate_every, **settings)
-        else:
-            with tempfile.TemporaryDirectory() as folder:
-                for epoch in sorted({*curvature_at, epochs}):
-                    if epoch > 0:
-                        checkpoint = Path(folder) / "run.pt"
-                        run = train(model, data, epochs=epoch, checkpoint=checkpoint, **settings)
-                    if epoch in curvature_at:
-                        measure(run.model if epoch else model, epoch)
+        with tempfile.TemporaryDirectory() as folder:
+            for epoch in sorted({*(curvature_at or ()), epochs}):
+                if epoch > 0:
+                    # so that it goes on from the last measurement
+                    checkpoint = Path(folder) / "run.pt" if curvature_at else None
+                    run = train(model, data, epochs=epoch, checkpoint=checkpoint, **settings)
+                if epoch in (curvature_at or ()):
+                    found = _lambda_max(run.model if epoch else model, data, seed)
+                    rows.add("curvature", epoch=epoch, lambda_max=found)
     except DivergenceError:
-        return [{"quantity": "diverged", "of": "", "at": epochs, "value": 1.0}]
+        return Rows(runs=[{"diverged": True}])
     for h in run.history.itertuples():
-        row("loss", h.split, h.epoch, h.loss)
-        row("error", h.split, h.epoch, 1 - h.accuracy)
-    row("updates", "", epochs, run.n_updates)
-    row("diverged", "", epochs, 0.0)
+        rows.add("history", epoch=h.epoch, split=h.split, loss=h.loss, error=1 - h.accuracy)
+    rows.add("runs", n_updates=run.n_updates, diverged=False)
     return rows
+
+
+def _lambda_max(model: torch.nn.Module, data: Dataset, seed: int) -> float:
+    part = data.subset(min(N_CURVATURE, data.n_train))
+    f = NetworkObjective(model, part.x_train, part.y_train)
+    return float(eigenvalues(f, models.flat_parameters(model), k=1, seed=seed).values[0])
 
 
 def build(net: str, data: Dataset, seed: int) -> torch.nn.Module:
@@ -143,61 +134,60 @@ def build(net: str, data: Dataset, seed: int) -> torch.nn.Module:
     return models.resnet(20, data.n_classes, in_channels=data.input_shape[0], seed=seed)
 
 
-def select(
-    table: pd.DataFrame, *, group: str = "recipe", rule: str = "linear", warmup: str = "gradual"
-) -> pd.DataFrame:
+def curve(
+    tables: Mapping[str, pd.DataFrame],
+    *,
+    group: str = "recipe",
+    rule: str = "linear",
+    warmup: str = "gradual",
+) -> dict[str, pd.DataFrame]:
     """The trials of one curve of Figure 8; k = 1 belongs to all, since every rule agrees there.
 
     Rule "none" has no warm-up, as there is nothing to warm up to. Raises ValueError where there is
     no such trial.
     """
-    rows = table[table["group"] == group]
-    chosen = (rows["rule"] == rule) & ((rows["warmup"] == warmup) | (rule == "none"))
-    rows = rows[chosen | (rows["k"] == 1)]
-    if rows.empty or (rows["k"] == 1).all():
+
+    def chosen(rows: pd.DataFrame) -> pd.DataFrame:
+        own = (rows["rule"] == rule) & ((rows["warmup"] == warmup) | (rule == "none"))
+        return rows[(rows["group"] == group) & (own | (rows["k"] == 1))]
+
+    found = {kind: chosen(rows) for kind, rows in tables.items()}
+    if (found["runs"]["k"] == 1).all():
         raise ValueError(f"no trial has group {group!r}, rule {rule!r}, warm-up {warmup!r}")
-    return rows
+    return found
 
 
-def errors(rows: pd.DataFrame, of: str = "test", n_classes: int = 10) -> pd.DataFrame:
-    """The last error (a fraction) of each run: one line a seed, one column a k.
+def errors(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """The test error (a fraction) at the end of each run: one line a seed, one column a k.
 
-    A run that diverged counts with the error of a guess, 1 − 1/n_classes: that of a net whose
+    A run that diverged counts with the error of a guess among ten classes: that of a net whose
     outputs are not numbers. Raises ValueError when several trials have the same seed and k.
     """
-    last = rows[(rows["quantity"] == "error") & (rows["of"] == of)]
-    last = last[last["at"] == last["epochs"]]
-    lost = rows[(rows["quantity"] == "diverged") & (rows["value"] == 1)]
-    found = pd.concat([last, lost.assign(value=1 - 1 / n_classes)])
+    history, runs = tables["history"], tables["runs"]
+    last = history[(history["split"] == "test") & (history["epoch"] == history["epochs"])]
+    found = pd.concat([last, runs[runs["diverged"]].assign(error=GUESS)])
     if found.duplicated(["seed", "k"]).any():
-        raise ValueError("several trials have the same seed and k: select one curve first")
-    return found.pivot_table("value", "seed", "k")
+        raise ValueError("several trials have the same seed and k: choose one curve first")
+    return found.pivot_table("error", "seed", "k")
 
 
-def by_batch_size(rows: pd.DataFrame, label: str) -> pd.DataFrame:
-    """Test error in per cent, as :func:`lecture6.figures.curves` wants it for Figure 8."""
-    table = errors(rows).melt(ignore_index=False, value_name="error").reset_index().dropna()
-    n = rows["n"].iloc[0]
+def figure_8(tables: Mapping[str, pd.DataFrame], label: str) -> pd.DataFrame:
+    """Test error in per cent against batch size, for :func:`lecture6.figures.curves`."""
+    table = errors(tables).melt(ignore_index=False, value_name="error").reset_index().dropna()
+    n = tables["runs"]["n"].iloc[0]
     return table.assign(error=100 * table["error"], batch_size=n * table["k"], label=label)
 
 
-def history(rows: pd.DataFrame, of: str = "train") -> pd.DataFrame:
-    """Error in per cent by epoch, as :func:`lecture6.figures.curves` wants it for Figure 9."""
-    rows = rows[(rows["quantity"] == "error") & (rows["of"] == of)]
-    return pd.DataFrame(
-        {
-            "epoch": rows["at"],
-            "error": 100 * rows["value"],
-            "seed": rows["seed"],
-            "k": rows["k"],
-            "label": [f"k = {k}" for k in rows["k"]],
-        }
-    )
+def figure_9(history: pd.DataFrame) -> pd.DataFrame:
+    """Training error in per cent by epoch, for :func:`lecture6.figures.curves`."""
+    rows = history[history["split"] == "train"]
+    return rows.assign(error=100 * rows["error"], label=[f"k = {k}" for k in rows["k"]])
 
 
 def caption(stored: Stored, rows: pd.DataFrame) -> str:
     """One line for a figure of ``rows``: network, data, epochs, seeds, device, date, commit."""
-    net, data, n, lr, epochs = (listed(rows, c) for c in ("net", "data", "n", "lr", "epochs"))
+    names = ("net", "data", "n", "lr", "epochs")
+    net, data, n, lr, epochs = (distinct_values(rows, name) for name in names)
     return stored.line(rows, f"{net} on {data}", f"n = {n}, η = {lr}", f"{epochs} epochs")
 
 

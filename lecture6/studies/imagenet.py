@@ -5,10 +5,9 @@ mini-batch: k parts of n images, each normalised by itself, as Goyal's k workers
 has several parts accumulates their gradients (§5.3), so that the number of processes changes
 nothing but the rounding. Augmentation is drawn for each image and epoch from the trial's seed.
 
-Rows are those of the study ``goyal``: quantity, of, at, value. Of "train" and "test" at an epoch,
-loss and error (a fraction): of "train" over the mini-batches of that epoch, augmented and with the
-weights that each of them met, as Goyal plots it; of "test" over all validation images. Then
-updates, and diverged (1 when the loss stopped being finite: then there are no other rows).
+Tables are those of the study ``goyal``: history, with epoch, split, loss and error (a fraction): of
+"train" over the mini-batches of that epoch, augmented and with the weights that each of them met,
+as Goyal plots it; of "test" over all validation images; and runs (:class:`lecture6.studies.Rows`).
 
 Of the images left over when kn does not divide their number, others in each epoch, that epoch makes
 no use, so that every part has n images; the paper does not say what it does with them.
@@ -37,6 +36,7 @@ from lecture6.checks import whole
 from lecture6.data import DataError
 from lecture6.device import choose, for_training
 from lecture6.schedules import factors, goyal_schedule, scale_lr
+from lecture6.studies.trials import Rows
 from lecture6.team import Team
 from lecture6.train import DivergenceError, Recipe, gradient
 
@@ -62,8 +62,8 @@ def trial(
     loaders: int | None = None,
     workers: Team | None = None,
     checkpoint: str | os.PathLike | None = None,
-) -> list[dict]:
-    """Train ``net`` with mini-batches of ``k * n`` images; see the module for the rows.
+) -> Rows:
+    """Train ``net`` with mini-batches of ``k * n`` images; see the module for the tables.
 
     ``images``: "imagefolder:PATH", with class folders in PATH/train and PATH/val (or PATH/test), at
     the same PATH for all processes. ``net``: "resnet50", or "resnet20" for small images. ``lr`` is
@@ -92,15 +92,12 @@ def trial(
     shared = team.wrap(model, train[0, 0][0].expand(2, -1, -1, -1).to(team.device))
     rates = recipe.lr * factors(recipe.schedule, epochs, updates)
     opt = optimizer(model, recipe)
-    rows, start = [], 0
+    rows, start = Rows(), 0
     saved = Checkpoint(checkpoint, settings)
     if state := _saved(saved, team):
         model.load_state_dict(state["model"])
         opt.load_state_dict(state["optimizer"])
-        rows, start = state["rows"], state["epoch"]
-
-    def row(quantity: str, of: str, at: float, value: float) -> None:
-        rows.append({"quantity": quantity, "of": of, "at": at, "value": value})
+        rows, start = Rows(state["rows"]), state["epoch"]
 
     try:
         for epoch in range(start, epochs):
@@ -111,22 +108,20 @@ def trial(
                 total = torch.zeros(2, dtype=torch.float64, device=team.device)
                 for i in range(updates):
                     for parameters in opt.param_groups:
-                        parameters["lr"] = rates[epoch, i]
+                        parameters["lr"] = float(rates[epoch, i])  # for the checkpoint
                     total += update(shared, opt, batches, shares.shape[1], team, recipe.bf16)
                 team.mean_buffers(model)
                 model.eval()
                 found = {"train": (total / updates).tolist()}
                 found["test"] = evaluate(model, test, team, loaders)
-            for of, (loss, error) in found.items():
-                row("loss", of, epoch + 1, loss)
-                row("error", of, epoch + 1, error)
+            for split, (loss, error) in found.items():
+                rows.add("history", epoch=epoch + 1, split=split, loss=loss, error=error)
             if checkpoint is not None and team.rank == 0:
                 state = {"model": model.state_dict(), "optimizer": opt.state_dict()}
-                saved.save(state | {"rows": rows, "epoch": epoch + 1})
+                saved.save(state | {"rows": dict(rows), "epoch": epoch + 1})
     except DivergenceError:  # all processes meet it at the same update
-        return [{"quantity": "diverged", "of": "", "at": epochs, "value": 1.0}]
-    row("updates", "", epochs, epochs * updates)
-    row("diverged", "", epochs, 0.0)
+        return Rows(runs=[{"diverged": True}])
+    rows.add("runs", n_updates=epochs * updates, diverged=False)
     return rows
 
 

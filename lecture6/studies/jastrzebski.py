@@ -9,18 +9,17 @@ updates for several B, and so more epochs for a larger one; "cycle", square wave
 and of the rate between the same two ratios, and either ratio held, for comparison; "memory", a
 smaller net and fewer images, a quarter of whose labels are drawn at random.
 
-Rows: quantity, of, at, value. Of "train" and "test", each at an epoch: loss, accuracy (a fraction).
-Of "train", each at an epoch but 0: lambda_max and trace of the Hessian on ``n_curvature`` samples,
-with lambda_max_error and trace_stderr. Where labels are wrong, also accuracy of "right" and
-"wrong": the fraction of the training samples with such a label to which the net gives it. Of the
-end: updates; bfloat16 (1 if it was used); diverged (1 when the loss stopped being finite: then
-there are no others).
+Tables: history, with epoch, split ("train", "test"), loss and accuracy (a fraction); curvature, of
+the training loss on ``n_curvature`` samples at each epoch of these but 0, with lambda_max and trace
+of the Hessian, lambda_max_error and trace_stderr; labels, where some are wrong, with the fraction
+of the training samples with a right and with a wrong label to which the net gives it; runs
+(:class:`lecture6.studies.Rows`), with bfloat16 besides, whether it was used.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 
 import numpy as np
@@ -28,17 +27,19 @@ import pandas as pd
 import torch
 from torch import nn
 
-from lecture6 import models
+from lecture6 import checks, models
 from lecture6.curvature import eigenvalues, trace
 from lecture6.data import Dataset
 from lecture6.objective import NetworkObjective
-from lecture6.results import Stored, listed
-from lecture6.studies.engine import Study
+from lecture6.results import Stored, distinct_values
+from lecture6.studies.trials import Rows, Study
 from lecture6.train import DivergenceError, Run, train
 from lecture6.train_many import is_dense, train_many
 
 CYCLE = 5  # the paper's square waves: a factor of 5 (B = 128 and 640), 5 epochs each
 TRACE_PRODUCTS = 8
+RUN = ("lr", "batch_size", "cycle", "seed")  # what tells the runs of a group apart
+CURVATURE = ("lambda_max", "lambda_max_error", "trace", "trace_stderr")
 
 
 def trial(
@@ -53,68 +54,58 @@ def trial(
     n_train: int | None = None,
     n_test: int | None = None,
     cycle: str = "",
-    period: int = CYCLE,
     random_labels: float = 0.0,
     evaluate_every: int = 10,
     n_curvature: int = 0,
     bf16: bool = False,
-) -> list[dict]:
-    """Train once; see the module for the rows.
+) -> Rows:
+    """Train once; see the module for the tables.
 
     ``n_train``: a random part of the training set, the same for every seed, which decides the
-    initial weights and the batches. ``cycle``: "batch" alternates, every ``period`` epochs, between
-    B and 5 B, and "rate" between η and η/5, beginning with the larger ratio. ``n_curvature`` 0
-    leaves the curvature out. ``group`` only labels the trial.
+    initial weights and the batches. ``cycle``: "batch" alternates, every 5 epochs, between B and
+    5 B, and "rate" between η and η/5, beginning with the larger ratio. ``n_curvature`` 0 leaves the
+    curvature out. ``group`` only labels the trial.
     """
     data = data.subset(n_train or data.n_train, n_test).centred()
     true, data = data.y_train, data.with_random_labels(random_labels)
     wrong, part = data.y_train != true, data.subset(n_curvature) if n_curvature else None
-    model, epoch, n_updates, rows = build(net, data, seed), 0, 0, []
-
-    def row(quantity: str, of: str, at: int, value: float) -> None:
-        rows.append({"quantity": quantity, "of": of, "at": at, "value": value})
-
+    model, epoch, n_updates, rows = build(net, data, seed), 0, 0, Rows()
     for number, (rate, size, length) in enumerate(
-        pieces(lr, batch_size, epochs, evaluate_every, cycle, period)
+        pieces(lr, batch_size, epochs, evaluate_every, cycle)
     ):
         settings = {"lr": rate, "batch_size": size, "epochs": length, "evaluate_every": length}
         run = _train(model, data, seed=1000 * seed + number, bf16=bf16, **settings)
         if run is None:
-            return [{"quantity": "diverged", "of": "", "at": epochs, "value": 1.0}]
-        model, epoch, n_updates = run.model, epoch + length, n_updates + run.n_updates
-        at = [0, epoch] if number == 0 else [epoch]
-        if epoch % evaluate_every and epoch < epochs:
-            at.remove(epoch)
+            return Rows(runs=[{"diverged": True}])
+        evaluated = (epoch + length) % evaluate_every == 0 or epoch + length == epochs
         for h in run.history.itertuples():
-            if (then := epoch - length + h.epoch) in at and (then > 0 or number == 0):
-                row("loss", h.split, then, h.loss)
-                row("accuracy", h.split, then, h.accuracy)
-        if epoch not in at:
-            continue
-        if wrong.any():
-            with torch.no_grad():
-                learnt = model(data.x_train.to(run.w.device)).argmax(1).cpu() == data.y_train
-            row("accuracy", "right", epoch, learnt[~wrong].double().mean().item())
-            row("accuracy", "wrong", epoch, learnt[wrong].double().mean().item())
-        if part is not None:
-            for name, value in _curvature(model, part, seed).items():
-                row(name, "train", epoch, value)
-    row("updates", "", epochs, n_updates)
-    row("bfloat16", "", epochs, float(run.precision == "bfloat16"))
-    row("diverged", "", epochs, 0.0)
+            # the first line of a piece is the last of the one before
+            if (number == 0 and h.epoch == 0) or (evaluated and h.epoch == length):
+                columns = {"split": h.split, "loss": h.loss, "accuracy": h.accuracy}
+                rows.add("history", epoch=epoch + h.epoch, **columns)
+        model, epoch, n_updates = run.model, epoch + length, n_updates + run.n_updates
+        if evaluated and wrong.any():
+            rows.add("labels", epoch=epoch, **_learnt(model, data, wrong))
+        if evaluated and part is not None:
+            rows.add("curvature", epoch=epoch, **_curvature(model, part, seed))
+    used = run.precision == "bfloat16"
+    rows.add("runs", n_updates=n_updates, bfloat16=used, diverged=False)
     return rows
+
+
+def _learnt(model: nn.Module, data: Dataset, wrong: torch.Tensor) -> dict[str, float]:
+    with torch.no_grad():
+        x = data.x_train.to(models.flat_parameters(model).device)
+        learnt = (model(x).argmax(1).cpu() == data.y_train).double()
+    return {"right": learnt[~wrong].mean().item(), "wrong": learnt[wrong].mean().item()}
 
 
 def _curvature(model: nn.Module, part: Dataset, seed: int) -> dict[str, float]:
     f = NetworkObjective(model, part.x_train, part.y_train)
     top = eigenvalues(f, f.w, k=1, tolerance=1e-2, seed=seed)
     total = trace(f, f.w, n_products=TRACE_PRODUCTS, seed=seed)
-    return {
-        "lambda_max": float(top.values[0]),
-        "lambda_max_error": float(top.errors[0]),
-        "trace": total.value,
-        "trace_stderr": total.stderr,
-    }
+    values = (float(top.values[0]), float(top.errors[0]), total.value, total.stderr)
+    return dict(zip(CURVATURE, values, strict=True))
 
 
 def build(net: str, data: Dataset, seed: int) -> nn.Module:
@@ -126,12 +117,7 @@ def build(net: str, data: Dataset, seed: int) -> nn.Module:
 
 
 def pieces(
-    lr: float,
-    batch_size: int,
-    epochs: int,
-    evaluate_every: int,
-    cycle: str = "",
-    period: int = CYCLE,
+    lr: float, batch_size: int, epochs: int, evaluate_every: int, cycle: str = ""
 ) -> Iterator[tuple[float, int, int]]:
     """(η, B, epochs) of what is trained in one go; see :func:`trial`.
 
@@ -139,12 +125,11 @@ def pieces(
     """
     loud = (lr, batch_size)
     quiet = {"": loud, "batch": (lr, CYCLE * batch_size), "rate": (lr / CYCLE, batch_size)}
-    if cycle not in quiet:
-        raise ValueError(f"cycle must be '', 'batch' or 'rate', got {cycle!r}")
-    ends = {*range(0, epochs, evaluate_every), epochs}
-    ends |= set(range(0, epochs, period)) if cycle else set()
-    for start, end in pairwise(sorted(ends)):
-        yield *(quiet[cycle] if start // period % 2 else loud), end - start
+    cycle = checks.one_of("cycle", cycle, quiet)
+    borders = {*range(0, epochs, evaluate_every), epochs}
+    borders |= set(range(0, epochs, CYCLE)) if cycle else set()
+    for start, end in pairwise(sorted(borders)):
+        yield *(quiet[cycle] if start // CYCLE % 2 else loud), end - start
 
 
 def _train(model: nn.Module, data: Dataset, *, seed: int, **settings) -> Run | None:
@@ -158,39 +143,47 @@ def _train(model: nn.Module, data: Dataset, *, seed: int, **settings) -> Run | N
         return None
 
 
-RUN = ["lr", "batch_size", "cycle", "seed"]
-
-
-def runs(rows: pd.DataFrame) -> pd.DataFrame:
+def evaluations(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """One line a run and evaluation: lr, batch_size, cycle, seed, epoch, ratio η/B, and the rest.
 
-    Columns loss and accuracy (a fraction) of the training set, test_loss and test_accuracy, and
-    lambda_max, trace, right, wrong, diverged, …, as far as there are any; NaN where there is none.
-    Raises ValueError when two runs agree in rate, batch size, cycle and seed: select a group first.
+    Columns loss and accuracy (a fraction) of the training set, test_loss and test_accuracy, those
+    of the other tables as far as there are any, and at the end of a run diverged (0 or 1); NaN
+    where there is none. Raises ValueError when two runs agree in rate, batch size, cycle and seed.
     """
-    of = rows["of"].map({"test": "test_"}).fillna("")
-    column = rows["quantity"].where(~rows["of"].isin(["right", "wrong"]), rows["of"])
-    cycle = rows["cycle"].fillna("") if "cycle" in rows else ""
-    rows = rows.assign(cycle=cycle, column=of + column, epoch=rows["at"])
-    if rows.duplicated([*RUN, "epoch", "column"]).any():
-        raise ValueError("several runs have the same rate, batch size and seed: select a group")
-    table = rows.pivot_table("value", [*RUN, "epochs", "epoch"], "column").reset_index()
-    table.columns.name = None
+    history, runs = tables["history"], tables["runs"]
+    is_test = history["split"] == "test"
+    test = history[is_test].rename(columns={"loss": "test_loss", "accuracy": "test_accuracy"})
+    ended = runs.assign(epoch=runs["epochs"], diverged=runs["diverged"].astype(float))
+    parts = [
+        (history[~is_test], ["loss", "accuracy"]),
+        (test, ["test_loss", "test_accuracy"]),
+        (tables.get("curvature"), [*CURVATURE]),
+        (tables.get("labels"), ["right", "wrong"]),
+        (ended, ["diverged"]),
+    ]
+    line, columns = [*RUN, "epochs", "epoch"], []
+    for part, names in parts:
+        if part is not None and len(part):
+            cycle = part["cycle"].fillna("") if "cycle" in part else ""
+            columns.append(part.assign(cycle=cycle).set_index(line)[names])
+            if columns[-1].index.has_duplicates:
+                raise ValueError("several runs have the same rate, batch size and seed: select one")
+    table = pd.concat(columns, axis=1).sort_index().reset_index()
     table.insert(2, "ratio", (table["lr"] / table["batch_size"]).round(12))
     return table
 
 
-def ends(rows: pd.DataFrame) -> pd.DataFrame:
-    """The last line of :func:`runs` of each run."""
-    table = runs(rows)
+def final(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """The last line of :func:`evaluations` of each run."""
+    table = evaluations(tables)
     return table[table["epoch"] == table["epochs"]].reset_index(drop=True)
 
 
 def crossing(table: pd.DataFrame, column: str, level: float, quantity: str) -> pd.DataFrame:
     """``quantity`` when ``column`` first gets to ``level``, on a straight line between evaluations.
 
-    ``table``: of :func:`runs`. One line a run: lr, batch_size, cycle, seed, ratio, quantity; NaN
-    for a run that does not get there, or gets there before ``quantity`` was first measured.
+    ``table``: of :func:`evaluations`. One line a run: lr, batch_size, cycle, seed, ratio, quantity;
+    NaN for a run that does not get there, or gets there before ``quantity`` was first measured.
     """
     lines = []
     for key, run in table.sort_values("epoch").groupby([*RUN, "ratio"]):
@@ -206,7 +199,7 @@ def crossing(table: pd.DataFrame, column: str, level: float, quantity: str) -> p
 def slopes(table: pd.DataFrame, quantity: str) -> pd.DataFrame:
     """Of each seed, a and b of ``quantity`` ∝ ηᵃ B⁻ᵇ, by least squares of the logarithms.
 
-    If η and B act through η/B alone, a = b. ``table``: of :func:`ends`; runs without a positive
+    If η and B act through η/B alone, a = b. ``table``: of :func:`final`; runs without a positive
     value are left out. Columns a, b, index seed.
     """
     known = table[table[quantity] > 0]
@@ -223,7 +216,7 @@ def spreads(table: pd.DataFrame, quantity: str) -> pd.DataFrame:
     """Of each seed, how far log ``quantity`` spreads at equal ratio, and across the ratios.
 
     ``within``: the root mean square distance from the mean of the runs of the same ratio;
-    ``across``: the standard deviation of these means. ``table``: of :func:`ends`.
+    ``across``: the standard deviation of these means. ``table``: of :func:`final`.
     """
     known = table[table[quantity] > 0]
     known = known.assign(log=np.log(known[quantity]))
@@ -238,7 +231,7 @@ def spreads(table: pd.DataFrame, quantity: str) -> pd.DataFrame:
 
 def caption(stored: Stored, rows: pd.DataFrame) -> str:
     """One line for a figure of ``rows``: net, data, epochs, seeds, device, date, commit."""
-    net, data, epochs = (listed(rows, c) for c in ("net", "data", "epochs"))
+    net, data, epochs = (distinct_values(rows, c) for c in ("net", "data", "epochs"))
     size = f"{rows['n_train'].iloc[0]:,.0f} images of {data}"
     if (measured := rows["n_curvature"].max()) > 0:
         size += f" ({measured:,.0f} of them for curvature)"

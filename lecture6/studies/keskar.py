@@ -7,16 +7,18 @@ for as many updates as the small one makes (Hoffer et al., 1705.08741); "tuned r
 learning rates (Shallue et al., 1811.03600); "float32", pairs trained without bfloat16; "whole
 set", a pair whose sharpness is taken on all training samples.
 
-Rows: batch_size, quantity, of, at, value. Of a run: loss and accuracy (fraction) of "train" and
-"test", distance ‖w − w₀‖, each at an epoch; updates; bfloat16 (1 if it was used). Of its end, on
-``n_sharpness`` training samples: sharpness (sign ascent) and sharpness_lbfgsb (Keskar's solver) of
-the "full space" and of "p = 100" at ε, in per cent, with the gap that is left, in per cent. Of a
-pair: path_loss and path_accuracy at α, of "linear train" and so on, with batch_size 0.
+Tables: history, with batch_size, epoch, split ("train", "test"), loss, accuracy (a fraction) and
+distance ‖w − w₀‖; runs (:class:`lecture6.studies.Rows`), with batch_size and bfloat16 besides,
+whether it was used; sharpness at the end, on ``n_sharpness`` training samples, with batch_size,
+solver ("ascent", sign ascent, or "lbfgsb", Keskar's), space ("full space", "p = 100"), epsilon,
+value in per cent, and the gap that is left, in per cent; path between a pair, with path ("linear",
+"sincos"), alpha, split, loss and accuracy.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 
 import pandas as pd
 import torch
@@ -25,10 +27,10 @@ from lecture6 import models
 from lecture6.data import Dataset
 from lecture6.landscape import interpolate
 from lecture6.objective import NetworkObjective
-from lecture6.results import Stored, listed, select
+from lecture6.results import Stored, distinct_values, select
 from lecture6.sharpness import KESKAR_ITERATIONS, RandomSubspace, worst_case
-from lecture6.studies.engine import Study
-from lecture6.train import train
+from lecture6.studies.trials import Rows, Study
+from lecture6.train import Run, train
 
 EPSILONS = (1e-3, 5e-4)  #: Keskar et al., Tables 3 and 4
 SMALL = 256
@@ -78,8 +80,8 @@ def trial(
     n_columns: int = 100,
     lbfgsb: bool = False,
     bf16: bool = True,
-) -> list[dict]:
-    """Train ``net`` with each batch size from the same start; see the module for the rows.
+) -> Rows:
+    """Train ``net`` with each batch size from the same start; see the module for the tables.
 
     ``n_train``: a random part of the training set (None: all of it). ``evaluations``: how often a
     run is evaluated. ``n_sharpness`` 0 leaves sharpness and paths out. ``n_columns``: of the random
@@ -88,13 +90,7 @@ def trial(
     """
     if n_train is not None:
         data = data.subset(n_train)
-    rows, runs = [], []
-
-    def row(batch_size: int, quantity: str, of: str, at: float, value: float) -> None:
-        rows.append(
-            {"batch_size": batch_size, "quantity": quantity, "of": of, "at": at, "value": value}
-        )
-
+    rows, runs = Rows(), []
     for size in batch_sizes:
         run = train(
             build(net, data, seed),
@@ -107,13 +103,11 @@ def trial(
             evaluate_every=math.ceil(epochs / evaluations),
             bf16=bf16,
         )
-        for h in run.history.itertuples():
-            row(size, "loss", h.split, h.epoch, h.loss)
-            row(size, "accuracy", h.split, h.epoch, h.accuracy)
-            if h.split == "train":
-                row(size, "distance", "", h.epoch, h.distance)
-        row(size, "updates", "", epochs, run.n_updates)
-        row(size, "bfloat16", "", epochs, float(run.precision == "bfloat16"))
+        names = ["epoch", "split", "loss", "accuracy", "distance"]
+        for columns in run.history[names].to_dict("records"):
+            rows.add("history", batch_size=size, **columns)
+        used = run.precision == "bfloat16"
+        rows.add("runs", batch_size=size, n_updates=run.n_updates, bfloat16=used)
         runs.append(run)
     if not n_sharpness:
         return rows
@@ -121,33 +115,39 @@ def trial(
     part = data.subset(n_sharpness)  # the same samples in every trial
     w = runs[0].w
     columns = RandomSubspace(len(w), n_columns, seed=seed, device=w.device, memory_limit=2 << 30)
+    spaces = {"full space": None, f"p = {n_columns}": columns}
     for size, run in zip(batch_sizes, runs, strict=True):
-        for solver, dtype in {"ascent": torch.float32, "lbfgsb": torch.float64}.items():
-            if solver == "lbfgsb" and not lbfgsb:
-                continue
-            f = NetworkObjective(run.model, part.x_train, part.y_train, dtype=dtype)
-            suffix = "" if solver == "ascent" else "_lbfgsb"
-            for of, subspace in (("full space", None), (f"p = {n_columns}", columns)):
-                for epsilon in EPSILONS:
-                    found = worst_case(
-                        f,
-                        run.w,
-                        epsilon=epsilon,
-                        subspace=subspace,
-                        method=solver,
-                        n_iterations=KESKAR_ITERATIONS,
-                        seed=seed,
-                    )
-                    row(size, f"sharpness{suffix}", of, epsilon, found.value)
-                    row(size, f"sharpness_gap{suffix}", of, epsilon, found.gap)
+        for solver in ("ascent", "lbfgsb") if lbfgsb else ("ascent",):
+            for measured in _sharpness(run, part, solver, spaces, seed):
+                rows.add("sharpness", batch_size=size, solver=solver, **measured)
     if len(runs) == 2:
         sets = {"train": (part.x_train, part.y_train), "test": (part.x_test, part.y_test)}
         objectives = {k: NetworkObjective(runs[0].model, x, y) for k, (x, y) in sets.items()}
         for path in ("linear", "sincos"):
-            for p in interpolate(objectives, runs[0].w, runs[1].w, path=path).itertuples():
-                row(0, "path_loss", f"{path} {p.split}", p.alpha, p.loss)
-                row(0, "path_accuracy", f"{path} {p.split}", p.alpha, p.accuracy)
+            found = interpolate(objectives, runs[0].w, runs[1].w, path=path)
+            for columns in found.to_dict("records"):
+                rows.add("path", **columns)
     return rows
+
+
+def _sharpness(
+    run: Run, part: Dataset, solver: str, spaces: Mapping[str, RandomSubspace | None], seed: int
+) -> Iterator[dict]:
+    """Definition 2 at the end of a run, in each space and at each ε."""
+    dtype = torch.float64 if solver == "lbfgsb" else torch.float32
+    f = NetworkObjective(run.model, part.x_train, part.y_train, dtype=dtype)
+    for space, subspace in spaces.items():
+        for epsilon in EPSILONS:
+            found = worst_case(
+                f,
+                run.w,
+                epsilon=epsilon,
+                subspace=subspace,
+                method=solver,
+                n_iterations=KESKAR_ITERATIONS,
+                seed=seed,
+            )
+            yield {"space": space, "epsilon": epsilon, "value": found.value, "gap": found.gap}
 
 
 def build(net: str, data: Dataset, seed: int) -> torch.nn.Module:
@@ -160,54 +160,60 @@ def build(net: str, data: Dataset, seed: int) -> torch.nn.Module:
     return models.c1(data.n_classes, stride=2 if net == "C1, stride 2" else 1, seed=seed)
 
 
-def ends(rows: pd.DataFrame, quantity: str, of: str = "", at: float | None = None) -> pd.DataFrame:
-    """The last value of a quantity in each run: one line a seed, one column a batch size.
+def by_run(rows: pd.DataFrame, column: str) -> pd.DataFrame:
+    """A column of which each run has one value: one line a seed, one column a batch size.
 
-    Accuracy is a fraction, sharpness in per cent; sharpness needs ``at``, its ε. Raises ValueError
-    where there is none, and where several trials have a value for the same seed and batch size.
+    Raises ValueError where several trials have a value for the same seed and batch size.
     """
-    rows = select(rows, quantity=quantity, of=of, **({} if at is None else {"at": at}))
-    if rows.duplicated(["seed", "batch_size", "at"]).any():
-        raise ValueError(
-            f"several trials have this {quantity}: select one group, and one lr, first"
-        )
-    return rows.sort_values("at").pivot_table("value", "seed", "batch_size", aggfunc="last")
+    if rows.duplicated(["seed", "batch_size"]).any():
+        raise ValueError(f"several runs have this {column}: select one group, and one lr, first")
+    return rows.pivot_table(column, "seed", "batch_size")
 
 
-def history(rows: pd.DataFrame) -> pd.DataFrame:
+def final(
+    tables: Mapping[str, pd.DataFrame], column: str = "accuracy", split: str = "test"
+) -> pd.DataFrame:
+    """The last value of a column of the history in each run, as :func:`by_run` gives it."""
+    rows = tables["history"]
+    return by_run(rows[(rows["split"] == split) & (rows["epoch"] == rows["epochs"])], column)
+
+
+def sharpness(
+    tables: Mapping[str, pd.DataFrame],
+    space: str,
+    epsilon: float,
+    *,
+    solver: str = "ascent",
+    column: str = "value",
+) -> pd.DataFrame:
+    """The sharpness of each run in per cent, or its "gap", as :func:`by_run` gives it."""
+    rows = tables["sharpness"]
+    chosen = (rows["space"] == space) & (rows["epsilon"] == epsilon) & (rows["solver"] == solver)
+    return by_run(rows[chosen], column)
+
+
+def figure_4(history: pd.DataFrame) -> pd.DataFrame:
     """Loss and accuracy by epoch, as :func:`lecture6.figures.accuracy` wants them."""
-    rows = rows[rows["quantity"].isin(["loss", "accuracy"])]
-    wide = rows.pivot_table("value", ["batch_size", "seed", "of", "at"], "quantity")
-    wide = wide.reset_index().rename(columns={"of": "split", "at": "epoch"})
-    return wide.assign(label=[f"batch {size:,}" for size in wide["batch_size"]])
+    rows = history.sort_values(["batch_size", "seed", "split", "epoch"])
+    return rows.assign(label=[f"batch {size:,}" for size in rows["batch_size"]])
 
 
-def paths(rows: pd.DataFrame, path: str) -> pd.DataFrame:
-    """The pairs' "linear" or "sincos" path, as :func:`lecture6.figures.interpolation` wants it."""
-    rows = rows[rows["of"].isin([f"{path} train", f"{path} test"])]
-    wide = rows.pivot_table("value", ["of", "seed", "at"], "quantity").reset_index()
-    wide = wide.rename(columns={"at": "alpha", "path_loss": "loss", "path_accuracy": "accuracy"})
-    return wide.assign(split=wide["of"].str.removeprefix(f"{path} "), path=path).drop(columns="of")
-
-
-def sweep(table: pd.DataFrame, net: str, data: str) -> pd.DataFrame:
-    """The pairs and the grid of a network, for the seeds that have every batch size."""
-    rows = select(table, net=net, data=data)
-    rows = rows[rows["group"].isin(["pair", "grid"])]
-    return rows[rows["seed"].isin(ends(rows, "accuracy", "test").dropna().index)]
-
-
-def by_batch_size(rows: pd.DataFrame, of: str = "full space") -> pd.DataFrame:
-    """Test accuracy and sharpness, for :func:`lecture6.figures.accuracy_and_sharpness`."""
-    accuracy = ends(rows, "accuracy", "test")
-    tables = []
+def figure_7(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Test accuracy and sharpness, as :func:`lecture6.figures.accuracy_and_sharpness` wants them."""
+    accuracy = final(tables).melt()["value"].to_numpy()
+    parts = []
     for epsilon in EPSILONS:
-        table = ends(rows, "sharpness", of, epsilon)
-        table = table.melt(ignore_index=False, value_name="sharpness").assign(
-            accuracy=accuracy.melt()["value"].to_numpy(), epsilon=epsilon
+        part = sharpness(tables, "full space", epsilon).melt(
+            ignore_index=False, value_name="sharpness"
         )
-        tables.append(table.reset_index())
-    return pd.concat(tables, ignore_index=True)
+        parts.append(part.assign(accuracy=accuracy, epsilon=epsilon).reset_index())
+    return pd.concat(parts, ignore_index=True)
+
+
+def sweep(tables: Mapping[str, pd.DataFrame], net: str, data: str) -> dict[str, pd.DataFrame]:
+    """The pairs and the grid of a network, for the seeds that have every batch size."""
+    found = select(tables, net=net, data=data, group=["pair", "grid"])
+    return select(found, seed=final(found).dropna().index.to_list())
 
 
 def caption(stored: Stored, rows: pd.DataFrame) -> str:
@@ -216,7 +222,7 @@ def caption(stored: Stored, rows: pd.DataFrame) -> str:
     samples = f", {size:,} training samples" if size else ""
     if "n_sharpness" in rows and rows["n_sharpness"].notna().any():
         samples += f" ({rows['n_sharpness'].max():,.0f} of them for sharpness and paths)"
-    net, data, epochs = (listed(rows, c) for c in ("net", "data", "epochs"))
+    net, data, epochs = (distinct_values(rows, c) for c in ("net", "data", "epochs"))
     return stored.line(rows, f"{net} on {data}{samples}", f"{epochs} epochs")
 
 

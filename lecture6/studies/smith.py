@@ -9,22 +9,23 @@ Groups of trials: "lr", Figure 10, every rate η/(1 − m), with batches of 8 to
 densest from 16 to 64; "n_train", Figure 11; "float32", some of the former without bfloat16;
 "epoch", some with reshuffled epochs in the place of batches drawn anew.
 
-Rows: quantity, of, at, value. Of "train" and "test" after an update: accuracy (a fraction), loss;
-updates; bfloat16 (1 if it was used); diverged (1 when the loss stopped being finite: then there
-are no others).
+Tables: history, with update, split ("train", "test"), loss and accuracy (a fraction); runs
+(:class:`lecture6.studies.Rows`), with bfloat16 besides, whether it was used.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from lecture6 import models
 from lecture6.data import Dataset
-from lecture6.results import Stored, listed
-from lecture6.studies.engine import Study
+from lecture6.results import Stored, distinct_values
+from lecture6.studies.trials import Rows, Study
 from lecture6.train_many import train_many
 
 HIDDEN = 800
@@ -38,6 +39,7 @@ RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 3.0)  # η/(1 − m)
 HIGH_RATES = (6.0, 12.0)  # the paper sees a fall from about 3
 SIZES = (1000, 2000, 4000, 8000, 16000, 32000, 60000)
 TRAINED = 0.999  # the training accuracy that counts as "still trains"
+GUESS = 0.1  # accuracy of a guess among ten classes
 
 
 def trial(
@@ -54,8 +56,8 @@ def trial(
     hidden: int = HIDDEN,
     sampling: str = "without_replacement",
     bf16: bool = False,
-) -> list[dict]:
-    """Train once; see the module for the rows.
+) -> Rows:
+    """Train once; see the module for the tables.
 
     ``n_train``: a random part of the training set, the same for every seed, which decides the
     initial weights and the batches. ``updates`` is rounded to whole passes of ⌈N/B⌉ updates.
@@ -76,40 +78,33 @@ def trial(
         evaluate_every=math.ceil(epochs / N_EVALUATIONS),
         bf16=bf16,
     )
-    rows = []
-
-    def row(quantity: str, of: str, at: int, value: float) -> None:
-        rows.append({"quantity": quantity, "of": of, "at": at, "value": value})
-
     if run.stopped.startswith("diverged"):
-        row("diverged", "", updates, 1.0)
-        return rows
+        return Rows(runs=[{"diverged": True}])
+    rows = Rows()
     for h in run.history.itertuples():
-        row("accuracy", h.split, h.update, h.accuracy)
-        row("loss", h.split, h.update, h.loss)
-    row("updates", "", updates, run.n_updates)
-    row("bfloat16", "", updates, float(run.precision == "bfloat16"))
-    row("diverged", "", updates, 0.0)
+        rows.add("history", update=h.update, split=h.split, loss=h.loss, accuracy=h.accuracy)
+    used = run.precision == "bfloat16"
+    rows.add("runs", n_updates=run.n_updates, bfloat16=used, diverged=False)
     return rows
 
 
-def final(rows: pd.DataFrame, of: str = "test", n_classes: int = 10) -> pd.DataFrame:
+def final(tables: Mapping[str, pd.DataFrame], split: str = "test") -> pd.DataFrame:
     """The last accuracy (a fraction) of each run: columns lr, momentum, n_train, batch_size, seed.
 
-    A run that diverged counts with the accuracy of a guess, 1/``n_classes``. Raises ValueError when
-    two runs agree in all of these columns.
+    A run that diverged counts with the accuracy of a guess among ten classes. Raises ValueError
+    when two runs agree in all of these columns.
     """
     by = ["lr", "momentum", "n_train", "batch_size", "seed"]
-    found = rows[(rows["quantity"] == "accuracy") & (rows["of"] == of)]
-    found = found.sort_values("at").groupby([*by, "group", "sampling"], as_index=False).last()
-    lost = rows[(rows["quantity"] == "diverged") & (rows["value"] == 1)]
-    found = pd.concat([found, lost.assign(value=1 / n_classes)])
+    history, runs = tables["history"], tables["runs"]
+    found = history[history["split"] == split].sort_values("update")
+    found = found.groupby([*by, "group", "sampling"], as_index=False).last()
+    found = pd.concat([found, runs[runs["diverged"]].assign(accuracy=GUESS)])
     if found.duplicated(by).any():
         raise ValueError("several runs have the same rate, batch size, N and seed: select a group")
-    return found.rename(columns={"value": "accuracy"})[[*by, "accuracy"]].reset_index(drop=True)
+    return found[[*by, "accuracy"]].reset_index(drop=True)
 
 
-def peak(batch_sizes, accuracies) -> float:
+def peak(batch_sizes: ArrayLike, accuracies: ArrayLike) -> float:
     """The batch size of the best accuracy, between the grid's points; NaN if it is not bracketed.
 
     The points above half the height of the peak over the largest batch, next to one another, are
@@ -133,21 +128,21 @@ def peak(batch_sizes, accuracies) -> float:
     return float(2 ** np.clip(vertex, x[low], x[high]))
 
 
-def edge(batch_sizes, accuracies, trained: float = TRAINED) -> float:
-    """The smallest batch size from which on every training accuracy is at least ``trained``.
+def edge(batch_sizes: ArrayLike, accuracies: ArrayLike) -> float:
+    """The smallest batch size from which on every training accuracy is at least TRAINED.
 
     NaN when the largest batch is below it.
     """
     order = np.argsort(batch_sizes)
-    fails = np.flatnonzero(np.asarray(accuracies)[order] < trained)
+    fails = np.flatnonzero(np.asarray(accuracies)[order] < TRAINED)
     first = fails[-1] + 1 if len(fails) else 0
     return float(np.asarray(batch_sizes)[order][first]) if first < len(order) else math.nan
 
 
-def optima(rows: pd.DataFrame) -> pd.DataFrame:
+def optima(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """One line a curve and seed: lr, momentum, n_train, seed, B_opt (:func:`peak`), edge."""
     curve = ["lr", "momentum", "n_train", "seed"]
-    test, train = final(rows), final(rows, "train")
+    test, train = final(tables), final(tables, "train")
     lines = []
     for key, runs in test.groupby(curve):
         fitted = train.merge(runs[[*curve, "batch_size"]], on=[*curve, "batch_size"])
@@ -174,9 +169,12 @@ def exponents(found: pd.DataFrame, by: str, column: str = "B_opt") -> pd.Series:
     )
 
 
-def by_batch_size(rows: pd.DataFrame, by: str, of: str = "test") -> pd.DataFrame:
-    """Accuracy in per cent, as :func:`lecture6.figures.curves` wants it for Figures 10a and 11a."""
-    table, name = final(rows, of), {"lr": "η", "n_train": "N"}[by]
+def figures_10_and_11(tables: Mapping[str, pd.DataFrame], by: str) -> pd.DataFrame:
+    """Test accuracy in per cent, for :func:`lecture6.figures.curves`: one curve a value of ``by``.
+
+    ``by``: "lr" for Figure 10a, "n_train" for Figure 11a.
+    """
+    table, name = final(tables), {"lr": "η", "n_train": "N"}[by]
     labels = [f"{name} = {value:{'g' if by == 'lr' else ','}}" for value in table[by]]
     return table.assign(accuracy=100 * table["accuracy"], label=labels)
 
@@ -185,8 +183,8 @@ def caption(stored: Stored, rows: pd.DataFrame) -> str:
     """One line for a figure of ``rows``: net, data, momentum, seeds, device, date, commit."""
     sizes = sorted(rows["n_train"].unique())
     n = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
-    net = f"784-{listed(rows, 'hidden')}-10 on {n} images of {listed(rows, 'data')}"
-    return stored.line(rows, net, f"momentum {listed(rows, 'momentum')}")
+    hidden, data, momentum = (distinct_values(rows, c) for c in ("hidden", "data", "momentum"))
+    return stored.line(rows, f"784-{hidden}-10 on {n} images of {data}", f"momentum {momentum}")
 
 
 def _curve(base: dict, group: str, rate: float, sizes, seeds, **more) -> list[dict]:

@@ -274,7 +274,9 @@ def test_a_stored_study_is_on_the_page_with_its_whole_record(extension, path):
     record = json.loads(path.read_text("utf8"))
     shown = extension["described"](record)
     done, of = record["trials"]
-    said = [record["notes"], record["profile"], f"{done:,} of {of:,}", record["table"]]
+    said = [record["notes"], record["profile"], f"{done:,} of {of:,}"]
+    said += [table["file"] for table in record["tables"].values()]
+    said += [record[key] for key in ("converted",) if key in record]
     said += [*record["device"], *record["code"], *record["date"], *record["data"]]
     said += [version for versions in record["libraries"].values() for version in versions]
     text = "\n".join(shown.values())

@@ -1,0 +1,529 @@
+"""Running a grid of trials so that nothing finished is lost, and nothing is done twice.
+
+Every finished trial is one file, written atomically, under the key of the trial. So a killed run
+continues where it stopped. The runner, not the worker, writes: workers of a cluster need no shared
+folder. Runners that share a folder hold a lock on each trial they have in flight.
+
+Where torchrun has started several processes, they share each trial: the one of rank 0 is the
+runner, which plans, locks and writes, and sends the others what to compute with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import inspect
+import json
+import math
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
+from dataclasses import dataclass, field
+from datetime import date, timedelta
+from functools import lru_cache, partial
+from importlib import import_module, metadata
+from pathlib import Path
+from threading import Lock, Thread
+from typing import Any
+
+import pandas as pd
+import torch
+import torch.distributed as dist
+from filelock import FileLock, Timeout
+from joblib.externals.loky import get_reusable_executor
+from tqdm.auto import tqdm
+
+from lecture6 import checks, data, parallel
+from lecture6.provenance import code_version, device_name
+from lecture6.studies.trials import Study, StudyError, Trial, TrialFiles, code_digest, tabulate
+
+LIBRARIES = ("torch", "numpy", "scipy", "pandas")  # what decides a trial's numbers
+POLL = 2.0  # seconds between looks at what other runners have finished
+DIED = "the worker process died, twice (killed, or short of memory?): run again, with fewer --jobs"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run has to do: ``seconds`` is an estimate for one trial at a time."""
+
+    trials: list[Trial]
+    finished: list[Trial]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run did: how many trials it finished, and those that failed, by their errors."""
+
+    finished: int
+    failed: dict[str, list[Trial]]
+
+
+def plan(
+    study: Study,
+    profile: str,
+    *,
+    folder: Path | None = None,
+    replace: Mapping[str, str] | None = None,
+) -> Plan:
+    """What is done, what is left to do, and how long that takes, corrected by what was measured."""
+    trials, files = study.trials(profile, replace), TrialFiles(study, folder)
+    finished = [t for t in trials if files.path(t).exists()]
+    return Plan(trials, finished, _seconds_left(trials, files))
+
+
+def _seconds_left(trials: list[Trial], files: TrialFiles) -> float:
+    expected = took = left = 0.0
+    for trial in trials:
+        if saved := files.read(trial):
+            expected += trial.cost
+            took += saved["record"]["seconds"]
+        else:
+            left += trial.cost
+    return left * (took / expected if expected else 1.0)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that a person would use: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{math.ceil(seconds)} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def run(
+    study: Study,
+    profile: str,
+    *,
+    jobs: int | None = None,
+    folder: Path | None = None,
+    replace: Mapping[str, str] | None = None,
+    backend: str = "loky",
+    scheduler: str | None = None,
+) -> Outcome:
+    """Run the trials of ``study`` that are not finished yet; call it again after an interruption.
+
+    Arguments:
+        jobs: trials at a time. Default: one a GPU where there are GPUs, else 1, which runs in
+            this process. On a cluster, trials in flight; default: one a worker.
+        folder: where finished trials are kept; default: :func:`default_folder`
+        replace: data sets to use in the place of others, e.g. ``{"cifar10": "cifar10_jpeg"}``
+        backend: "loky" (processes on this machine) or "dask" (the cluster at ``scheduler``, whose
+            workers have the same lecture6 and the data)
+
+    A trial that raises, or whose worker process dies twice, is reported in the Outcome, and the
+    others go on. Raises ValueError for an impossible number of jobs, and StudyError before anything
+    is computed for a folder that cannot be written, a folder of images that is not there and a
+    cluster that cannot be reached, and later when a finished trial cannot be written.
+
+    Under torchrun every process calls this. Rank 0 does what is said above, each trial with all
+    processes; the others, on machines with the same lecture6 and the same images at the same path,
+    only take part in the trials. A trial that raises in one process ends it with exit code 1.
+    """
+    if rank() > 0:
+        _follow()
+        return Outcome(0, {})
+    jobs = jobs if jobs is None else checks.whole("jobs", jobs, least=1)
+    trials, files = study.trials(profile, replace), TrialFiles(study, folder)
+    function = study.trial_of(profile)
+    for name in {t.parameters["images"] for t in trials if "images" in t.parameters}:
+        _image_folder(name)
+    if under_torchrun() and "workers" not in inspect.signature(function).parameters:
+        raise StudyError(
+            f"a trial of {study.name} at profile {profile} cannot be shared by several processes: "
+            "run the study without torchrun, with --jobs"
+        )
+    job = (function.__module__, function.__name__, code_digest(function), code_version())
+    form = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
+    with (
+        _backend(backend, scheduler, jobs) as (submit, n_jobs),
+        tqdm(total=len(trials), desc=f"{study.name} ({profile})", bar_format=form) as bar,
+    ):
+        return _Round(trials, files, submit, n_jobs, job, backend != "dask", bar).run()
+
+
+_Submit = Callable[..., Future]  # as that of concurrent.futures.Executor
+
+
+@dataclass
+class _Round:
+    """One call of :func:`run`: which trials are in flight, and what became of the others."""
+
+    trials: list[Trial]
+    files: TrialFiles
+    submit: _Submit
+    n_jobs: int
+    job: tuple[str, str, str, str]  # of _work
+    keep_checkpoints: bool
+    bar: tqdm
+    flying: dict[Future, tuple[Trial, FileLock]] = field(default_factory=dict)
+    failed: dict[str, list[Trial]] = field(default_factory=dict)
+    deaths: Counter[str] = field(default_factory=Counter)
+    finished: int = 0
+
+    def run(self) -> Outcome:
+        self.show_progress()
+        try:
+            while todo := self.left():
+                self.fill(todo)
+                if not self.flying:  # what is left is in another runner's hands
+                    time.sleep(POLL)
+                    self.show_progress()
+                for future in wait(self.flying, POLL, FIRST_COMPLETED).done:
+                    self.land(future)
+                    self.show_progress()
+                self.bar.refresh()
+        finally:
+            for _, lock in self.flying.values():
+                lock.release()
+        return Outcome(self.finished, self.failed)
+
+    def left(self) -> list[Trial]:
+        failed = {trial.key for trials in self.failed.values() for trial in trials}
+        return [t for t in self.trials if t.key not in failed and not self.files.path(t).exists()]
+
+    def show_progress(self) -> None:
+        self.bar.n = len(self.trials) - len(self.left())
+        seconds = _seconds_left(self.trials, self.files) / self.n_jobs
+        self.bar.set_postfix_str(f"about {duration(seconds)} left")
+
+    def fill(self, todo: list[Trial]) -> None:
+        """Start trials until ``n_jobs`` are in flight."""
+        in_flight = {trial.key for trial, _ in self.flying.values()}
+        for trial in todo:
+            if len(self.flying) == self.n_jobs:
+                return
+            if trial.key in in_flight or not (lock := self.files.claim(trial)):
+                continue
+            checkpoint = self.files.path(trial, ".checkpoint") if self.keep_checkpoints else None
+            try:
+                self.flying[self.submit(_work, trial, *self.job, checkpoint)] = trial, lock
+            except BrokenExecutor:  # the next round has a new one
+                lock.release()
+                return
+            except BaseException:
+                lock.release()
+                raise
+
+    def land(self, future: Future) -> None:
+        """Keep what a trial has given, or its error; one whose worker died has a second try."""
+        trial, lock = self.flying.pop(future)
+        try:
+            content, error = _answer(future)
+            if content is not None:
+                self.files.write(trial, content)
+                self.finished += 1
+        finally:
+            lock.release()
+        if error == DIED and not self.deaths[trial.key]:
+            self.deaths[trial.key] += 1
+        elif error is not None:
+            self.failed.setdefault(error, []).append(trial)
+
+
+def _answer(future: Future) -> tuple[str | None, str | None]:
+    """What a trial has given, or its error."""
+    try:
+        return future.result()
+    except BrokenExecutor:
+        return None, DIED
+    except Exception as lost:  # of the cluster: a worker that cannot import, or dies too often
+        return None, f"{type(lost).__name__}: {lost}"
+
+
+# ---- in the worker -----------------------------------------------------------------------------
+
+# a trial seeds torch's generator, which a process has only once; and Python 3.11 cannot parse code
+# in several threads
+_one_at_a_time = Lock()
+
+
+def _work(
+    trial: Trial,
+    module: str,
+    name: str,
+    digest: str,
+    code: str,
+    checkpoint: Path | None = None,
+    runner: int | None = None,
+    workers: parallel.Group | None = None,
+) -> tuple[str, None] | tuple[None, str]:
+    """The rows of a trial and how they came about, as JSON; or else its error.
+
+    The function is named and not sent, so that a worker that lacks it can say so. ``runner``: the
+    process without which this one shall not go on.
+    """
+    if runner is not None:
+        _end_with(runner)
+    try:
+        # torchrun's processes each have the GPU of their rank
+        with _one_at_a_time, contextlib.nullcontext() if workers else _own_gpu():
+            function = getattr(import_module(module), name)
+            if code_digest(function) != digest:
+                here = f"lecture6 {metadata.version('lecture6')} in {Path(__file__).parents[1]}"
+                raise StudyError(f"the worker has other code than the runner: {here}")
+            started = time.monotonic()
+            parameters, sources = dict(trial.parameters), {}
+            offered = {"checkpoint": checkpoint, "workers": workers}
+            wanted = offered.keys() & inspect.signature(function).parameters.keys()
+            if "data" in parameters:
+                parameters["data"] = _load(parameters["data"])
+                sources = {parameters["data"].name: parameters["data"].checksum}
+            rows = function(**parameters, **{name: offered[name] for name in wanted})
+            if not isinstance(rows, Mapping):
+                raise TypeError(f"a trial returns rows by kind, got a {type(rows).__name__}")
+            seconds = round(time.monotonic() - started, 2)
+            if "images" in parameters:
+                sources = {parameters["images"]: _files_digest(parameters["images"])}
+            record = {
+                "data": sources,
+                "seconds": seconds,
+                "date": date.today().isoformat(),
+                "device": (f"{workers.size} × " if workers else "") + device_name(),
+                "threads": torch.get_num_threads(),
+                "code": code,
+                "libraries": {name: metadata.version(name) for name in LIBRARIES},
+            }
+        answer = {"key": trial.key, "parameters": trial.parameters, "record": record, "rows": rows}
+        return json.dumps(answer, allow_nan=False), None
+    except Exception as error:
+        return None, f"{type(error).__name__}: {error}"
+
+
+_load = lru_cache(maxsize=1)(data.load)
+
+
+def _image_folder(name: str) -> Path:
+    """The folder of the data set ``imagefolder:PATH``; StudyError when it is not there."""
+    kind, _, path = name.partition(":")
+    folder = Path(path).expanduser()
+    if kind != "imagefolder" or not (folder / "train").is_dir():
+        raise StudyError(
+            f"the study reads images from a folder, and {name!r} is none that is there: name one "
+            "with class folders in PATH/train and PATH/val by --data imagefolder:PATH"
+        )
+    return folder
+
+
+@lru_cache
+def _files_digest(name: str) -> str:
+    """SHA-256 of a folder of images: of the relative name and the size of every file in it.
+
+    The bytes are not read, which would take as long as an epoch.
+    """
+    folder = _image_folder(name)
+    files = [Path(where, f) for where, _, fs in os.walk(folder, followlinks=True) for f in fs]
+    sizes = sorted((f.relative_to(folder).as_posix(), f.stat().st_size) for f in files)
+    return hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
+
+
+@lru_cache
+def _end_with(runner: int) -> None:
+    """Let a worker process end when the runner that started it is killed, not a trial later."""
+
+    def watch() -> None:
+        while os.getppid() == runner:
+            time.sleep(1)
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
+
+
+@contextlib.contextmanager
+def _own_gpu() -> Iterator[None]:
+    """Make a GPU that no other trial of this user has the current one; wait for one."""
+    gpus = range(torch.cuda.device_count())
+    folder = Path("~/.cache/lecture6").expanduser()
+    while gpus:
+        folder.mkdir(parents=True, exist_ok=True)
+        for gpu in gpus:
+            lock = FileLock(folder / f"gpu-{torch.cuda.get_device_properties(gpu).uuid}.lock")
+            with contextlib.suppress(Timeout), lock.acquire(blocking=False), torch.cuda.device(gpu):
+                yield
+                return
+        time.sleep(POLL)
+    yield
+
+
+# ---- where trials run --------------------------------------------------------------------------
+
+
+def _backend(
+    backend: str, scheduler: str | None, jobs: int | None
+) -> contextlib.AbstractContextManager[tuple[_Submit, int]]:
+    """How to start a trial, and how many are in flight at a time."""
+    if under_torchrun():
+        if backend != "loky" or scheduler or jobs not in (None, 1):
+            raise StudyError(
+                "torchrun's processes share one trial at a time: leave out --jobs and --backend, "
+                f"got {jobs} and {backend!r}"
+            )
+        return _leader()
+    if backend == "loky" and not scheduler:
+        jobs = jobs or max(1, torch.cuda.device_count())
+        return contextlib.nullcontext((_here, 1)) if jobs == 1 else _processes(jobs)
+    if backend == "dask" and scheduler:
+        return _cluster(scheduler, jobs)
+    raise StudyError(
+        "backend must be 'loky' without a scheduler, or 'dask' with a scheduler's address; got "
+        f"{backend!r} and {scheduler!r}"
+    )
+
+
+def _here(function: Callable[..., Any], *arguments: Any) -> Future:
+    """Run a job in this process."""
+    future: Future = Future()
+    future.set_result(function(*arguments))
+    return future
+
+
+@contextlib.contextmanager
+def _processes(jobs: int) -> Iterator[tuple[_Submit, int]]:
+    """Worker processes of this machine, which share its cores."""
+    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    settings = {
+        "max_workers": jobs,
+        "timeout": 300,  # seconds that a worker without a trial stays
+        "env": {f"{name}_NUM_THREADS": threads for name in ("OMP", "MKL", "OPENBLAS")},
+    }
+    try:
+        # asked for at every trial, since one whose worker died is broken
+        yield lambda *job: get_reusable_executor(**settings).submit(*job, os.getpid()), jobs
+    except BaseException:
+        get_reusable_executor(**settings).shutdown(kill_workers=True)
+        raise
+
+
+@contextlib.contextmanager
+def _cluster(scheduler: str, jobs: int | None) -> Iterator[tuple[_Submit, int]]:
+    """The workers of a Dask cluster."""
+    try:
+        from distributed import Client
+    except ModuleNotFoundError:
+        raise StudyError("backend 'dask' needs Dask: pip install distributed") from None
+    try:
+        client = Client(scheduler, timeout=10)
+    except (OSError, ValueError) as error:
+        raise StudyError(f"no Dask scheduler answers at {scheduler}: {error}") from None
+    with client:
+        n_workers = len(client.nthreads())
+        if not n_workers:
+            raise StudyError(f"the Dask cluster at {scheduler} has no workers: start some first")
+        try:
+            client.run(exec, f"import {__name__}")
+        except Exception as error:
+            raise StudyError(f"a worker at {scheduler} cannot import lecture6: {error}") from None
+        yield client.get_executor().submit, jobs or n_workers
+
+
+def under_torchrun() -> bool:
+    """Whether torchrun has started several processes, of which this is one."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def rank() -> int:
+    """Of this process among those that torchrun started; 0 when it is alone."""
+    return int(os.environ["RANK"]) if under_torchrun() else 0
+
+
+@contextlib.contextmanager
+def _channel() -> Iterator[tuple[parallel.Group, Callable[[tuple | None], tuple | None]]]:
+    """The group of torchrun's processes, and how rank 0 sends the others a job, or None: no more.
+
+    Every process calls the function; that of rank 0 with what it sends.
+    """
+    with parallel.from_torchrun() as group:
+        # it stays open however long a trial takes, or another runner
+        channel = dist.new_group(backend="gloo", timeout=timedelta(days=365))
+
+        def broadcast(job: tuple | None = None) -> tuple | None:
+            sent = [job]
+            dist.broadcast_object_list(sent, group=channel)  # type: ignore[arg-type]
+            return sent[0]
+
+        yield group, broadcast
+
+
+@contextlib.contextmanager
+def _leader() -> Iterator[tuple[_Submit, int]]:
+    """In the process of rank 0: run jobs in all processes, and let the others go at the end."""
+    with _channel() as (group, broadcast):
+        try:
+            yield lambda function, *job: _here(_share, group, broadcast(job)), 1
+        except StudyError:
+            broadcast(None)
+            raise
+        broadcast(None)
+
+
+def _follow() -> None:
+    """In another process: take part in each job that rank 0 sends, until there are no more."""
+    with _channel() as (group, broadcast):
+        while job := broadcast(None):
+            _share(group, job)
+
+
+def _share(group: parallel.Group, job: tuple) -> tuple[str, None]:
+    """This process's part of a job; an error is the end of the process."""
+    answer, error = partial(_work, workers=group)(*job)
+    if answer is None:
+        print(f"rank {group.rank}: {job[0]} failed: {error}", file=sys.stderr, flush=True)
+        # not sys.exit: taking leave of the others would wait for them, and they for this process
+        os._exit(1)
+    return answer, None
+
+
+# ---- what came of it ---------------------------------------------------------------------------
+
+
+def collect(
+    study: Study,
+    profile: str,
+    *,
+    folder: Path | None = None,
+    replace: Mapping[str, str] | None = None,
+    partial: bool = False,
+) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
+    """The tables of all finished trials by kind, and the record of how they came about.
+
+    Trials stand in the order of the grid, whatever the order in which they ran (:func:`tabulate`).
+    The record: study, profile, notes, trials (finished and in all), data (name to SHA-256), seeds,
+    device, threads, libraries, code (commit), date (first, last), seconds (summed over the trials).
+    Raises StudyError while trials are missing, unless ``partial``, when there are none, and when a
+    data set changed on the way.
+    """
+    trials, files = study.trials(profile, replace), TrialFiles(study, folder)
+    found = [saved for t in trials if (saved := files.read(t))]
+    if not found or (len(found) < len(trials) and not partial):
+        raise StudyError(
+            f"{len(found)} of the {len(trials)} trials of {study.name} at profile {profile} are "
+            f"finished; run them first: lecture6 run {study.name} --profile {profile}, with the "
+            "same --folder and --data"
+        )
+    records = [saved["record"] for saved in found]
+
+    def seen(what: str) -> list:
+        return sorted({r[what] for r in records})
+
+    checksums = {pair for r in records for pair in r["data"].items()}
+    if changed := [n for n, k in Counter(name for name, _ in checksums).items() if k > 1]:
+        raise StudyError(
+            f"{', '.join(changed)} changed between trials: delete the trials in {files.folder} and "
+            "run the study again"
+        )
+    return tabulate((saved["parameters"], saved["rows"]) for saved in found), {
+        "study": study.name,
+        "profile": profile,
+        "notes": study.notes,
+        "trials": [len(found), len(trials)],
+        "data": dict(sorted(checksums)),
+        "seeds": sorted({s["parameters"]["seed"] for s in found if "seed" in s["parameters"]}),
+        "device": seen("device"),
+        "threads": seen("threads"),
+        "libraries": {n: sorted({r["libraries"][n] for r in records}) for n in LIBRARIES},
+        "code": seen("code"),
+        "date": [min(seen("date")), max(seen("date"))],
+        "seconds": round(sum(r["seconds"] for r in records)),
+    }

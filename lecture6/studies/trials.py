@@ -1,0 +1,283 @@
+"""What a study is made of: trials, the keys that they are known by, and the files they leave.
+
+A trial is a pure function of its parameters that returns rows of tables, and every finished one is
+a file under its key: a digest of its parameters and of the code that it can use. That is all of
+each module that the trial's module imports, and that these import in turn, within lecture6 and the
+trial's own package. A change of code in any of them makes the trial anew; comments, docstrings and
+layout do not count.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib import util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from filelock import FileLock, Timeout
+
+from lecture6.checkpoints import write_atomically
+
+DATA_SETS = ("data", "images")  # parameters that name a data set
+# what plans, runs and keeps trials, and makes no number of them
+_MACHINERY = ("lecture6.studies", __name__, "lecture6.studies.runner", "lecture6.results")
+_NO_ROOM = (
+    "Finished trials are safe: make room, or choose another folder with --folder or "
+    "LECTURE6_STUDIES, and run the same command again"
+)
+
+
+class StudyError(RuntimeError):
+    """A study cannot be run, written or collected; the message says why and what to do."""
+
+
+class Rows(dict[str, list[dict[str, Any]]]):
+    """What a trial returns: the rows of its tables, by their kind.
+
+    Kind "runs" has one row for each run, with ``n_updates``, and ``diverged`` where that may
+    happen: True if the loss stopped being finite; there are then no other rows. Kind "history" has
+    one for each evaluation and split.
+    """
+
+    def add(self, kind: str, **columns: Any) -> None:
+        """Add a row."""
+        self.setdefault(kind, []).append(columns)
+
+
+Function = Callable[..., Mapping[str, list[dict[str, Any]]]]  # of a trial
+
+
+@dataclass(frozen=True)
+class Study:
+    """A grid of trials.
+
+    ``trial(**parameters)`` returns :class:`Rows`. It must be a top-level function of a module, and
+    pure: the same parameters give the same rows. A parameter called ``data`` is the name of a data
+    set (:func:`lecture6.data.load`); the trial is given the Dataset itself. One called ``images``
+    names a data set "imagefolder:PATH" that the trial reads itself.
+
+    Two arguments of a trial are no parameters, but come from the runner. ``checkpoint`` is the path
+    of a file of its own, in which it may keep what it continues from after an interruption; it is
+    deleted when the trial has finished, and is None on a Dask cluster, whose workers may have no
+    folder in common. ``workers`` is the :class:`lecture6.parallel.Group` of processes that share
+    the trial (:mod:`lecture6.studies.runner`), None for one.
+
+    ``grids`` maps a profile to its list of parameters, most wanted trial first; parameters are
+    numbers, strings, and lists of them. ``own_trials`` maps a profile to a trial in the place of
+    ``trial``. ``cost(parameters)`` is the expected time of a trial in seconds, for the plan; times
+    measured on the way correct it. ``notes`` says what is less than the paper's; it goes into the
+    record of the results.
+    """
+
+    name: str
+    about: str
+    trial: Function
+    grids: Mapping[str, Sequence[dict]]
+    cost: Callable[[dict], float]
+    notes: str = ""
+    own_trials: Mapping[str, Function] = field(default_factory=dict)
+
+    def trial_of(self, profile: str) -> Function:
+        """The trial of a profile."""
+        return self.own_trials.get(profile, self.trial)
+
+    def data_sets(self, profile: str) -> list[str]:
+        """The names of the data sets that the trials of a profile use, sorted.
+
+        Raises StudyError for a profile that the study does not have.
+        """
+        if profile not in self.grids:
+            raise StudyError(f"{self.name} has profiles {', '.join(self.grids)}, not {profile!r}")
+        grid = self.grids[profile]
+        return sorted({str(p[kind]) for p in grid for kind in DATA_SETS if kind in p})
+
+    def trials(self, profile: str, replace: Mapping[str, str] | None = None) -> list[Trial]:
+        """The trials of a profile; ``replace`` puts data sets in the place of others.
+
+        Raises StudyError for a profile that the study does not have, for a replaced data set that
+        none of its trials uses, and for parameters that cannot be written down.
+        """
+        replace, used = dict(replace or {}), self.data_sets(profile)
+        if unused := set(replace) - set(used):
+            raise StudyError(
+                f"no trial of {self.name} at profile {profile} uses {', '.join(unused)}; "
+                f"they use {', '.join(used) or 'no data set'}"
+            )
+        code = code_digest(self.trial_of(profile))
+        trials = {}  # two equal trials are one
+        for given in self.grids[profile]:
+            parameters = {k: v.item() if isinstance(v, np.generic) else v for k, v in given.items()}
+            names = {kind: parameters[kind] for kind in DATA_SETS if kind in parameters}
+            parameters |= {kind: replace.get(name, name) for kind, name in names.items()}
+            try:
+                text = json.dumps([self.name, parameters, code], sort_keys=True, allow_nan=False)
+            except (TypeError, ValueError) as error:
+                raise StudyError(
+                    f"parameters must be finite numbers, strings and lists of them: {error} in "
+                    f"{parameters}"
+                ) from None
+            key = hashlib.sha256(text.encode()).hexdigest()[:20]
+            trials[key] = Trial(key, parameters, self.cost(given))
+        return list(trials.values())
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One point of a grid: its key, its parameters, its expected seconds."""
+
+    key: str
+    parameters: dict
+    cost: float
+
+    def __str__(self) -> str:
+        return ", ".join(f"{k} {v}" for k, v in self.parameters.items())
+
+
+def tabulate(trials: Iterable[tuple[dict, Mapping[str, list[dict]]]]) -> dict[str, pd.DataFrame]:
+    """One table for each kind of row, from the parameters and the rows of each trial.
+
+    A line has its trial's parameters (lists as "256, 6000"), then its own columns.
+    """
+    lines: dict[str, list[dict]] = {}
+    for parameters, rows in trials:
+        texts = {
+            k: ", ".join(map(str, v)) if isinstance(v, list) else v for k, v in parameters.items()
+        }
+        for kind, own in rows.items():
+            lines.setdefault(kind, []).extend(texts | row for row in own)
+    return {kind: pd.DataFrame(own) for kind, own in lines.items()}
+
+
+# ---- what a trial's numbers depend on ----------------------------------------------------------
+
+
+def code_digest(function: Function) -> str:
+    """SHA-256 of the code that a trial can use (see the module), and of the loading of its data.
+
+    Modules count that are imported by a statement, wherever it stands. Raises StudyError for a
+    function that is not at the top level of a module with a source file.
+    """
+    module, name = function.__module__, function.__qualname__
+    if module == "__main__":
+        raise StudyError(f"{name} must be in a module that workers can import")
+    if getattr(sys.modules[module], name, None) is not function:
+        raise StudyError(f"{name} must be a top-level function of its module")
+    used = sorted(_used_modules(module).items())
+    return hashlib.sha256(json.dumps([module, name, used]).encode()).hexdigest()
+
+
+def _used_modules(module: str) -> dict[str, str]:
+    """The modules whose code a trial of ``module`` can use, and the digest of each."""
+    packages = {"lecture6", module.partition(".")[0]}
+    digests: dict[str, str] = {}
+    todo = ["lecture6.data", module]
+    while todo:
+        name = todo.pop()
+        if name not in {*digests, *_MACHINERY} and name.partition(".")[0] in packages:
+            digests[name], imported = _read_module(name)
+            todo += filter(_is_module, imported)
+    return digests
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return util.find_spec(name) is not None
+    except (ModuleNotFoundError, ValueError):  # its parent is none, or it was made by hand
+        return False
+
+
+_DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@lru_cache
+def _read_module(name: str) -> tuple[str, list[str]]:
+    """The digest of a module's syntax tree without docstrings, and the names that it imports."""
+    spec = util.find_spec(name)
+    try:
+        tree = ast.parse(Path(str(spec and spec.origin)).read_bytes())
+    except (OSError, ValueError, SyntaxError) as error:
+        raise StudyError(
+            f"the source of module {name!r} cannot be read ({error}); define the trial in a file"
+        ) from None
+    package = name if spec and spec.submodule_search_locations else name.rpartition(".")[0]
+    imported: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):  # "from a import b": b may be a module, too
+            source = util.resolve_name("." * node.level + (node.module or ""), package)
+            imported += [source, *(f"{source}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, _DOCUMENTED) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest(), imported
+
+
+# ---- the files ---------------------------------------------------------------------------------
+
+
+def default_folder() -> Path:
+    """Where finished trials are kept: ``LECTURE6_STUDIES``, else ``~/.cache/lecture6/studies``."""
+    return Path(os.environ.get("LECTURE6_STUDIES") or "~/.cache/lecture6/studies").expanduser()
+
+
+class TrialFiles:
+    """The finished trials of a study, a file each in ``folder`` (default: default_folder())."""
+
+    def __init__(self, study: Study, folder: Path | None = None) -> None:
+        self.folder = (folder or default_folder()) / study.name
+
+    def path(self, trial: Trial, suffix: str = ".json") -> Path:
+        """The file of a finished trial; others that stand beside it by their suffix."""
+        return self.folder / f"{trial.key}{suffix}"
+
+    def read(self, trial: Trial) -> dict | None:
+        """A finished trial, or None. Files appear whole or not at all: a bad one was altered."""
+        path = self.path(trial)
+        try:
+            return json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StudyError(f"cannot read {path}: {error.strerror}") from None
+        except ValueError as error:
+            raise StudyError(
+                f"{path} is damaged ({error}): delete it and run the study again"
+            ) from None
+
+    def write(self, trial: Trial, content: str) -> None:
+        """Keep a trial that has finished; its checkpoint goes."""
+        path = self.path(trial)
+        try:
+            write_atomically(path, content.encode())
+        except OSError as error:
+            raise StudyError(f"cannot write {path}: {error.strerror}. {_NO_ROOM}") from None
+        self.path(trial, ".checkpoint").unlink(missing_ok=True)
+
+    def claim(self, trial: Trial) -> FileLock | None:
+        """A lock on a trial that nobody has finished or has in flight, else None.
+
+        Raises StudyError when the folder cannot be written.
+        """
+        lock = FileLock(self.path(trial, ".lock"), blocking=False)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout:
+            return None
+        except OSError as error:
+            raise StudyError(
+                f"cannot write in {self.folder}: {error.strerror}. {_NO_ROOM}"
+            ) from None
+        if self.path(trial).exists():  # another runner was faster
+            lock.release()
+            return None
+        return lock
