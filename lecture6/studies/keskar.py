@@ -199,7 +199,7 @@ def figure_4(history: pd.DataFrame) -> pd.DataFrame:
 
 
 def figure_7(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Test accuracy and sharpness, as :func:`lecture6.figures.accuracy_and_sharpness` wants them."""
+    """Test accuracy and sharpness, for :func:`lecture6.figures.accuracy_and_sharpness`."""
     accuracy = final(tables).melt()["value"].to_numpy()
     parts = []
     for epsilon in EPSILONS:
