@@ -8,8 +8,7 @@ from pathlib import Path
 import click
 import pandas as pd
 
-from lecture6 import results
-from lecture6.studies import STUDIES, Study, StudyError, collect, plan, run
+from lecture6.studies import STUDIES, Study, StudyError, collect, plan, results, run
 from lecture6.studies.runner import duration, rank
 from lecture6.studies.trials import default_folder
 

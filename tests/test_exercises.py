@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from lecture6.exercises import ANSWERS, TOLERANCES, check
+from lecture6.course.exercises import ANSWERS, TOLERANCES, check
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from nbclient import NotebookClient
 
-from lecture6 import explorables, toys
-from lecture6.explorables import MIME_TYPE, Box, Steps, Walkers
+from lecture6 import toys
+from lecture6.course import explorables
+from lecture6.course.explorables import MIME_TYPE, Box, Steps, Walkers
 
 ROOT = Path(__file__).parents[1]
 KINDS = [Walkers, Box, Steps]
@@ -53,8 +54,8 @@ def test_what_the_modules_share_is_the_same_in_each():
 def test_the_modules_are_packaged():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))
     tools = project["tool"]["setuptools"]
-    assert "lecture6.explorables" in tools["packages"]
-    globs = tools["package-data"]["lecture6.explorables"]
+    assert "lecture6.course.explorables" in tools["packages"]
+    globs = tools["package-data"]["lecture6.course.explorables"]
     packaged = {path for glob in globs for path in explorables.HERE.glob(glob)}
     here = {path for path in explorables.HERE.iterdir() if path.suffix not in ("", ".py")}
     assert packaged == here
@@ -129,7 +130,7 @@ def test_in_the_book_the_output_is_the_name_of_the_module_and_the_start(kind):
 
 
 def test_a_notebook_executed_for_the_book_needs_no_widget_manager():
-    source = "from lecture6 import explorables\nexplorables.Steps(k=4)"
+    source = "from lecture6.course import explorables\nexplorables.Steps(k=4)"
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
     client = NotebookClient(notebook, timeout=120, kernel_name="python3")
     client.execute(env={**os.environ, "LECTURE6_STATIC": "1"})

@@ -5,7 +5,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
-from lecture6 import figures
+from lecture6.course import figures
 
 PROVENANCE = "profile smoke · synthetic · seeds 0–2"
 COMMON = {"title": "A title", "provenance": PROVENANCE}

@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from synthetic import gaussian_classes
 
-from lecture6 import data, figures, models, results, toys
+from lecture6 import data, models, toys
+from lecture6.course import figures
 from lecture6.curvature import eigenvalues
 from lecture6.objective import NetworkObjective
-from lecture6.results import Stored
 from lecture6.schedules import goyal_schedule, scale_lr
-from lecture6.studies import STUDIES, goyal, imagenet, tabulate
+from lecture6.studies import STUDIES, goyal, imagenet, results, tabulate
+from lecture6.studies.results import Stored
 from lecture6.train import sample_batches, train
 
 STUDY = STUDIES["goyal"]

@@ -10,8 +10,8 @@ from synthetic import gaussian_classes
 
 from lecture6 import models
 from lecture6.objective import NetworkObjective
-from lecture6.results import Stored, concat, select
 from lecture6.studies import STUDIES, jastrzebski, tabulate
+from lecture6.studies.results import Stored, concat, select
 from lecture6.train import train
 
 STUDY = STUDIES["jastrzebski"]

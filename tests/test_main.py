@@ -9,9 +9,8 @@ import pytest
 from click.testing import CliRunner
 from toy_study import study as toy
 
-from lecture6 import results
 from lecture6.__main__ import main
-from lecture6.studies import STUDIES
+from lecture6.studies import STUDIES, results
 
 SMOKE = ("--profile", "smoke")
 

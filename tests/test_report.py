@@ -6,9 +6,9 @@ import pytest
 import torch
 from scipy import stats
 
-from lecture6 import report
+from lecture6.course import report
+from lecture6.course.report import Claim, claims_table, interval, provenance, settings
 from lecture6.provenance import code_version, device_name
-from lecture6.report import Claim, claims_table, interval, provenance, settings
 
 # ---- settings -------------------------------------------------------------------------------
 

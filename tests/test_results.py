@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lecture6 import results
 from lecture6.checkpoints import write_atomically
-from lecture6.studies import STUDIES
+from lecture6.studies import STUDIES, results
 
 TABLES = {
     "runs": pd.DataFrame(

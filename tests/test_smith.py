@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 import torch
 
-from lecture6 import figures, models
-from lecture6.results import Stored, concat, select
+from lecture6 import models
+from lecture6.course import figures
 from lecture6.studies import STUDIES, smith, tabulate
+from lecture6.studies.results import Stored, concat, select
 from lecture6.train import train
 
 STUDY = STUDIES["smith"]

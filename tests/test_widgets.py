@@ -10,7 +10,7 @@ import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from lecture6 import widgets
+from lecture6.course import widgets
 
 VALUES = [0.001, 0.5, 2.0, 30.0]
 
@@ -321,7 +321,7 @@ def test_an_error_in_the_function_is_raised():
 
 SETUP = """
 import plotly.graph_objects as go
-from lecture6.widgets import explore
+from lecture6.course.widgets import explore
 
 def figure_of(value):
     return go.Figure(go.Scatter(y=[value, 1 / (value - 2)]))

@@ -47,7 +47,9 @@ def configure(app, config):
         config.nb_execution_timeout = -1  # a cell may take hours
     plotly_js = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
     config.html_static_path.append(str(plotly_js))
-    config.html_static_path.append(str(ROOT / "lecture6" / "explorables" / "explorables.css"))
+    config.html_static_path.append(
+        str(ROOT / "lecture6" / "course" / "explorables" / "explorables.css")
+    )
     if not config.html_theme_options["repository_url"]:
         config.html_theme_options["launch_buttons"] = {}  # no address yet: no dead Colab button
 

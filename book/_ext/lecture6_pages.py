@@ -116,7 +116,7 @@ def fill_times(app, doctree, docname):
 
 def records():
     """Return the files that say how each stored study was computed."""
-    return sorted((ROOT / "lecture6" / "results").glob("*.json"))
+    return sorted((ROOT / "lecture6" / "studies" / "results").glob("*.json"))
 
 
 def shown_in(study):

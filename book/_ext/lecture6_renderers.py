@@ -15,7 +15,7 @@ import yaml
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
-from lecture6 import explorables
+from lecture6.course import explorables
 
 
 def script(content):
@@ -91,7 +91,7 @@ class BookExplorable:
 
 
 class Explorable(SphinxDirective):
-    """The ``explorable`` directive: a class of lecture6.explorables, and in YAML its start.
+    """The ``explorable`` directive: a class of lecture6.course.explorables, and in YAML its start.
 
     It puts one on a page that is not a notebook.
     """

@@ -1,5 +1,5 @@
 // Runs the explorables of a page: each <figure class="explorable"> holds, in a script element, the
-// text of its module and its start values (lecture6.explorables.BookExplorable writes both).
+// text of its module and its start values (lecture6.course.explorables.BookExplorable writes both).
 "use strict";
 
 // What a module asks of anywidget's model. There is no kernel to save changes to.

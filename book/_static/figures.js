@@ -1,5 +1,5 @@
 // Draws the figures of a page: each <figure class="plotly-figure"> holds a plot area and, in a
-// script element, the figure as JSON (lecture6.figures.BookFigure writes both).
+// script element, the figure as JSON (lecture6.course.figures.BookFigure writes both).
 "use strict";
 
 const here = document.currentScript.src;

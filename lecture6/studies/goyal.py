@@ -27,9 +27,9 @@ from lecture6 import models
 from lecture6.curvature import eigenvalues
 from lecture6.data import Dataset
 from lecture6.objective import NetworkObjective
-from lecture6.results import Stored, distinct_values
 from lecture6.schedules import goyal_schedule, scale_lr
 from lecture6.studies import imagenet
+from lecture6.studies.results import Stored, distinct_values
 from lecture6.studies.trials import Rows, Study
 from lecture6.train import DivergenceError, train
 
@@ -172,14 +172,14 @@ def errors(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def figure_8(tables: Mapping[str, pd.DataFrame], label: str) -> pd.DataFrame:
-    """Test error in per cent against batch size, for :func:`lecture6.figures.curves`."""
+    """Test error in per cent against batch size, for :func:`lecture6.course.figures.curves`."""
     table = errors(tables).melt(ignore_index=False, value_name="error").reset_index().dropna()
     n = tables["runs"]["n"].iloc[0]
     return table.assign(error=100 * table["error"], batch_size=n * table["k"], label=label)
 
 
 def figure_9(history: pd.DataFrame) -> pd.DataFrame:
-    """Training error in per cent by epoch, for :func:`lecture6.figures.curves`."""
+    """Training error in per cent by epoch, for :func:`lecture6.course.figures.curves`."""
     rows = history[history["split"] == "train"]
     return rows.assign(error=100 * rows["error"], label=[f"k = {k}" for k in rows["k"]])
 

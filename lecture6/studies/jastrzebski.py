@@ -31,7 +31,7 @@ from lecture6 import checks, models
 from lecture6.curvature import eigenvalues, trace
 from lecture6.data import Dataset
 from lecture6.objective import NetworkObjective
-from lecture6.results import Stored, distinct_values
+from lecture6.studies.results import Stored, distinct_values
 from lecture6.studies.trials import Rows, Study
 from lecture6.train import DivergenceError, Run, train
 from lecture6.train_many import is_dense, train_many

@@ -27,8 +27,8 @@ from lecture6 import models
 from lecture6.data import Dataset
 from lecture6.landscape import interpolate
 from lecture6.objective import NetworkObjective
-from lecture6.results import Stored, distinct_values, select
 from lecture6.sharpness import KESKAR_ITERATIONS, RandomSubspace, worst_case
+from lecture6.studies.results import Stored, distinct_values, select
 from lecture6.studies.trials import Rows, Study
 from lecture6.train import Run, train
 
@@ -193,13 +193,13 @@ def sharpness(
 
 
 def figure_4(history: pd.DataFrame) -> pd.DataFrame:
-    """Loss and accuracy by epoch, as :func:`lecture6.figures.accuracy` wants them."""
+    """Loss and accuracy by epoch, as :func:`lecture6.course.figures.accuracy` wants them."""
     rows = history.sort_values(["batch_size", "seed", "split", "epoch"])
     return rows.assign(label=[f"batch {size:,}" for size in rows["batch_size"]])
 
 
 def figure_7(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Test accuracy and sharpness, for :func:`lecture6.figures.accuracy_and_sharpness`."""
+    """Test accuracy and sharpness, for :func:`lecture6.course.figures.accuracy_and_sharpness`."""
     accuracy = final(tables).melt()["value"].to_numpy()
     parts = []
     for epsilon in EPSILONS:

@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike
 
 from lecture6 import models
 from lecture6.data import Dataset
-from lecture6.results import Stored, distinct_values
+from lecture6.studies.results import Stored, distinct_values
 from lecture6.studies.trials import Rows, Study
 from lecture6.train_many import train_many
 
@@ -170,9 +170,9 @@ def exponents(found: pd.DataFrame, by: str, column: str = "B_opt") -> pd.Series:
 
 
 def figures_10_and_11(tables: Mapping[str, pd.DataFrame], by: str) -> pd.DataFrame:
-    """Test accuracy in per cent, for :func:`lecture6.figures.curves`: one curve a value of ``by``.
+    """Test accuracy in per cent, for :func:`lecture6.course.figures.curves`.
 
-    ``by``: "lr" for Figure 10a, "n_train" for Figure 11a.
+    ``by``, of which each value is a curve: "lr" for Figure 10a, "n_train" for Figure 11a.
     """
     table, name = final(tables), {"lr": "η", "n_train": "N"}[by]
     labels = [f"{name} = {value:{'g' if by == 'lr' else ','}}" for value in table[by]]

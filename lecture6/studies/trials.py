@@ -29,7 +29,7 @@ from lecture6.checkpoints import write_atomically
 
 DATA_SETS = ("data", "images")  # parameters that name a data set
 # what plans, runs and keeps trials, and makes no number of them
-_MACHINERY = ("lecture6.studies", __name__, "lecture6.studies.runner", "lecture6.results")
+_MACHINERY = ("lecture6.studies", __name__, "lecture6.studies.runner", "lecture6.studies.results")
 _NO_ROOM = (
     "Finished trials are safe: make room, or choose another folder with --folder or "
     "LECTURE6_STUDIES, and run the same command again"

@@ -23,8 +23,8 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 from sphinx_external_toc.parsing import parse_toc_yaml
 
-from lecture6 import widgets
-from lecture6.figures import BLUE, GREEN, ORANGE, PURPLE
+from lecture6.course import widgets
+from lecture6.course.figures import BLUE, GREEN, ORANGE, PURPLE
 
 ROOT = Path(__file__).parents[2]
 HTML = ROOT / "_build" / "html"

@@ -16,9 +16,10 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from lecture6 import explorables, toys
+from lecture6 import toys
+from lecture6.course import explorables
+from lecture6.course.explorables import MIME_TYPE, Box, Steps, Walkers
 from lecture6.equilibrium import Gibbs, laplace
-from lecture6.explorables import MIME_TYPE, Box, Steps, Walkers
 from lecture6.schedules import warmup
 from lecture6.sharpness import worst_case
 

@@ -264,7 +264,7 @@ def test_a_page_of_times_has_no_time_of_its_own(name):
     assert not re.search(r"\d+ (s|seconds|minutes|hours)\b", text_of(name))
 
 
-STUDIES = sorted((ROOT / "lecture6" / "results").glob("*.json"))
+STUDIES = sorted((ROOT / "lecture6" / "studies" / "results").glob("*.json"))
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)

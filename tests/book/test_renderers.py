@@ -11,8 +11,8 @@ import pytest
 from lecture6_renderers import BookExplorable, BookFigure
 from myst_nb.core.render import MIME_RENDER_ENTRY_GROUP, load_mime_renders
 
-from lecture6 import explorables
-from lecture6.explorables import MIME_TYPE, Box, Steps, Walkers
+from lecture6.course import explorables
+from lecture6.course.explorables import MIME_TYPE, Box, Steps, Walkers
 
 PLOTLY = "application/vnd.plotly.v1+json"
 

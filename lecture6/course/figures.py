@@ -2,8 +2,8 @@
 
 Nothing is computed here beyond means and ranges over seeds. Every figure carries a text description
 in ``layout.meta["description"]``, which the book shows under it and reads to screen readers, and
-every one of a run, as its subtitle, the line that says of which (:func:`lecture6.report.provenance`
-or a stored study's). Colours are Okabe and Ito's, safe for colour-blind readers. Every function
+every one of a run, as its subtitle, the line that says of which
+(:func:`lecture6.course.report.provenance` or a stored study's). Colours are Okabe and Ito's, safe for colour-blind readers. Every function
 raises ValueError for a table that is empty or lacks a column, and for more curves than colours.
 """
 

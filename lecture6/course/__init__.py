@@ -1,0 +1,1 @@
+"""What the pages are made of: figures, explorers, explorables, exercises, verdicts."""
