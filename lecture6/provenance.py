@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from . import __version__
+from lecture6 import __version__
 
 
 def device_name() -> str:

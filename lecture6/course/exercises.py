@@ -19,10 +19,10 @@ import torch
 from scipy.optimize import brentq
 from torch import nn
 
-from . import curvature, equilibrium, results, sharpness, toys
-from .noise_scale import batch_size_for, covariance_factor, noise_scale
-from .objective import FunctionObjective
-from .studies import smith
+from lecture6 import curvature, equilibrium, sharpness, toys
+from lecture6.noise_scale import batch_size_for, covariance_factor, noise_scale
+from lecture6.objective import FunctionObjective
+from lecture6.studies import results, smith
 
 
 @dataclass(frozen=True)

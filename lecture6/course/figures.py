@@ -3,8 +3,9 @@
 Nothing is computed here beyond means and ranges over seeds. Every figure carries a text description
 in ``layout.meta["description"]``, which the book shows under it and reads to screen readers, and
 every one of a run, as its subtitle, the line that says of which
-(:func:`lecture6.course.report.provenance` or a stored study's). Colours are Okabe and Ito's, safe for colour-blind readers. Every function
-raises ValueError for a table that is empty or lacks a column, and for more curves than colours.
+(:func:`lecture6.course.report.provenance` or a stored study's). Colours are Okabe and Ito's, safe
+for colour-blind readers. Every function raises ValueError for a table that is empty or lacks a
+column, and for more curves than colours.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from . import checks
+from lecture6 import checks
 
 BLUE, ORANGE, GREEN, PURPLE = _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 _DASH = {"train": "solid", "test": "dash"}

@@ -13,9 +13,8 @@ import pandas as pd
 from IPython.display import HTML
 from scipy import stats
 
+from lecture6 import checks
 from lecture6.provenance import code_version, device_name
-
-from . import checks
 
 PROFILES = ("smoke", "book", "full")
 VERDICTS = {True: "holds", False: "does not hold", None: "cannot tell"}

@@ -19,7 +19,7 @@ import ipywidgets
 import plotly.graph_objects as go
 from IPython.display import display
 
-from . import checks
+from lecture6 import checks
 
 FigureOf = Callable[..., go.Figure]
 Controls = Mapping[str, Sequence[float | str]]

@@ -17,7 +17,7 @@ from typing import Any
 import anywidget
 from traitlets import Bool, Enum, Float, Int, TraitType
 
-from .. import checks
+from lecture6 import checks
 
 HERE = Path(__file__).parent
 MIME_TYPE = "application/vnd.lecture6.explorable+json"
