@@ -15,7 +15,7 @@ import time
 from importlib import metadata
 from pathlib import Path
 from threading import Event, Thread
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -160,6 +160,14 @@ def test_code_is_followed_into_the_package_and_not_into_what_runs_it():
     machinery = {f"lecture6.studies{name}" for name in ("", ".runner", ".trials", ".goyal")}
     assert not found & machinery
     assert not found & {"lecture6.results", "lecture6.figures", "lecture6.report"}
+
+
+def test_a_module_without_a_source_is_refused(monkeypatch):
+    made = ModuleType("made")
+    exec("def trial(*, i):\n    return {}", made.__dict__)
+    monkeypatch.setitem(sys.modules, "made", made)
+    with pytest.raises(StudyError, match="source of module 'made' cannot be read"):
+        code_digest(made.trial)
 
 
 def test_two_trials_of_a_module_differ():

@@ -182,9 +182,10 @@ def _used_modules(module: str) -> dict[str, str]:
     todo = ["lecture6.data", module]
     while todo:
         name = todo.pop()
-        if name not in {*digests, *_MACHINERY} and name.partition(".")[0] in packages:
+        own = name.partition(".")[0] in packages and name not in {*digests, *_MACHINERY}
+        if own and (name == module or _is_module(name)):
             digests[name], imported = _read_module(name)
-            todo += filter(_is_module, imported)
+            todo += imported
     return digests
 
 
@@ -201,8 +202,8 @@ _DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 @lru_cache
 def _read_module(name: str) -> tuple[str, list[str]]:
     """The digest of a module's syntax tree without docstrings, and the names that it imports."""
-    spec = util.find_spec(name)
     try:
+        spec = util.find_spec(name)
         tree = ast.parse(Path(str(spec and spec.origin)).read_bytes())
     except (OSError, ValueError, SyntaxError) as error:
         raise StudyError(
