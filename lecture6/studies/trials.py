@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -264,13 +265,9 @@ class TrialFiles:
         self.path(trial, ".checkpoint").unlink(missing_ok=True)
 
     def claim(self, trial: Trial) -> FileLock | None:
-        """A lock on a trial that nobody has finished or has in flight, else None.
-
-        Raises StudyError when the folder cannot be written.
-        """
+        """A lock on a trial that nobody has finished or has in flight, else None."""
         lock = FileLock(self.path(trial, ".lock"), blocking=False)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except Timeout:
             return None
@@ -282,3 +279,14 @@ class TrialFiles:
             lock.release()
             return None
         return lock
+
+    def check_writable(self) -> None:
+        """Raise StudyError when nothing can be written here."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.folder).close()
+        except OSError as error:
+            raise StudyError(
+                f"cannot write in {self.folder}: {error.strerror}; nothing was run. Choose another "
+                "folder with --folder or LECTURE6_STUDIES"
+            ) from None
