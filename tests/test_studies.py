@@ -15,7 +15,7 @@ import time
 from importlib import metadata
 from pathlib import Path
 from threading import Event, Thread
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -165,6 +165,14 @@ def test_code_is_followed_into_the_package_and_not_into_what_runs_it():
         "lecture6.course.figures",
         "lecture6.course.report",
     }
+
+
+def test_a_module_without_a_source_is_refused(monkeypatch):
+    made = ModuleType("made")
+    exec("def trial(*, i):\n    return {}", made.__dict__)
+    monkeypatch.setitem(sys.modules, "made", made)
+    with pytest.raises(StudyError, match="source of module 'made' cannot be read"):
+        code_digest(made.trial)
 
 
 def test_two_trials_of_a_module_differ():
@@ -672,7 +680,7 @@ def test_a_full_disk_is_one_clear_error_and_loses_nothing(tmp_path, small_disk):
 
 def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StudyError, match=r"cannot write in .*Finished trials are safe.*--folder"):
+    with pytest.raises(StudyError, match=r"cannot write in .*nothing was run.*--folder"):
         run(toy(tmp_path / "log"), "smoke", folder=tmp_path / "file")
     assert not (tmp_path / "log").exists()
 

@@ -128,6 +128,7 @@ def run(
     jobs = jobs if jobs is None else checks.whole("jobs", jobs, least=1)
     trials, files = study.trials(profile, replace), TrialFiles(study, folder)
     function = study.trial_of(profile)
+    files.check_writable()
     for name in {t.parameters["images"] for t in trials if "images" in t.parameters}:
         _image_folder(name)
     if under_torchrun() and "workers" not in inspect.signature(function).parameters:

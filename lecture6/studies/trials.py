@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -182,9 +183,10 @@ def _used_modules(module: str) -> dict[str, str]:
     todo = ["lecture6.data", module]
     while todo:
         name = todo.pop()
-        if name not in {*digests, *_MACHINERY} and name.partition(".")[0] in packages:
+        own = name.partition(".")[0] in packages and name not in {*digests, *_MACHINERY}
+        if own and (name == module or _is_module(name)):
             digests[name], imported = _read_module(name)
-            todo += filter(_is_module, imported)
+            todo += imported
     return digests
 
 
@@ -201,8 +203,8 @@ _DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 @lru_cache
 def _read_module(name: str) -> tuple[str, list[str]]:
     """The digest of a module's syntax tree without docstrings, and the names that it imports."""
-    spec = util.find_spec(name)
     try:
+        spec = util.find_spec(name)
         tree = ast.parse(Path(str(spec and spec.origin)).read_bytes())
     except (OSError, ValueError, SyntaxError) as error:
         raise StudyError(
@@ -263,13 +265,9 @@ class TrialFiles:
         self.path(trial, ".checkpoint").unlink(missing_ok=True)
 
     def claim(self, trial: Trial) -> FileLock | None:
-        """A lock on a trial that nobody has finished or has in flight, else None.
-
-        Raises StudyError when the folder cannot be written.
-        """
+        """A lock on a trial that nobody has finished or has in flight, else None."""
         lock = FileLock(self.path(trial, ".lock"), blocking=False)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except Timeout:
             return None
@@ -281,3 +279,14 @@ class TrialFiles:
             lock.release()
             return None
         return lock
+
+    def check_writable(self) -> None:
+        """Raise StudyError when nothing can be written here."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.folder).close()
+        except OSError as error:
+            raise StudyError(
+                f"cannot write in {self.folder}: {error.strerror}; nothing was run. Choose another "
+                "folder with --folder or LECTURE6_STUDIES"
+            ) from None
