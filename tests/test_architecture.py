@@ -227,7 +227,7 @@ def test_what_has_a_caller_is_not_reported(tmp_path):
                 column: int
         """,
         "benchmarks/b.py": """
-                        from lecture6 import a
+            from lecture6 import a
             from lecture6.a import by_name as alias
             a.by_place(1, 2)
             alias(option=1)

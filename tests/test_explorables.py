@@ -8,6 +8,7 @@ import nbformat
 import numpy as np
 import pytest
 from nbclient import NotebookClient
+from setuptools import find_packages
 
 from lecture6 import toys
 from lecture6.course import explorables
@@ -54,7 +55,7 @@ def test_what_the_modules_share_is_the_same_in_each():
 def test_the_modules_are_packaged():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))
     tools = project["tool"]["setuptools"]
-    assert "lecture6.course.explorables" in tools["packages"]
+    assert "lecture6.course.explorables" in find_packages(ROOT, **tools["packages"]["find"])
     globs = tools["package-data"]["lecture6.course.explorables"]
     packaged = {path for glob in globs for path in explorables.HERE.glob(glob)}
     here = {path for path in explorables.HERE.iterdir() if path.suffix not in ("", ".py")}
