@@ -108,5 +108,5 @@ def digest(*tensors: torch.Tensor) -> str:
     """SHA-256 of what tensors hold."""
     found = hashlib.sha256()
     for tensor in tensors:
-        found.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
+        found.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
     return found.hexdigest()

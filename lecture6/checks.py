@@ -99,7 +99,7 @@ def seed(value: Any, name: str = "seed") -> int:
 
 def finite(name: str, values: Tensor, remedy: str) -> Tensor:
     """``values``; raises ValueError if one of them is not finite, saying which is the first."""
-    # the sum of finite numbers may overflow, but is never NaN: one pass without a copy
+    # one pass without a copy; the sum may overflow where every value is finite
     if (values.is_floating_point() or values.is_complex()) and not values.sum().isfinite():
         bad = ~values.isfinite()
         if bad.any():

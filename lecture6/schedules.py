@@ -76,7 +76,9 @@ def factors(schedule: Schedule | None, epochs: int, updates: int) -> np.ndarray:
     nothing. Raises ValueError when it raises, or gives what is no factor: NaN, or less than 0.
     """
     found = np.ones((epochs, updates))
-    for place in np.ndindex(found.shape) if schedule is not None else ():
+    if schedule is None:
+        return found
+    for place in np.ndindex(found.shape):
         epoch = place[0] + place[1] / updates
         try:
             found[place] = real("the factor", schedule(epoch), least=0)

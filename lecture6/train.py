@@ -25,7 +25,7 @@ from lecture6 import checks
 from lecture6.checkpoints import Checkpoint, digest
 from lecture6.data import Dataset
 from lecture6.device import choose, for_training, has_bf16
-from lecture6.evaluation import evaluate, evaluation_batches
+from lecture6.evaluation import evaluate, prepared
 from lecture6.models import flat_parameters, local_seed
 from lecture6.schedules import Schedule, factors
 from lecture6.team import Team
@@ -97,6 +97,10 @@ class Recipe:
         """The updates of an epoch."""
         return math.ceil(n_train / self.batch_size)
 
+    def batches(self, n_train: int, generator: torch.Generator) -> Iterator[Tensor]:
+        """The mini-batches of an epoch, as indices: see :func:`sample_batches`."""
+        return sample_batches(n_train, self.batch_size, sampling=self.sampling, generator=generator)
+
     def n_parts(self, workers: int) -> int:
         """The parts in which each worker takes its share of a mini-batch."""
         share = self.batch_size // workers
@@ -161,6 +165,13 @@ class Run:
     precision: str  #: "float32", "bfloat16", …: what the forward and backward passes used
     stopped: str  #: why training ended
     seconds: float = math.nan  #: of wall-clock time in updates, evaluations excluded
+
+    @classmethod
+    def of(cls, model: nn.Module, w0: Tensor, rows: list[tuple], bf16: bool, *more: Any) -> Run:
+        """The run of a network that is trained, from the rows of its history."""
+        precision = str(torch.bfloat16 if bf16 else w0.dtype).removeprefix("torch.")
+        history, n_updates = pd.DataFrame(rows, columns=COLUMNS), rows[-1][1] if rows else 0
+        return cls(model.eval(), w0, flat_parameters(model), history, n_updates, precision, *more)
 
     def final(self, split: str, column: str = "accuracy") -> float:
         """The last value of a column of the history, e.g. ``run.final("test")``.
@@ -306,10 +317,7 @@ class _Training:
         self.n_updates, self.n_parts = recipe.updates(data.n_train), recipe.n_parts(team.size)
         self.factors = factors(recipe.schedule, recipe.epochs, self.n_updates)
         self.model = copy.deepcopy(model).to(team.device)
-        train = checks.ready(self.model, data.x_train, data.y_train, name="train")
-        test = checks.ready(self.model, data.x_test, data.y_test, name="test")
-        self.sets = {"train": evaluation_batches(*train), "test": evaluation_batches(*test)}
-        self.x, self.y = train
+        self.x, self.y, self.sets = prepared(self.model, data)
         if self.x.dim() == 4:
             self.x = self.x.contiguous(memory_format=torch.channels_last)
         self.w0 = checks.finite("the model", flat_parameters(self.model), "build it anew")
@@ -367,10 +375,7 @@ class _Training:
     def batches(self, epoch: int) -> Iterator[list[tuple[Tensor, Tensor, float]]]:
         """What this process takes of each mini-batch, see :func:`gradient`; sets its rate η."""
         recipe, team = self.recipe, self.team
-        batches = sample_batches(
-            len(self.y), recipe.batch_size, sampling=recipe.sampling, generator=self.generator
-        )
-        for i, batch in enumerate(batches):
+        for i, batch in enumerate(recipe.batches(len(self.y), self.generator)):
             self.update, self.factor = epoch * self.n_updates + i, float(self.factors[epoch, i])
             for parameters in self.optimizer.param_groups:
                 parameters["lr"] = recipe.lr * self.factor
@@ -446,16 +451,7 @@ class _Training:
 
     def finished(self) -> Run:
         """What is known of the run when it has ended."""
-        dtype = torch.bfloat16 if self.bf16 else self.w0.dtype
-        ceased = f"training loss ceased to improve for {self.recipe.patience} evaluations"
-        early = self.epoch < self.recipe.epochs
-        return Run(
-            model=self.model.eval(),
-            w0=self.w0,
-            w=flat_parameters(self.model),
-            history=pd.DataFrame(self.rows, columns=COLUMNS),
-            n_updates=self.epoch * self.n_updates,
-            precision=str(dtype).removeprefix("torch."),
-            stopped=ceased if early else "all epochs done",
-            seconds=self.seconds,
-        )
+        stopped = "all epochs done"
+        if self.epoch < self.recipe.epochs:
+            stopped = f"training loss ceased to improve for {self.recipe.patience} evaluations"
+        return Run.of(self.model, self.w0, self.rows, self.bf16, stopped, self.seconds)

@@ -15,19 +15,19 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from lecture6 import checks
 from lecture6.data import Dataset
 from lecture6.device import choose, for_training, has_bf16
-from lecture6.evaluation import evaluate, evaluation_batches
+from lecture6.evaluation import evaluate, prepared
 from lecture6.models import flat_parameters
-from lecture6.train import COLUMNS, Recipe, Run, sample_batches
+from lecture6.train import Recipe, Run
 
 SETTINGS = {"batch_size", "epochs", "momentum", "sampling", "evaluate_every", "bf16"}
 
@@ -57,7 +57,7 @@ def train_many(
     different architectures, and for other networks and settings: train them one by one.
     """
     models = list(models)
-    rates = list(lr) if np.ndim(lr) else [lr] * len(models)
+    rates = np.broadcast_to(checks.array("lr", lr), np.shape(lr) or len(models)).tolist()
     seeds = list(range(len(models))) if seeds is None else list(seeds)
     _check_replicas(models, rates, seeds)
     if others := settings.keys() - SETTINGS:
@@ -79,11 +79,9 @@ class _Replicas:
         self.models = [copy.deepcopy(model).to(device) for model in models]
         for i, model in enumerate(models):
             checks.finite(f"model {i}", flat_parameters(model), "build it anew")
-        train = checks.ready(self.models[0], data.x_train, data.y_train, name="train")
-        test = checks.ready(self.models[0], data.x_test, data.y_test, name="test")
-        self.sets = {"train": evaluation_batches(*train), "test": evaluation_batches(*test)}
+        self.x, self.y, self.sets = prepared(self.models[0], data)
         self.bf16 = self.recipe.bf16 and has_bf16(device)
-        self.x, self.y = train[0].bfloat16() if self.bf16 else train[0], train[1]
+        self.x = self.x.bfloat16() if self.bf16 else self.x
         self.w0 = [flat_parameters(model) for model in self.models]
         own = zip(*(model.parameters() for model in self.models), strict=True)
         self.parameters = [torch.stack(p).detach() for p in own]
@@ -103,10 +101,9 @@ class _Replicas:
         recipe, r = self.recipe, len(self.models)
         at_once = r if self.device.type == "cuda" else max(1, torch.get_num_threads())
         generators = [torch.Generator().manual_seed(one.seed) for one in self.recipes]
-        options = {"batch_size": recipe.batch_size, "sampling": recipe.sampling}
         self._record(0)
         for epoch in range(recipe.epochs):
-            drawn = [sample_batches(len(self.y), generator=g, **options) for g in generators]
+            drawn = [recipe.batches(len(self.y), generator) for generator in generators]
             order = torch.stack([torch.cat(list(batches)) for batches in drawn]).to(self.device)
             for first in range(0, r, at_once):
                 part = slice(first, first + at_once)
@@ -141,8 +138,9 @@ class _Replicas:
         Yields, for each parameter, its number and a function that adds ``scale`` times the
         gradient to a tensor. A layer's weights may be changed once they have been yielded.
         """
-        layers, n = [m for m in self.models[0] if isinstance(m, nn.Linear)], len(p)
-        h, inputs, k = x.flatten(2), [], 0
+        layers, n = [m for m in self.models[0].modules() if isinstance(m, nn.Linear)], len(p)
+        h, k = x.flatten(2), 0
+        inputs: list[Tensor] = []
         q = [one.bfloat16() for one in p] if self.bf16 else p
         for layer in layers:
             inputs.append(h)
@@ -162,9 +160,9 @@ class _Replicas:
             if k > 0:
                 # the derivative of ReLU, in one pass
                 delta = torch.ops.aten.threshold_backward(torch.bmm(delta, q[k]), h, 0)
-            yield k, lambda target, d=here, h=h: _add_product(target, d.mT, h)
+            yield k, partial(_add_product, here.mT, h)
             if layer.bias is not None:
-                yield k + 1, lambda target, d=here: target.add_(d.sum(1, dtype=target.dtype))
+                yield k + 1, partial(_add_sum, here)
 
     def _record(self, epoch: int) -> None:
         update = epoch * self.recipe.updates(len(self.y))
@@ -181,22 +179,17 @@ class _Replicas:
                 self.rows[i].append((epoch, update, split, loss, accuracy, lr, distance))
 
     def _run(self, i: int) -> Run:
-        model, rows = self.models[i].eval(), self.rows[i]
+        model, rows = self.models[i], self.rows[i]
         for own in model.parameters():
             own.data = own.data.clone()  # out of the stack
-        dtype = torch.bfloat16 if self.bf16 else self.w0[i].dtype
-        return Run(
-            model=model,
-            w0=self.w0[i],
-            w=flat_parameters(model),
-            history=pd.DataFrame(rows, columns=COLUMNS),
-            n_updates=rows[-1][1] if rows else 0,
-            precision=str(dtype).removeprefix("torch."),
-            stopped=self.stopped[i],
-        )
+        return Run.of(model, self.w0[i], rows, self.bf16, self.stopped[i])
 
 
-def _add_product(target: Tensor, a: Tensor, b: Tensor) -> None:
+def _add_sum(a: Tensor, target: Tensor) -> None:
+    target.add_(a.sum(1, dtype=target.dtype))
+
+
+def _add_product(a: Tensor, b: Tensor, target: Tensor) -> None:
     if target.dtype == a.dtype:
         target.baddbmm_(a, b)
     else:  # bfloat16 rounds the product, not the sum
