@@ -57,7 +57,7 @@ def train_many(
     different architectures, and for other networks and settings: train them one by one.
     """
     models = list(models)
-    rates = np.broadcast_to(checks.array("lr", lr), np.shape(lr) or len(models)).tolist()
+    rates = np.broadcast_to(np.asarray(lr), np.shape(lr) or len(models)).tolist()
     seeds = list(range(len(models))) if seeds is None else list(seeds)
     _check_replicas(models, rates, seeds)
     if others := settings.keys() - SETTINGS:
