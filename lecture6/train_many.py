@@ -5,8 +5,8 @@ parameters of all replicas are stacked, ``(n_replicas, *shape)``, and a step is 
 a layer. Every replica has its own initial weights, seed and learning rate, and ends with the
 weights that :func:`lecture6.train.train` would give it, up to rounding.
 
-Networks of dense layers and ReLU go forward and backward by hand, and plain SGD adds η∇ to the
-weights in the product that makes ∇, which is then never stored. On a CPU a few replicas at a time
+Networks of dense layers and ReLU go forward and backward by hand, and plain SGD adds −η∇ to the
+weights by the matrix product that makes ∇, so that ∇ is never stored. On a CPU a few replicas at a time
 go through an epoch, so that their weights stay in the cache.
 """
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -60,7 +61,7 @@ def train_many(
     rates = np.broadcast_to(np.asarray(lr), np.shape(lr) or len(models)).tolist()
     seeds = list(range(len(models))) if seeds is None else list(seeds)
     _check_replicas(models, rates, seeds)
-    if others := settings.keys() - SETTINGS:
+    if others := settings.keys() & {f.name for f in fields(Recipe)} - SETTINGS:
         raise ValueError(f"train_many has no {', '.join(sorted(others))}: train one by one")
     pairs = zip(rates, seeds, strict=True)
     recipes = [Recipe(lr=rate, seed=seed, **settings) for rate, seed in pairs]
@@ -75,7 +76,7 @@ class _Replicas:
         self, models: list[nn.Module], data: Dataset, recipes: list[Recipe], device: torch.device
     ) -> None:
         self.recipe, self.recipes, self.device = recipes[0], recipes, device
-        self.recipe.check_fit(models[0], len(data.x_train))
+        self.recipe.check_trainable(models[0], len(data.x_train))
         self.models = [copy.deepcopy(model).to(device) for model in models]
         for i, model in enumerate(models):
             checks.finite(f"model {i}", flat_parameters(model), "build it anew")
@@ -165,7 +166,7 @@ class _Replicas:
                 yield k + 1, partial(_add_sum, here)
 
     def _record(self, epoch: int) -> None:
-        update = epoch * self.recipe.updates(len(self.y))
+        update = epoch * self.recipe.updates_per_epoch(len(self.y))
         for i in sorted(self.alive):
             model, lr = self.models[i], self.recipes[i].lr
             w = flat_parameters(model)
@@ -202,11 +203,19 @@ def _like(values: Tensor, stacked: Tensor) -> Tensor:
 
 
 def is_dense(model: nn.Module) -> bool:
-    """Whether ``model`` is Flatten, then Linear layers with a ReLU between any two of them."""
-    kinds = [type(m) for m in model] if isinstance(model, nn.Sequential) else []
+    """Whether ``model`` is Flatten, then Linear layers with a ReLU between any two of them.
+
+    Each with weights of its own, and without hooks, which the steps by hand would not call.
+    """
+    layers = list(model) if isinstance(model, nn.Sequential) else []
+    kinds = [type(m) for m in layers]
     kinds = kinds[1:] if kinds[:1] == [nn.Flatten] else kinds
     wanted = [nn.Linear if i % 2 == 0 else nn.ReLU for i in range(len(kinds))]
-    return len(kinds) % 2 == 1 and kinds == wanted
+    own = [p for m in layers for p in (getattr(m, "weight", None), getattr(m, "bias", None))]
+    own = [p for p in own if p is not None]
+    hooked = any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    plain = len(own) == len({id(p) for p in own}) == len(list(model.parameters())) and not hooked
+    return plain and len(kinds) % 2 == 1 and kinds == wanted
 
 
 def _check_replicas(models: list[nn.Module], rates: list[float], seeds: list[int]) -> None:
@@ -214,10 +223,8 @@ def _check_replicas(models: list[nn.Module], rates: list[float], seeds: list[int
         raise ValueError("models is empty: give at least one network")
     for name, values in (("lr", rates), ("seeds", seeds)):
         if len(values) != len(models):
-            raise ValueError(
-                f"{name} must be one for all or one for each of the {len(models)} models, "
-                f"got {len(values)}"
-            )
+            n = len(models)
+            raise ValueError(f"{name} must have a value for each of {n} models, got {len(values)}")
     if different := {str(m) for m in models} - {str(models[0])}:
         raise ValueError(f"the models must have one architecture; others found: {different}")
     if not is_dense(models[0]) or not all(p.requires_grad for m in models for p in m.parameters()):
