@@ -267,7 +267,7 @@ def gradient(
     they are needed; together they are B, or what a worker takes of it. ``observe`` is called with
     the logits and the labels of each. A worker's loss is k times its summand of the mean.
     """
-    total: float | Tensor = 0.0
+    losses = []
     for j, (x, y, fraction) in enumerate(_each_from_the_same_buffers(net, parts, n_parts)):
         with team.exchange(net, last=j + 1 == n_parts):
             with torch.autocast(team.device.type, torch.bfloat16, enabled=bf16):
@@ -275,10 +275,10 @@ def gradient(
                 loss = team.size * fraction * F.cross_entropy(z, y)
             team.beat()
             loss.backward()  # added to what is there; the mean of the workers is (1/n) Σ ∇ℓ
-        total = total + loss.detach()
+        losses.append(loss.detach())
         if observe is not None:
             observe(z.detach(), y)
-    return torch.as_tensor(total)
+    return losses[0] if n_parts == 1 else torch.stack(losses).sum()
 
 
 def _each_from_the_same_buffers(

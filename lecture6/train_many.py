@@ -6,8 +6,8 @@ a layer. Every replica has its own initial weights, seed and learning rate, and 
 weights that :func:`lecture6.train.train` would give it, up to rounding.
 
 Networks of dense layers and ReLU go forward and backward by hand, and plain SGD adds −η∇ to the
-weights by the matrix product that makes ∇, so that ∇ is never stored. On a CPU a few replicas at a time
-go through an epoch, so that their weights stay in the cache.
+weights by the matrix product that makes ∇, so that ∇ is never stored. On a CPU a few replicas at a
+time go through an epoch, so that their weights stay in the cache.
 """
 
 from __future__ import annotations
