@@ -16,9 +16,9 @@ class Dataset:
     """A training and a test set in memory.
 
     ``x_train`` and ``x_test`` are float32, ``(n, *input_shape)``; images are (n, C, H, W) in
-    [0, 1]. ``y_train`` and ``y_test`` are int64 indices into ``classes``, (n,). ``source`` says whose
-    they are, under which licence, and what was done to them; ``checksum`` is the SHA-256 of what
-    was read, before any split. Raises ``ValueError`` for samples without a label.
+    [0, 1]. ``y_train`` and ``y_test`` are int64 indices into ``classes``, (n,). ``source`` says
+    whose they are, under which licence, and what was done to them; ``checksum`` is the SHA-256 of
+    what was read, before any split. Raises ``ValueError`` for samples without a label.
     """
 
     name: str

@@ -4,12 +4,12 @@ The samples are frames: 9 successive frames of ``log_mel``, 360 inputs, the firs
 of an utterance repeated at its ends, each input standardised with the training speakers' mean and
 standard deviation. ``TIMIT_TEST_SPEAKERS``, a quarter, make the test set; every phone has training
 frames, and only the two ``sa`` sentences are read by speakers of both sets. A label is the phone at
-the frame's central sample, one of 61, and the third of its segment it lies in, ``aa.1`` to
-``aa.3``: 183 classes. The 1,973 classes are stand-ins for the paper's HMM states: those 183, and the 1,790
-most frequent ones that name a neighbour too, the phone before for the first two thirds
-(``b-aa.1``), the phone after for the last (``aa.3+b``). Frequency is counted in the training
-speakers' frames, ties go by phone, third and neighbour, and a frame in any other context keeps its
-class of the 183. Silence adjoins both ends of an utterance and lasts to the end of the recording.
+the frame's central sample, one of 61, and the third of its segment: 183 classes, ``aa.1`` to
+``zh.3``. The 1,973 classes are stand-ins for the paper's HMM states: those 183, and the 1,790 most
+frequent ones that name a neighbour too, the phone before for the first two thirds (``b-aa.1``), the
+phone after for the last (``aa.3+b``). Frequency is counted in the training speakers' frames, ties
+go by phone, third and neighbour, and a frame in any other context keeps its class of the 183.
+Silence adjoins both ends of an utterance and lasts to the end of the recording.
 """
 
 import io
