@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from threading import Event
-from typing import Any, ClassVar
+from typing import Any
 
 import joblib
 import numpy as np
@@ -39,31 +39,41 @@ Field = Callable[[np.ndarray], np.ndarray]  #: of walkers: (n, d) to (n, d)
 Noise = float | ArrayLike | Field  #: a number, (d,) or (d, d), or a field: the diagonal at w
 
 
-class Solver:
-    """Moves the walkers w by one step, in place; ``noise`` is G dW, or dW where G varies."""
+@dataclass(frozen=True)
+class _Rule:
+    """w ← w + rate · drift + diffusion · Σ_j weights_j z_j, z_j normal, and what this is called."""
 
-    weak_order: ClassVar[float]  #: of expectations, for a constant G
-    strong_order: ClassVar[dict[str, float]]  #: of paths, where G is constant, and varies with w
+    drift: Field
+    diffusion: Noise
+    rate: float  #: dt, or −η where ``drift`` is a gradient
+    weights: Sequence[float]
+    method: str = "euler"
+    momentum: float = 0.0
+    names: tuple[str, str, str] = ("gradient", "noise", "lr")
 
-    def __init__(
-        self, w: np.ndarray, drift: Field, rate: float, diffusion: Noise, momentum: float
-    ) -> None:
-        self.drift, self.rate, self.momentum = drift, np.array(rate, w.dtype), momentum
-        self.diffusion = diffusion if callable(diffusion) else None
+    @property
+    def fields(self) -> dict[str, Field]:
+        pairs = zip(self.names, (self.drift, self.diffusion), strict=False)
+        return {name: field for name, field in pairs if callable(field)}
+
+
+class _Walkers:
+    """The walkers w of one block, and the room that their steps need."""
+
+    def __init__(self, w: np.ndarray, rule: _Rule) -> None:
+        self.drift, self.rate, self.momentum = (
+            rule.drift,
+            np.array(rule.rate, w.dtype),
+            rule.momentum,
+        )
+        self.diffusion = rule.diffusion if callable(rule.diffusion) else None
+        self.step = getattr(self, rule.method)
         self.w, self.seen, self.velocity = w, w.view(), np.zeros_like(w)
         self.seen.flags.writeable = False  # a field must not move the walkers
         self.move, self.other = np.empty_like(w), np.empty_like(w)
 
-    def step(self, noise: np.ndarray) -> None:
-        raise NotImplementedError
-
-
-class Euler(Solver):
-    """Euler–Maruyama, w ← w + f dt + G dW; with momentum v ← m v + f dt + G dW, w ← w + v."""
-
-    weak_order, strong_order = 1.0, {"constant": 1.0, "varies": 0.5}
-
-    def step(self, noise: np.ndarray) -> None:
+    def euler(self, noise: np.ndarray) -> None:
+        """One step of Euler–Maruyama, in place; ``noise`` is G dW, or dW where G varies."""
         w, move, velocity = self.w, self.move, self.velocity
         np.multiply(self.drift(self.seen), self.rate, out=move)
         if self.diffusion is not None:
@@ -77,13 +87,8 @@ class Euler(Solver):
             w += move
             w += noise
 
-
-class Heun(Solver):
-    """w ← w + (f(w) + f(w')) dt/2 + G dW with the trial point w' = w + f(w) dt + G dW."""
-
-    weak_order, strong_order = 2.0, {"constant": 1.0}  # else Stratonovich's equation
-
-    def step(self, noise: np.ndarray) -> None:
+    def heun(self, noise: np.ndarray) -> None:
+        """One step of Heun's method, in place, for a constant G."""
         w, move, trial = self.w, self.move, self.other
         np.multiply(self.drift(self.seen), self.rate / 2, out=move)
         w += noise
@@ -91,27 +96,6 @@ class Heun(Solver):
         np.add(w, move, out=trial)  # w has half of the drift so far
         np.multiply(self.drift(trial), self.rate / 2, out=move)
         w += move
-
-
-SOLVERS: dict[str, type[Solver]] = {"euler": Euler, "heun": Heun}
-
-
-@dataclass(frozen=True)
-class _Rule:
-    """w ← w + rate · drift + diffusion · Σ_j weights_j z_j, z_j normal, and what this is called."""
-
-    drift: Field
-    diffusion: Noise
-    rate: float  #: dt, or −η where ``drift`` is a gradient
-    weights: Sequence[float]
-    solver: type[Solver] = Euler
-    momentum: float = 0.0
-    names: tuple[str, str, str] = ("gradient", "noise", "lr")
-
-    @property
-    def fields(self) -> dict[str, Field]:
-        pairs = zip(self.names, (self.drift, self.diffusion), strict=False)
-        return {name: field for name, field in pairs if callable(field)}
 
 
 def _expect(name: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -161,9 +145,9 @@ class _Increments:
         return z[:, : rows.shape[1]]
 
 
-def _explain(rule: _Rule, solver: Solver, noise: np.ndarray, start: int) -> None:
+def _explain(rule: _Rule, walkers: _Walkers, noise: np.ndarray, start: int) -> None:
     """Make the steps after ``start`` once more, and raise where the first of them fails."""
-    w = solver.w
+    w = walkers.w
     for step, each in enumerate(noise, start):
         for name, field in rule.fields.items():
             values = field(w.copy())
@@ -172,7 +156,7 @@ def _explain(rule: _Rule, solver: Solver, noise: np.ndarray, start: int) -> None
                     f"the {name} is {values[bad][0]} at w = {w[bad][0]}, step {step}: it must be "
                     "finite wherever the walkers get"
                 )
-        solver.step(each)
+        walkers.step(each)
         if (lost := ~(np.abs(w) <= BOUND).all(axis=1)).any():
             raise FloatingPointError(
                 f"a walker got to w = {w[lost][0]} at step {step + 1}, beyond {BOUND:g}: lower it, "
@@ -275,19 +259,18 @@ def _run(
         w = start[blocks[block]]
         for name, field in rule.fields.items():
             _expect(f"the {name}", field(w.copy()), w.shape)
-        solver = rule.solver(w, rule.drift, rule.rate, rule.diffusion, rule.momentum)
-        increments = _Increments(rule, w, seed, block)
+        walkers, increments = _Walkers(w, rule), _Increments(rule, w, seed, block)
         step, more = 0, record(block, 0, w)
         while step < n_steps and more and not stop.is_set():
             noise = increments.draw(min(increments.most, n_steps - step))
-            before = w.copy(), solver.velocity.copy()
+            before = w.copy(), walkers.velocity.copy()
             for each in noise:
-                solver.step(each)
+                walkers.step(each)
                 step += 1
                 more = record(block, step, w)
             if not (w.max() <= BOUND and w.min() >= -BOUND):
-                w[:], solver.velocity[:] = before
-                _explain(rule, solver, noise, step - len(noise))
+                w[:], walkers.velocity[:] = before
+                _explain(rule, walkers, noise, step - len(noise))
 
     # In the threads nothing warns: what overflows is found, and explained, after some steps
     with ThreadPoolExecutor(threads, initializer=np.seterr, initargs=("ignore",)) as pool:
@@ -323,7 +306,9 @@ def simulate(
         drift: f
         diffusion: G: a number; (d,), its diagonal; (d, d); or a field, its diagonal at w
         w0: (n, d); or (d,), or a number for d = 1, for ``n_walkers`` that start together
-        method: "euler" (:class:`Euler`), or "heun" (:class:`Heun`), for a constant G only
+        method: "euler" is Euler–Maruyama, w ← w + f dt + G dW; "heun", for a constant G only, is
+            w ← w + (f(w) + f(w')) dt/2 + G dW with the trial point w' = w + f(w) dt + G dW. On
+            paths both are of order 1 (½ where G depends on w), on expectations of order 1 and 2
         refine: k: the noise of a step is the sum of that of k steps of dt/k. So dt with refine=k
             and dt/k with refine=1 see the same Brownian paths, as do both methods
         dtype: "float64" or "float32"
@@ -334,13 +319,12 @@ def simulate(
     position, for a drift that is not finite and for a walker beyond 1e8. The methods: Kloeden &
     Platen (1992), §10.2, §14.1, §15.1.
     """
-    solver = SOLVERS[checks.one_of("method", method, SOLVERS)]
-    if callable(diffusion) and "varies" not in solver.strong_order:
+    if checks.one_of("method", method, ["euler", "heun"]) == "heun" and callable(diffusion):
         instead = "converges to Stratonovich's equation instead of Itô's: take 'euler'"
         raise ValueError(f"with a diffusion that depends on w {method!r} {instead}")
     dt, refine = checks.real("dt", dt, above=0), checks.whole("refine", refine, least=1)
     weights, names = [math.sqrt(dt / refine)] * refine, ("drift", "diffusion", "dt")
-    rule = _Rule(drift, diffusion, dt, weights, solver, names=names)
+    rule = _Rule(drift, diffusion, dt, weights, method, names=names)
     start, wanted = _start(w0, n_walkers, dtype), Recording(**recording)
     return _run(rule, start, n_steps, seed, n_threads, wanted)
 
