@@ -61,13 +61,9 @@ class _Walkers:
     """The walkers w of one block, and the room that their steps need."""
 
     def __init__(self, w: np.ndarray, rule: _Rule) -> None:
-        self.drift, self.rate, self.momentum = (
-            rule.drift,
-            np.array(rule.rate, w.dtype),
-            rule.momentum,
-        )
+        self.drift, self.momentum = rule.drift, rule.momentum
+        self.rate = np.array(rule.rate, w.dtype)
         self.diffusion = rule.diffusion if callable(rule.diffusion) else None
-        self.step = getattr(self, rule.method)
         self.w, self.seen, self.velocity = w, w.view(), np.zeros_like(w)
         self.seen.flags.writeable = False  # a field must not move the walkers
         self.move, self.other = np.empty_like(w), np.empty_like(w)
@@ -96,6 +92,9 @@ class _Walkers:
         np.add(w, move, out=trial)  # w has half of the drift so far
         np.multiply(self.drift(trial), self.rate / 2, out=move)
         w += move
+
+
+STEPS = {"euler": _Walkers.euler, "heun": _Walkers.heun}
 
 
 def _expect(name: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -147,7 +146,7 @@ class _Increments:
 
 def _explain(rule: _Rule, walkers: _Walkers, noise: np.ndarray, start: int) -> None:
     """Make the steps after ``start`` once more, and raise where the first of them fails."""
-    w = walkers.w
+    w, move = walkers.w, STEPS[rule.method]
     for step, each in enumerate(noise, start):
         for name, field in rule.fields.items():
             values = field(w.copy())
@@ -156,7 +155,7 @@ def _explain(rule: _Rule, walkers: _Walkers, noise: np.ndarray, start: int) -> N
                     f"the {name} is {values[bad][0]} at w = {w[bad][0]}, step {step}: it must be "
                     "finite wherever the walkers get"
                 )
-        walkers.step(each)
+        move(walkers, each)
         if (lost := ~(np.abs(w) <= BOUND).all(axis=1)).any():
             raise FloatingPointError(
                 f"a walker got to w = {w[lost][0]} at step {step + 1}, beyond {BOUND:g}: lower it, "
@@ -260,12 +259,12 @@ def _run(
         for name, field in rule.fields.items():
             _expect(f"the {name}", field(w.copy()), w.shape)
         walkers, increments = _Walkers(w, rule), _Increments(rule, w, seed, block)
-        step, more = 0, record(block, 0, w)
+        move, step, more = STEPS[rule.method], 0, record(block, 0, w)
         while step < n_steps and more and not stop.is_set():
             noise = increments.draw(min(increments.most, n_steps - step))
             before = w.copy(), walkers.velocity.copy()
             for each in noise:
-                walkers.step(each)
+                move(walkers, each)
                 step += 1
                 more = record(block, step, w)
             if not (w.max() <= BOUND and w.min() >= -BOUND):
@@ -319,14 +318,14 @@ def simulate(
     position, for a drift that is not finite and for a walker beyond 1e8. The methods: Kloeden &
     Platen (1992), §10.2, §14.1, §15.1.
     """
-    if checks.one_of("method", method, ["euler", "heun"]) == "heun" and callable(diffusion):
+    if checks.one_of("method", method, STEPS) == "heun" and callable(diffusion):
         instead = "converges to Stratonovich's equation instead of Itô's: take 'euler'"
         raise ValueError(f"with a diffusion that depends on w {method!r} {instead}")
     dt, refine = checks.real("dt", dt, above=0), checks.whole("refine", refine, least=1)
     weights, names = [math.sqrt(dt / refine)] * refine, ("drift", "diffusion", "dt")
     rule = _Rule(drift, diffusion, dt, weights, method, names=names)
-    start, wanted = _start(w0, n_walkers, dtype), Recording(**recording)
-    return _run(rule, start, n_steps, seed, n_threads, wanted)
+    start = _start(w0, n_walkers, dtype)
+    return _run(rule, start, n_steps, seed, n_threads, Recording(**recording))
 
 
 def sgd(

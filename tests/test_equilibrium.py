@@ -693,8 +693,11 @@ def test_occupation_of_a_diffusion_between_wells():
             "cdf is for one dimension; use probability",
         ),
         (lambda: equilibrium.multiplicative_density(slope, slope, -1, 1), "needs D > 0"),
-        (lambda: equilibrium.multiplicative_density(slope, diffusion, 1, -1), "got 1 and -1"),
-        (lambda: equilibrium.laplace([0, 1], [1.0], 0.1), r"losses \(2,\) and 1 Hessians"),
+        (
+            lambda: equilibrium.multiplicative_density(slope, diffusion, 1, -1),
+            "high .* above 1.0, got -1",
+        ),
+        (lambda: equilibrium.laplace([0, 1], [1.0], 0.1), r"losses \(2,\), 1 Hessians"),
         (
             lambda: equilibrium.laplace([0, 1], [1.0, 0.0], 0.1),
             "Hessian of well 1 must be positive",
@@ -704,7 +707,7 @@ def test_occupation_of_a_diffusion_between_wells():
             lambda: equilibrium.escape_time(WELL, 0.1, -1.5, 1, wall=4),
             "wall = 4.0, start = -1.5, end = 1.0",
         ),
-        (lambda: equilibrium.escape_time(WELL, 0.1, 1, 1, wall=0), "between wall and end"),
+        (lambda: equilibrium.escape_time(WELL, 0.1, 1, 1, wall=0), "start between wall and end"),
         (
             lambda: equilibrium.escape_time(WELL, 1.0, -1.5, 1, wall=-1e4),
             "the escape time has not converged.* bring the wall nearer",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,7 +70,7 @@ class Dataset:
         n_test = self.n_test if n_test is None else n_test
         n_test = checks.whole(f"n_test of {self.name}", n_test, least=1, most=self.n_test)
         generator = torch.Generator().manual_seed(checks.seed(seed))
-        parts: dict[str, Tensor] = {}
+        parts: dict[str, Any] = {}
         for part, n in (("train", n_train), ("test", n_test)):
             x, y = (getattr(self, f"{xy}_{part}") for xy in "xy")
             kept = torch.randperm(len(x), generator=generator)[:n]
