@@ -15,8 +15,9 @@ from lecture6 import data, models, toys
 from lecture6.course import figures
 from lecture6.curvature import eigenvalues
 from lecture6.objective import NetworkObjective
-from lecture6.schedules import goyal_schedule, scale_lr
+from lecture6.schedules import scale_lr
 from lecture6.studies import STUDIES, goyal, imagenet, results, tabulate
+from lecture6.studies.imagenet import goyal_schedule
 from lecture6.studies.results import Stored
 from lecture6.train import sample_batches, train
 
