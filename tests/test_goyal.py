@@ -81,6 +81,19 @@ def test_adam_is_trained_without_momentum(images):
     assert last < first
 
 
+def test_a_resnet_normalises_each_n_samples_by_themselves(images):
+    """As k workers with n samples each do: micro_batch = n."""
+    part = images.subset(48, 20)
+    rows = goyal.trial(data=part, **POINT | {"net": "ResNet-20", "k": 3})
+    model = models.resnet(20, part.n_classes, in_channels=1, seed=0)
+    settings = {"batch_size": 24, "lr": 3 * 0.0125, "epochs": 3, "momentum": 0.9, "nesterov": True}
+    settings |= {"weight_decay": 1e-4, "schedule": goyal_schedule(3, 3)}
+    apart, joined = (train(model, part, micro_batch=n, **settings) for n in (8, None))
+    for split in ("train", "test"):
+        found = row(rows, "history", split=split, epoch=3)["loss"]
+        assert found == apart.final(split, "loss") != joined.final(split, "loss")
+
+
 @pytest.mark.parametrize(("rule", "factor"), [("linear", 16.0), ("sqrt", 4.0)])
 def test_the_schedule_begins_at_the_base_rate_and_reaches_k_times_it(rule, factor):
     gradual = goyal_schedule(90, 16, rule=rule)
