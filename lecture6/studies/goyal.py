@@ -86,17 +86,12 @@ def trial(
     """
     if n_train is not None:
         data = data.subset(n_train)
-    settings = {
-        "batch_size": k * n,
-        "lr": scale_lr(lr, k, rule=rule),
-        "schedule": goyal_schedule(epochs, k, rule=rule, kind=warmup),
-        "optimizer": optimizer,
-        "momentum": momentum if optimizer == "sgd" else 0.0,
-        "nesterov": optimizer == "sgd" and momentum > 0,
-        "weight_decay": weight_decay,
-        "seed": seed,
-        "micro_batch": n if net == "ResNet-20" else None,
-    }
+    settings = {"batch_size": k * n, "micro_batch": n if net == "ResNet-20" else None, "seed": seed}
+    settings |= {"optimizer": optimizer, "weight_decay": weight_decay}
+    settings["lr"] = scale_lr(lr, k, rule=rule)
+    settings["schedule"] = goyal_schedule(epochs, k, rule=rule, kind=warmup)
+    if optimizer == "sgd":
+        settings |= {"momentum": momentum, "nesterov": momentum > 0}
     model, at, rows = build(net, data, seed), curvature_at or [], Rows()
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -200,10 +195,9 @@ def _sweep(
     return combinations(base, k=ks, seed=seeds)
 
 
-def _full(net: str, data: str, epochs: int) -> list[dict]:
-    base = {"net": net, "data": data, "n": N, "lr": 0.1 * N / 256, "epochs": epochs}
+def _full(base: dict) -> list[dict]:
     ks, few, seeds = [1, 2, 4, 8, 16, 32, 64, 128], [1, 4, 16, 64], range(3)
-    measured = sorted({0, 1, 2, *(round(epochs * e / 9) for e in (1, 2, 3, 6, 9))})
+    measured = sorted({0, 1, 2, *(round(base["epochs"] * e / 9) for e in (1, 2, 3, 6, 9))})
     plain = {"lr": base["lr"] * 10, "momentum": 0.0, "curvature_at": measured}
     adam = {"lr": 1e-3, "optimizer": "adam", "weight_decay": 0.0}
     return [
@@ -216,21 +210,14 @@ def _full(net: str, data: str, epochs: int) -> list[dict]:
     ]
 
 
-def _small(n_train: int, epochs: int, ks: list[int], seeds: range) -> list[dict]:
-    base = {"net": "MLP", "data": "mnist5k", "n": N, "lr": 0.1 * N / 256, "epochs": epochs}
-    return _recipe(base | {"n_train": n_train}, ks, seeds, [0, epochs])
-
-
+_MLP = {"net": "MLP", "data": "mnist5k", "n": N, "lr": 0.1 * N / 256}
 _IMAGENET = {"net": "resnet50", "images": "imagefolder:imagenet", "n": N, "lr": 0.1, "epochs": 90}
 #: Figure 1 of the paper: 256 and 8,192 first, then what lies between and beyond.
 _FIGURE_1 = [8, 256, 4, 16, 32, 64, 128, 512, 1024, 2048]
 
 
 def _cost(p: dict) -> float:
-    """Seconds on one core of a 2026 server, fitted to the first trials; of a GPU for the ResNets.
-
-    Those of GPUs are guesses: none has been measured.
-    """
+    """Seconds on a core of a 2026 server, from the first trials; of a GPU for ResNets: a guess."""
     if "images" in p:
         return p["epochs"] * 1.28e6 / 1000
     samples = p["epochs"] * (p.get("n_train") or 60_000)
@@ -250,10 +237,10 @@ STUDY = Study(
     "GPUs.",
     trial=trial,
     grids={
-        "smoke": _small(300, 2, [1, 4], range(2)),
-        "book": _small(4000, 9, [1, 4, 16, 64], range(3)),
-        "full": _full("MLP", "fashion_mnist", 27),
-        "cifar10": _full("ResNet-20", "cifar10", 90),
+        "smoke": _recipe(_MLP | {"n_train": 300, "epochs": 2}, [1, 4], range(2), [0, 2]),
+        "book": _recipe(_MLP | {"n_train": 4000, "epochs": 9}, [1, 4, 16, 64], range(3), [0, 9]),
+        "full": _full(_MLP | {"data": "fashion_mnist", "epochs": 27}),
+        "cifar10": _full(_MLP | {"net": "ResNet-20", "data": "cifar10", "epochs": 90}),
         "imagenet": _sweep(_IMAGENET, "recipe", _FIGURE_1, range(5)),
     },
     cost=_cost,

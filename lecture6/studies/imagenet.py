@@ -64,12 +64,10 @@ def trial(
     """Train ``net`` with mini-batches of ``k * n`` images; see the module for the tables.
 
     ``images``: "imagefolder:PATH", with class folders in PATH/train and PATH/val (or PATH/test), at
-    the same PATH for all processes. ``net``: "resnet50", or "resnet20" for small images. ``lr`` is
-    the rate for mini-batches of 256. ``rule`` and ``warmup``: see :func:`recipe_for`.
-    ``image_size``: pixels a side. ``loaders``: processes that read images, for each process that
-    trains; default: its share of the cores. ``workers``: the processes that share the work.
-    ``checkpoint``: a file of process 0 to continue from and to save to after each epoch; the others
-    need not see it. ``group`` only labels the trial.
+    the same PATH for all processes. ``net``: see :func:`build`; ``lr``, ``rule`` and ``warmup``:
+    :func:`recipe_for`. ``image_size``: pixels a side. ``loaders``: processes that read images, for
+    each process that trains; default: its share of the cores. ``checkpoint``: of process 0, saved
+    to after each epoch; the others need not see it. ``group`` only labels the trial.
 
     Raises :class:`lecture6.data.files.DataError`, with the remedy, for images that are not there,
     differ between processes or are damaged; ValueError for settings that cannot be trained.
@@ -213,13 +211,9 @@ def recipe_for(
 def optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Nesterov momentum, and weight decay on all but batch norm's gains and shifts: §5.1."""
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    free = {id(p) for m in norms for p in m.parameters()}
-    return recipe.optimizer_for(
-        [
-            {"params": [p for p in model.parameters() if id(p) not in free]},
-            {"params": [p for m in norms for p in m.parameters()], "weight_decay": 0.0},
-        ]
-    )
+    free = [p for m in norms for p in m.parameters()]
+    decayed = [p for p in model.parameters() if not any(p is other for other in free)]
+    return recipe.optimizer_for([{"params": decayed}, {"params": free, "weight_decay": 0.0}])
 
 
 def build(net: str, n_classes: int, seed: int) -> nn.Module:

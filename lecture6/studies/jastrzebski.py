@@ -80,11 +80,10 @@ def trial(
         history = history.assign(epoch=epoch + history["epoch"])
         model, epoch, n_updates = run.model, epoch + length, n_updates + run.n_updates
         evaluated = epoch % evaluate_every == 0 or epoch == epochs
-        # a piece begins where the one before has ended
-        known = [0] * (number == 0) + [epoch] * evaluated
-        rows.add_all("history", history[history["epoch"].isin(known)])
+        wanted = [0, epoch] if evaluated else [0]  # a piece begins where the one before has ended
+        rows.add_all("history", history[history["epoch"].isin(wanted)])
         if evaluated and wrong.any():
-            rows.add("labels", epoch=epoch, **_learnt(model, data, wrong))
+            rows.add("labels", epoch=epoch, **_learnt(run, data, wrong))
         if evaluated and part is not None:
             rows.add("curvature", epoch=epoch, **_curvature(model, part, seed))
     used = run.precision == "bfloat16"
@@ -92,10 +91,10 @@ def trial(
     return rows
 
 
-def _learnt(model: nn.Module, data: Dataset, wrong: torch.Tensor) -> dict[str, float]:
+def _learnt(run: Run, data: Dataset, wrong: torch.Tensor) -> dict[str, float]:
     with torch.no_grad():
-        x = data.x_train.to(models.flat_parameters(model).device)
-        learnt = (model(x).argmax(1).cpu() == data.y_train).double()
+        guessed = run.model(data.x_train.to(run.w.device)).argmax(1)
+    learnt = (guessed.cpu() == data.y_train).double()
     return {"right": learnt[~wrong].mean().item(), "wrong": learnt[wrong].mean().item()}
 
 
@@ -103,7 +102,7 @@ def _curvature(model: nn.Module, part: Dataset, seed: int) -> dict[str, float]:
     f = NetworkObjective(model, part.x_train, part.y_train)
     top = eigenvalues(f, f.w, k=1, tolerance=1e-2, seed=seed)
     total = trace(f, f.w, n_products=TRACE_PRODUCTS, seed=seed)
-    values = (float(top.values[0]), float(top.errors[0]), total.value, total.stderr)
+    values = float(top.values[0]), float(top.errors[0]), total.value, total.stderr
     return dict(zip(CURVATURE, values, strict=True))
 
 

@@ -167,9 +167,8 @@ def sharpness(
     column: str = "value",
 ) -> pd.DataFrame:
     """The sharpness of each run in per cent, or its "gap", as :func:`by_run` gives it."""
-    rows = tables["sharpness"]
-    chosen = (rows["space"] == space) & (rows["epsilon"] == epsilon) & (rows["solver"] == solver)
-    return by_run(rows[chosen], column)
+    wanted = "space == @space and epsilon == @epsilon and solver == @solver"
+    return by_run(tables["sharpness"].query(wanted), column)
 
 
 def figure_4(history: pd.DataFrame) -> pd.DataFrame:
@@ -279,12 +278,9 @@ def _small(
 
 def _cost(p: dict) -> float:
     """Seconds on one core of a 2026 server with bfloat16, fitted to the first trials."""
-    per_sample, per_update = {  # microseconds of training, milliseconds of Adam
-        "F1": (21, 1.5),
-        "F2": (42, 2.5),
-        "C1, stride 2": (80, 1.0),
-        "C1": (500, 3.0),
-    }[p["net"]]
+    # microseconds of training, milliseconds of Adam
+    rates = {"F1": (21, 1.5), "F2": (42, 2.5), "C1, stride 2": (80, 1.0), "C1": (500, 3.0)}
+    per_sample, per_update = rates[p["net"]]
     n = p.get("n_train") or TRAIN_SIZES[p["data"].removesuffix("_jpeg")]
     runs, n_sharpness = len(p["batch_sizes"]), p.get("n_sharpness", 0)
     updates = p["epochs"] * sum(math.ceil(n / size) for size in p["batch_sizes"])
