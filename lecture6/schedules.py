@@ -42,23 +42,6 @@ def compose(*schedules: Schedule) -> Schedule:
     return lambda epoch: math.prod(schedule(epoch) for schedule in schedules)
 
 
-def goyal_schedule(
-    epochs: float, k: float, *, rule: str = "linear", kind: str = "gradual"
-) -> Schedule:
-    """Goyal et al.'s schedule (§5.1) for a mini-batch k times the base, in ``epochs``, not 90.
-
-    The factor on the scaled rate: over the first 5 of 90 epochs up from the base rate's ("gradual"
-    or "constant", see :func:`warmup`; "none" starts at 1), then 1, and a tenth of it after 30, 60
-    and 80. Raises ValueError for another ``rule`` or ``kind``.
-    """
-    decay = step_decay([real("epochs", epochs, above=0) * e / 90 for e in (30, 60, 80)])
-    start = 1 / scale_lr(1.0, k, rule=rule)
-    one_of("kind", kind, ("gradual", "constant", "none"))
-    if kind == "none" or start == 1.0:
-        return decay
-    return compose(warmup(epochs * 5 / 90, start, kind=kind), decay)
-
-
 def scale_lr(lr: float, k: float, *, rule: str = "linear") -> float:
     """The learning rate for mini-batches k times as large as those that ``lr`` is for.
 

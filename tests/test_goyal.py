@@ -15,9 +15,11 @@ from lecture6 import data, models, toys
 from lecture6.course import figures
 from lecture6.curvature import eigenvalues
 from lecture6.objective import NetworkObjective
-from lecture6.schedules import goyal_schedule, scale_lr
+from lecture6.schedules import scale_lr
 from lecture6.studies import STUDIES, goyal, imagenet, results, tabulate
+from lecture6.studies.imagenet import goyal_schedule
 from lecture6.studies.results import Stored
+from lecture6.studies.trials import combinations
 from lecture6.train import sample_batches, train
 
 STUDY = STUDIES["goyal"]
@@ -78,6 +80,19 @@ def test_adam_is_trained_without_momentum(images):
     rows = goyal.trial(data=images, **point)
     first, last = (row(rows, "history", split="train", epoch=epoch)["loss"] for epoch in (0, 3))
     assert last < first
+
+
+def test_a_resnet_normalises_each_n_samples_by_themselves(images):
+    """As k workers with n samples each do: micro_batch = n."""
+    part = images.subset(48, 20)
+    rows = goyal.trial(data=part, **POINT | {"net": "ResNet-20", "k": 3})
+    model = models.resnet(20, part.n_classes, in_channels=1, seed=0)
+    settings = {"batch_size": 24, "lr": 3 * 0.0125, "epochs": 3, "momentum": 0.9, "nesterov": True}
+    settings |= {"weight_decay": 1e-4, "schedule": goyal_schedule(3, 3)}
+    apart, joined = (train(model, part, micro_batch=n, **settings) for n in (8, None))
+    for split in ("train", "test"):
+        found = row(rows, "history", split=split, epoch=3)["loss"]
+        assert found == apart.final(split, "loss") != joined.final(split, "loss")
 
 
 @pytest.mark.parametrize(("rule", "factor"), [("linear", 16.0), ("sqrt", 4.0)])
@@ -148,6 +163,16 @@ def test_the_caption_says_what_was_run(tables):
     shown = goyal.caption(Stored(tables, record), tables["runs"].assign(data="digits"))
     for part in ("profile smoke", "MLP on digits", "n = 8", "seeds 0, 1", "CPU", "b", "commit 1"):
         assert part in shown
+
+
+def test_a_grid_has_every_combination_the_last_axis_fastest():
+    found = combinations({"n": 8, "seed": 7}, k=[1, 4], seed=range(2))
+    assert [(p["n"], p["k"], p["seed"]) for p in found] == [
+        (8, 1, 0),
+        (8, 1, 1),
+        (8, 4, 0),
+        (8, 4, 1),
+    ]
 
 
 def test_the_full_grid_is_what_the_chapter_asks_for():

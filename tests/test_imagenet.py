@@ -231,7 +231,7 @@ def test_a_rate_that_is_too_large_diverges(name):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"k": 13, "n": 3}, "k = 13 parts of n = 3 images must have no more than the 36"),
+        ({"k": 13, "n": 3}, "k = 13 parts of n = 3 images must be at most 36, got 39"),
         ({"k": 0}, "k must be at least 1, got 0"),
         ({"net": "vgg"}, "net must be 'resnet50' or 'resnet20', got 'vgg'"),
         ({"rule": "cubic"}, "rule must be 'linear'"),

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -27,10 +28,11 @@ from lecture6 import models
 from lecture6.curvature import eigenvalues
 from lecture6.data import Dataset
 from lecture6.objective import NetworkObjective
-from lecture6.schedules import goyal_schedule, scale_lr
+from lecture6.schedules import scale_lr
 from lecture6.studies import imagenet
+from lecture6.studies.imagenet import goyal_schedule
 from lecture6.studies.results import Stored, distinct_values
-from lecture6.studies.trials import Rows, Study
+from lecture6.studies.trials import Rows, Study, combinations
 from lecture6.train import DivergenceError, train
 
 RULES, WARMUPS = ("linear", "sqrt", "none"), ("gradual", "none", "constant")
@@ -40,19 +42,12 @@ GUESS = 0.9  # error of a guess among ten classes
 #: Goyal et al., Figure 1 (the lecture's Figure 8) with §5.2: top-1 validation error on ImageNet,
 #: per cent, mean and standard deviation of 5 runs.
 PAPER = pd.DataFrame(
-    [
-        (128, 0.05, 23.49, 0.12),
-        (256, 0.1, 23.60, 0.12),
-        (512, 0.2, 23.48, 0.09),
-        (1024, 0.4, 23.53, 0.08),
-        (2048, 0.8, 23.49, 0.11),
-        (4096, 1.6, 23.56, 0.12),
-        (8192, 3.2, 23.74, 0.09),
-        (16384, 6.4, 24.79, 0.27),
-        (32768, 12.8, 27.55, 0.28),
-        (65536, 25.6, 33.96, 0.80),
-    ],
-    columns=["batch_size", "lr", "error", "std"],
+    {
+        "batch_size": [128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536],
+        "lr": [0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6],
+        "error": [23.49, 23.60, 23.48, 23.53, 23.49, 23.56, 23.74, 24.79, 27.55, 33.96],
+        "std": [0.12, 0.12, 0.09, 0.08, 0.11, 0.12, 0.09, 0.27, 0.28, 0.80],
+    }
 )
 #: The same by (rule, warm-up) for batch 8,192 at base rate 0.1, where batch 256 has 23.60.
 PAPER_8K = {
@@ -86,36 +81,31 @@ def trial(
 
     ``lr`` is the rate for mini-batches of ``n``. ``n_train``: a random part of the training set
     (None: all of it). ``curvature_at``: epochs at which λ_max is measured. ``group`` only labels
-    the trial.
+    the trial. The batch norm of a ResNet-20 is that of k workers: each n samples of a mini-batch
+    are normalised by themselves ("ghost batch norm": micro_batch = n of a Recipe).
     """
     if n_train is not None:
         data = data.subset(n_train)
-    settings = {
-        "batch_size": k * n,
-        "lr": scale_lr(lr, k, rule=rule),
-        "schedule": goyal_schedule(epochs, k, rule=rule, kind=warmup),
-        "optimizer": optimizer,
-        "momentum": momentum if optimizer == "sgd" else 0.0,
-        "nesterov": optimizer == "sgd" and momentum > 0,
-        "weight_decay": weight_decay,
-        "seed": seed,
-    }
-    model = build(net, data, seed)
-    rows = Rows()
+    settings = {"batch_size": k * n, "micro_batch": n if net == "ResNet-20" else None, "seed": seed}
+    settings |= {"optimizer": optimizer, "weight_decay": weight_decay}
+    settings["lr"] = scale_lr(lr, k, rule=rule)
+    settings["schedule"] = goyal_schedule(epochs, k, rule=rule, kind=warmup)
+    if optimizer == "sgd":
+        settings |= {"momentum": momentum, "nesterov": momentum > 0}
+    model, at, rows = build(net, data, seed), curvature_at or [], Rows()
     try:
         with tempfile.TemporaryDirectory() as folder:
-            for epoch in sorted({*(curvature_at or ()), epochs}):
+            checkpoint = Path(folder) / "run.pt" if at else None  # goes on from the last of them
+            for epoch in sorted({*at, epochs}):
                 if epoch > 0:
-                    # so that it goes on from the last measurement
-                    checkpoint = Path(folder) / "run.pt" if curvature_at else None
                     run = train(model, data, epochs=epoch, checkpoint=checkpoint, **settings)
-                if epoch in (curvature_at or ()):
+                if epoch in at:
                     found = _lambda_max(run.model if epoch else model, data, seed)
                     rows.add("curvature", epoch=epoch, lambda_max=found)
     except DivergenceError:
         return Rows(runs=[{"diverged": True}])
-    for h in run.history.itertuples():
-        rows.add("history", epoch=h.epoch, split=h.split, loss=h.loss, error=1 - h.accuracy)
+    history = run.history.assign(error=1 - run.history["accuracy"])
+    rows.add_all("history", history[["epoch", "split", "loss", "error"]])
     rows.add("runs", n_updates=run.n_updates, diverged=False)
     return rows
 
@@ -127,10 +117,9 @@ def _lambda_max(model: torch.nn.Module, data: Dataset, seed: int) -> float:
 
 
 def build(net: str, data: Dataset, seed: int) -> torch.nn.Module:
-    """ "MLP" (one hidden layer of 256) or "ResNet-20" (ghost batch norm of 32), for ``data``."""
+    """ "MLP" (one hidden layer of 256) or "ResNet-20", for ``data``."""
     if net == "MLP":
-        n_inputs = math.prod(data.input_shape)
-        return models.mlp(n_inputs, 256, data.n_classes, seed=seed)
+        return models.mlp(math.prod(data.input_shape), 256, data.n_classes, seed=seed)
     return models.resnet(20, data.n_classes, in_channels=data.input_shape[0], seed=seed)
 
 
@@ -146,12 +135,10 @@ def curve(
     Rule "none" has no warm-up, as there is nothing to warm up to. Raises ValueError where there is
     no such trial.
     """
-
-    def chosen(rows: pd.DataFrame) -> pd.DataFrame:
+    found = {}
+    for kind, rows in tables.items():
         own = (rows["rule"] == rule) & ((rows["warmup"] == warmup) | (rule == "none"))
-        return rows[(rows["group"] == group) & (own | (rows["k"] == 1))]
-
-    found = {kind: chosen(rows) for kind, rows in tables.items()}
+        found[kind] = rows[(rows["group"] == group) & (own | (rows["k"] == 1))]
     if (found["runs"]["k"] == 1).all():
         raise ValueError(f"no trial has group {group!r}, rule {rule!r}, warm-up {warmup!r}")
     return found
@@ -193,28 +180,24 @@ def caption(stored: Stored, rows: pd.DataFrame) -> str:
 
 def _recipe(base: dict, ks: list[int], seeds: range, curvature_at: list[int]) -> list[dict]:
     """Group "recipe", most wanted first. λ_max is measured under the linear rule, gradually."""
-    grid = []
-    for rule in RULES:
-        for kind in WARMUPS if rule != "none" else ("none",):  # where there is nothing to warm up
-            measured = (rule, kind) == (RULES[0], WARMUPS[0]) and curvature_at
-            more = {"curvature_at": curvature_at} if measured else {}
-            # at k = 1 every rule and warm-up is the same
-            points = ks if (rule, kind) == (RULES[0], WARMUPS[0]) else [k for k in ks if k > 1]
-            grid += _sweep(base, "recipe", points, seeds, rule, kind, **more)
+    grid = _sweep(base | {"curvature_at": curvature_at}, "recipe", ks, seeds)
+    above = [k for k in ks if k > 1]  # at k = 1 every rule and warm-up is the same
+    others = list(product(("linear", "sqrt"), WARMUPS))[1:]
+    for rule, kind in (*others, ("none", "none")):
+        grid += _sweep(base, "recipe", above, seeds, rule, kind)
     return grid
 
 
 def _sweep(
     base: dict, group: str, ks, seeds, rule: str = "linear", kind: str = "gradual", **more
 ) -> list[dict]:
-    points = [{"group": group, "k": k, "rule": rule, "warmup": kind} for k in ks]
-    return [base | point | {"seed": seed} | more for point in points for seed in seeds]
+    base = base | {"group": group, "rule": rule, "warmup": kind} | more
+    return combinations(base, k=ks, seed=seeds)
 
 
-def _full(net: str, data: str, epochs: int) -> list[dict]:
-    base = {"net": net, "data": data, "n": N, "lr": 0.1 * N / 256, "epochs": epochs}
+def _full(base: dict) -> list[dict]:
     ks, few, seeds = [1, 2, 4, 8, 16, 32, 64, 128], [1, 4, 16, 64], range(3)
-    measured = sorted({0, 1, 2, *(round(epochs * e / 9) for e in (1, 2, 3, 6, 9))})
+    measured = sorted({0, 1, 2, *(round(base["epochs"] * e / 9) for e in (1, 2, 3, 6, 9))})
     plain = {"lr": base["lr"] * 10, "momentum": 0.0, "curvature_at": measured}
     adam = {"lr": 1e-3, "optimizer": "adam", "weight_decay": 0.0}
     return [
@@ -227,28 +210,14 @@ def _full(net: str, data: str, epochs: int) -> list[dict]:
     ]
 
 
-def _small(n_train: int, epochs: int, ks: list[int], seeds: range) -> list[dict]:
-    base = {"net": "MLP", "data": "mnist5k", "n": N, "lr": 0.1 * N / 256, "epochs": epochs}
-    return _recipe(base | {"n_train": n_train}, ks, seeds, [0, epochs])
-
-
-def _imagenet() -> list[dict]:
-    """Figure 1 of the paper: 256 and 8,192 first, then what lies between and beyond."""
-    base = {
-        "net": "resnet50",
-        "images": "imagefolder:imagenet",
-        "n": N,
-        "lr": 0.1,
-        "epochs": 90,
-    }
-    return _sweep(base, "recipe", [8, 256, 4, 16, 32, 64, 128, 512, 1024, 2048], range(5))
+_MLP = {"net": "MLP", "data": "mnist5k", "n": N, "lr": 0.1 * N / 256}
+_IMAGENET = {"net": "resnet50", "images": "imagefolder:imagenet", "n": N, "lr": 0.1, "epochs": 90}
+#: Figure 1 of the paper: 256 and 8,192 first, then what lies between and beyond.
+_FIGURE_1 = [8, 256, 4, 16, 32, 64, 128, 512, 1024, 2048]
 
 
 def _cost(p: dict) -> float:
-    """Seconds on one core of a 2026 server, fitted to the first trials; of a GPU for the ResNets.
-
-    Those of GPUs are guesses: none has been measured.
-    """
+    """Seconds on a core of a 2026 server, from the first trials; of a GPU for ResNets: a guess."""
     if "images" in p:
         return p["epochs"] * 1.28e6 / 1000
     samples = p["epochs"] * (p.get("n_train") or 60_000)
@@ -264,14 +233,15 @@ STUDY = Study(
     notes="Less than the paper's: profile full is one hidden layer of 256 without batch norm on "
     "Fashion-MNIST, not ResNet-50 on ImageNet, for 27 epochs with Goyal's schedule of 90 shrunk to "
     "them; the images are not augmented; mini-batches of n = 32 to 4,096. Profiles cifar10 (a "
-    "ResNet-20 with ghost batch norm) and imagenet (the paper's own) are for GPUs.",
+    "ResNet-20, each 32 samples normalised by themselves) and imagenet (the paper's own) are for "
+    "GPUs.",
     trial=trial,
     grids={
-        "smoke": _small(300, 2, [1, 4], range(2)),
-        "book": _small(4000, 9, [1, 4, 16, 64], range(3)),
-        "full": _full("MLP", "fashion_mnist", 27),
-        "cifar10": _full("ResNet-20", "cifar10", 90),
-        "imagenet": _imagenet(),
+        "smoke": _recipe(_MLP | {"n_train": 300, "epochs": 2}, [1, 4], range(2), [0, 2]),
+        "book": _recipe(_MLP | {"n_train": 4000, "epochs": 9}, [1, 4, 16, 64], range(3), [0, 9]),
+        "full": _full(_MLP | {"data": "fashion_mnist", "epochs": 27}),
+        "cifar10": _full(_MLP | {"net": "ResNet-20", "data": "cifar10", "epochs": 90}),
+        "imagenet": _sweep(_IMAGENET, "recipe", _FIGURE_1, range(5)),
     },
     cost=_cost,
     own_trials={"imagenet": imagenet.trial},

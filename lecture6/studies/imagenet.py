@@ -1,4 +1,4 @@
-"""Goyal et al. (1706.02677) at their size: a ResNet-50 on a folder of images such as ImageNet.
+"""Goyal et al. (1706.02677), their recipe and their size: a ResNet-50 on a folder of images.
 
 The images stay on disk. One process does it all, or those that torchrun started share each
 mini-batch: k parts of n images, each normalised by itself, as Goyal's k workers do. A process that
@@ -21,6 +21,7 @@ import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import joblib
 import numpy as np
@@ -30,19 +31,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lecture6 import models
+from lecture6 import checks, models
 from lecture6.checkpoints import Checkpoint
-from lecture6.checks import whole
 from lecture6.data import DataError
 from lecture6.device import choose, for_training
-from lecture6.schedules import factors, goyal_schedule, scale_lr
+from lecture6.schedules import Schedule, compose, factors, scale_lr, step_decay, warmup
 from lecture6.studies.trials import Rows
 from lecture6.team import Team
 from lecture6.train import DivergenceError, Recipe, gradient
 
-MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4  # Goyal et al., §5.1
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's colours in [0, 1]
-EVALUATION_BATCH = 256  # validation images at a time
 
 
 def trial(
@@ -66,11 +64,9 @@ def trial(
     """Train ``net`` with mini-batches of ``k * n`` images; see the module for the tables.
 
     ``images``: "imagefolder:PATH", with class folders in PATH/train and PATH/val (or PATH/test), at
-    the same PATH for all processes. ``net``: "resnet50", or "resnet20" for small images. ``lr`` is
-    the rate for mini-batches of 256. ``rule`` and ``warmup``: see :func:`schedule`. ``image_size``:
-    pixels a side. ``bf16``: forward and backward passes in bfloat16. ``loaders``: processes that
-    read images, for each process that trains; default: its share of the cores. ``workers``: the
-    processes that share the work. ``checkpoint``: a file of process 0 to continue from and to save
+    the same PATH for all processes. ``net``: see :func:`build`; ``lr``, ``rule`` and ``warmup``:
+    :func:`recipe_for`. ``image_size``: pixels a side. ``loaders``: processes that read images, for
+    each process that trains; default: its share of the cores. ``checkpoint``: of process 0, saved
     to after each epoch; the others need not see it. ``group`` only labels the trial.
 
     Raises :class:`lecture6.data.files.DataError`, with the remedy, for images that are not there,
@@ -94,7 +90,10 @@ def trial(
     opt = optimizer(model, recipe)
     rows, start = Rows(), 0
     saved = Checkpoint(checkpoint, settings)
-    if state := _saved(saved, team):
+    states = [saved.load() if team.rank == 0 else None]
+    if team.size > 1:
+        dist.broadcast_object_list(states)
+    if state := states[0]:
         model.load_state_dict(state["model"])
         opt.load_state_dict(state["optimizer"])
         rows, start = Rows(state["rows"]), state["epoch"]
@@ -147,93 +146,86 @@ def update(
     share = 1 / (n_parts * team.size)  # of the mini-batch, of each part
     parts = ((x, y, share) for x, y in islice(batches, n_parts))
     loss = gradient(model, parts, n_parts, team, bf16=bf16, observe=count)
-    found = team.sum(torch.stack([loss.double(), errors])) / team.size
-    if not math.isfinite(found[0].item()):
-        raise DivergenceError(f"the loss became {found[0].item()}: use a smaller rate or a warm-up")
+    found = _mean(torch.stack([loss.double(), errors]), team.size, team)
     opt.step()
+    return found
+
+
+def _mean(total: Tensor, n: int, team: Team) -> Tensor:
+    """A loss and an error, summed over the processes, by ``n``; DivergenceError: not finite."""
+    found = team.sum(total) / n
+    if not math.isfinite(loss := found[0].item()):
+        raise DivergenceError(f"the loss became {loss}: use a smaller rate or a warm-up")
     return found
 
 
 def evaluate(model: nn.Module, test: Images, team: Team, loaders: int) -> list[float]:
     """Mean loss and error of ``model`` on all of ``test``, which the processes divide.
 
-    Raises DivergenceError, in all processes, when the loss is not finite.
+    Raises DivergenceError as :func:`update` does.
     """
-    mine = torch.arange(team.rank, len(test), team.size).split(EVALUATION_BATCH)
+    mine = torch.arange(team.rank, len(test), team.size).split(256)
     total = torch.zeros(2, dtype=torch.float64, device=team.device)
     with torch.no_grad():
         for x, y in _read(test, 0, mine, team.device, loaders):
             z = model(x)
             total += torch.stack([F.cross_entropy(z, y, reduction="sum"), (z.argmax(1) != y).sum()])
-    loss, error = (team.sum(total) / len(test)).tolist()
-    if not math.isfinite(loss):
-        raise DivergenceError(f"the loss became {loss}: use a smaller rate or a warm-up")
-    return [loss, error]
+    return _mean(total, len(test), team).tolist()
+
+
+def goyal_schedule(
+    epochs: float, k: float, *, rule: str = "linear", kind: str = "gradual"
+) -> Schedule:
+    """Goyal et al.'s schedule (§5.1) for a mini-batch k times the base, in ``epochs``, not 90.
+
+    The factor on the scaled rate: over the first 5 of 90 epochs up from the base rate's ("gradual"
+    or "constant", see :func:`lecture6.schedules.warmup`; "none" starts at 1), then 1, and a tenth
+    of it after 30, 60 and 80. Raises ValueError for another ``rule`` or ``kind``.
+    """
+    decay = step_decay([checks.real("epochs", epochs, above=0) * e / 90 for e in (30, 60, 80)])
+    start = 1 / scale_lr(1.0, k, rule=rule)
+    checks.one_of("kind", kind, ("gradual", "constant", "none"))
+    if kind == "none" or start == 1.0:
+        return decay
+    return compose(warmup(epochs * 5 / 90, start, kind=kind), decay)
 
 
 def recipe_for(
-    k: int,
-    n: int,
-    *,
-    lr: float = 0.1,
-    rule: str = "linear",
-    warmup: str = "gradual",
-    epochs: int = 90,
-    seed: int = 0,
-    bf16: bool = False,
+    k: int, n: int, *, lr: float = 0.1, rule: str = "linear", warmup: str = "gradual", **more: Any
 ) -> Recipe:
-    """Goyal et al., §5.1, for mini-batches of k parts of n images.
+    """Goyal et al., §5.1, for mini-batches of k parts of n images; ``more`` is a Recipe's.
 
-    ``lr`` is the rate for 256, scaled by ``rule`` (:func:`lecture6.schedules.scale_lr`). ``warmup``
-    "gradual" or "constant" starts with it, for the first 5 of 90 epochs and only where kn is larger
-    than 256; "none" does not. A tenth after 30, 60 and 80 of 90 epochs; fewer ``epochs`` shrink it
-    all. Raises ValueError for settings that cannot be trained.
+    ``lr`` is the rate for 256, scaled by ``rule`` (:func:`lecture6.schedules.scale_lr`), on
+    :func:`goyal_schedule`; ``warmup`` is its kind, where kn is larger than 256. Raises ValueError
+    for settings that cannot be trained.
     """
-    k, n = whole("k", k, least=1), whole("n", n, least=1)
+    k, n = checks.whole("k", k, least=1), checks.whole("n", n, least=1)
+    more = {"epochs": 90, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4} | more
     ratio = k * n / 256
     kind = warmup if ratio > 1 else "none"
-    return Recipe(
-        batch_size=k * n,
-        micro_batch=n,
-        lr=scale_lr(lr, ratio, rule=rule),
-        schedule=goyal_schedule(epochs, ratio, rule=rule, kind=kind),
-        epochs=epochs,
-        momentum=MOMENTUM,
-        nesterov=True,
-        weight_decay=WEIGHT_DECAY,
-        seed=seed,
-        bf16=bf16,
-    )
+    schedule = goyal_schedule(more["epochs"], ratio, rule=rule, kind=kind)
+    rate = scale_lr(lr, ratio, rule=rule)
+    return Recipe(batch_size=k * n, micro_batch=n, lr=rate, schedule=schedule, **more)
 
 
 def optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Nesterov momentum, and weight decay on all but batch norm's gains and shifts: §5.1."""
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    free = {id(p) for m in norms for p in m.parameters()}
-    return recipe.optimizer_for(
-        [
-            {"params": [p for p in model.parameters() if id(p) not in free]},
-            {"params": [p for m in norms for p in m.parameters()], "weight_decay": 0.0},
-        ]
-    )
+    free = [p for m in norms for p in m.parameters()]
+    decayed = [p for p in model.parameters() if not any(p is other for other in free)]
+    return recipe.optimizer_for([{"params": decayed}, {"params": free, "weight_decay": 0.0}])
 
 
 def build(net: str, n_classes: int, seed: int) -> nn.Module:
     """ "resnet50" (torchvision's), or "resnet20" for images of 32×32; ValueError for another."""
-    if net == "resnet50":
+    if checks.one_of("net", net, ("resnet50", "resnet20")) == "resnet50":
         return models.resnet50(n_classes, seed=seed)
-    if net == "resnet20":
-        return models.resnet(20, n_classes, seed=seed)
-    raise ValueError(f"net must be 'resnet50' or 'resnet20', got {net!r}")
+    return models.resnet(20, n_classes, seed=seed)
 
 
 def check(n_train: int, k: int, n: int, processes: int) -> int:
     """The updates of an epoch; ValueError for settings that cannot be trained."""
-    if k * n > n_train:
-        raise ValueError(
-            f"a mini-batch of k = {k} parts of n = {n} images must have no more than the {n_train} "
-            "training images"
-        )
+    checks.whole(f"a mini-batch of k = {k} parts of n = {n} images", k * n, most=n_train)
     if k % processes:
         raise ValueError(
             f"k {k} parts cannot be divided among {processes} processes: start torchrun with a "
@@ -299,8 +291,7 @@ def open_images(images: str, image_size: int, seed: int) -> tuple[Images, Images
     """
     from torchvision import transforms as t
 
-    kind, _, path = images.partition(":")
-    if kind != "imagefolder" or not path:
+    if not (path := images.removeprefix("imagefolder:")) or path == images:
         raise DataError(
             f"{images!r} is not imagefolder:PATH; name a folder with class folders of images in "
             "PATH/train and PATH/val"
@@ -343,19 +334,9 @@ def _read(
 def _check_same(team: Team, images: str, names: list[str]) -> None:
     """Raise DataError unless all processes found the same files, in the same order."""
     digest = hashlib.sha256("\n".join(names).encode()).digest()
-    found = torch.zeros(team.size, dtype=torch.int64)
-    found[team.rank] = int.from_bytes(digest[:7], "big")
-    found = team.sum(found)
-    if differ := [rank for rank in range(team.size) if found[rank] != found[0]]:
+    found = team.rows(torch.tensor([int.from_bytes(digest[:7], "big")]))
+    if differ := (found != found[0]).nonzero()[:, 0].tolist():
         raise DataError(
             f"{images} has other files for the processes {', '.join(map(str, differ))} than for "
             "process 0: copy the same images to every machine"
         )
-
-
-def _saved(checkpoint: Checkpoint, team: Team) -> dict | None:
-    """What process 0 has saved, for all processes; None at the start."""
-    state = [checkpoint.load() if team.rank == 0 else None]
-    if team.size > 1:
-        dist.broadcast_object_list(state)
-    return state[0]

@@ -32,7 +32,7 @@ from lecture6.curvature import eigenvalues, trace
 from lecture6.data import Dataset
 from lecture6.objective import NetworkObjective
 from lecture6.studies.results import Stored, distinct_values
-from lecture6.studies.trials import Rows, Study
+from lecture6.studies.trials import Rows, Study, combinations
 from lecture6.train import DivergenceError, Run, train
 from lecture6.train_many import is_dense, train_many
 
@@ -70,22 +70,20 @@ def trial(
     true, data = data.y_train, data.with_random_labels(random_labels)
     wrong, part = data.y_train != true, data.subset(n_curvature) if n_curvature else None
     model, epoch, n_updates, rows = build(net, data, seed), 0, 0, Rows()
-    for number, (rate, size, length) in enumerate(
-        pieces(lr, batch_size, epochs, evaluate_every, cycle)
-    ):
+    parts = pieces(lr, batch_size, epochs, evaluate_every, cycle)
+    for number, (rate, size, length) in enumerate(parts):
         settings = {"lr": rate, "batch_size": size, "epochs": length, "evaluate_every": length}
         run = _train(model, data, seed=1000 * seed + number, bf16=bf16, **settings)
         if run is None:
             return Rows(runs=[{"diverged": True}])
-        evaluated = (epoch + length) % evaluate_every == 0 or epoch + length == epochs
-        for h in run.history.itertuples():
-            # the first line of a piece is the last of the one before
-            if (number == 0 and h.epoch == 0) or (evaluated and h.epoch == length):
-                columns = {"split": h.split, "loss": h.loss, "accuracy": h.accuracy}
-                rows.add("history", epoch=epoch + h.epoch, **columns)
+        history = run.history[["epoch", "split", "loss", "accuracy"]]
+        history = history.assign(epoch=epoch + history["epoch"])
         model, epoch, n_updates = run.model, epoch + length, n_updates + run.n_updates
+        evaluated = epoch % evaluate_every == 0 or epoch == epochs
+        wanted = [0, epoch] if evaluated else [0]  # a piece begins where the one before has ended
+        rows.add_all("history", history[history["epoch"].isin(wanted)])
         if evaluated and wrong.any():
-            rows.add("labels", epoch=epoch, **_learnt(model, data, wrong))
+            rows.add("labels", epoch=epoch, **_learnt(run, data, wrong))
         if evaluated and part is not None:
             rows.add("curvature", epoch=epoch, **_curvature(model, part, seed))
     used = run.precision == "bfloat16"
@@ -93,10 +91,10 @@ def trial(
     return rows
 
 
-def _learnt(model: nn.Module, data: Dataset, wrong: torch.Tensor) -> dict[str, float]:
+def _learnt(run: Run, data: Dataset, wrong: torch.Tensor) -> dict[str, float]:
     with torch.no_grad():
-        x = data.x_train.to(models.flat_parameters(model).device)
-        learnt = (model(x).argmax(1).cpu() == data.y_train).double()
+        guessed = run.model(data.x_train.to(run.w.device)).argmax(1)
+    learnt = (guessed.cpu() == data.y_train).double()
     return {"right": learnt[~wrong].mean().item(), "wrong": learnt[wrong].mean().item()}
 
 
@@ -104,7 +102,7 @@ def _curvature(model: nn.Module, part: Dataset, seed: int) -> dict[str, float]:
     f = NetworkObjective(model, part.x_train, part.y_train)
     top = eigenvalues(f, f.w, k=1, tolerance=1e-2, seed=seed)
     total = trace(f, f.w, n_products=TRACE_PRODUCTS, seed=seed)
-    values = (float(top.values[0]), float(top.errors[0]), total.value, total.stderr)
+    values = float(top.values[0]), float(top.errors[0]), total.value, total.stderr
     return dict(zip(CURVATURE, values, strict=True))
 
 
@@ -151,21 +149,20 @@ def evaluations(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     where there is none. Raises ValueError when two runs agree in rate, batch size, cycle and seed.
     """
     history, runs = tables["history"], tables["runs"]
-    is_test = history["split"] == "test"
-    test = history[is_test].rename(columns={"loss": "test_loss", "accuracy": "test_accuracy"})
     ended = runs.assign(epoch=runs["epochs"], diverged=runs["diverged"].astype(float))
+    test_names = {"loss": "test_loss", "accuracy": "test_accuracy"}
     parts = [
-        (history[~is_test], ["loss", "accuracy"]),
-        (test, ["test_loss", "test_accuracy"]),
-        (tables.get("curvature"), [*CURVATURE]),
-        (tables.get("labels"), ["right", "wrong"]),
+        (history[history["split"] == "train"], ["loss", "accuracy"]),
+        (history[history["split"] == "test"].rename(columns=test_names), test_names.values()),
+        (tables.get("curvature", runs[:0]), CURVATURE),
+        (tables.get("labels", runs[:0]), ["right", "wrong"]),
         (ended, ["diverged"]),
     ]
-    line, columns = [*RUN, "epochs", "epoch"], []
+    columns = []
     for part, names in parts:
-        if part is not None and len(part):
+        if len(part):
             cycle = part["cycle"].fillna("") if "cycle" in part else ""
-            columns.append(part.assign(cycle=cycle).set_index(line)[names])
+            columns.append(part.assign(cycle=cycle).set_index([*RUN, "epochs", "epoch"])[[*names]])
             if columns[-1].index.has_duplicates:
                 raise ValueError("several runs have the same rate, batch size and seed: select one")
     table = pd.concat(columns, axis=1).sort_index().reset_index()
@@ -205,8 +202,7 @@ def slopes(table: pd.DataFrame, quantity: str) -> pd.DataFrame:
     known = table[table[quantity] > 0]
     found = {}
     for seed, own in known.groupby("seed"):
-        design = np.log(own[["lr", "batch_size"]].to_numpy())
-        design = np.column_stack([np.ones(len(own)), design])
+        design = np.column_stack([np.ones(len(own)), np.log(own[["lr", "batch_size"]])])
         _, a, minus_b = np.linalg.lstsq(design, np.log(own[quantity].to_numpy()), rcond=None)[0]
         found[seed] = {"a": a, "b": -minus_b}
     return pd.DataFrame(found).T.rename_axis("seed")
@@ -238,48 +234,46 @@ def caption(stored: Stored, rows: pd.DataFrame) -> str:
     return stored.line(rows, f"{net} on {size}", f"{epochs} epochs")
 
 
-def _trial(base: dict, ratio: float, batch_size: int, seed: int, **more) -> dict:
-    p = base | {"batch_size": batch_size, "lr": round(ratio * batch_size, 10), "seed": seed} | more
-    return p | {"bf16": batch_size >= 32}
-
-
-def _grid(base: dict, ratios, sizes, seeds, **more) -> list[dict]:
-    return [_trial(base, r, b, s, **more) for s in seeds for r in ratios for b in sizes]
+def _grid(base: dict, group: str, ratios, sizes, seeds, longer: int = 1, **more) -> list[dict]:
+    """Trials of ``longer`` times the epochs of ``base``."""
+    base = base | {"group": group} | more
+    base |= {name: longer * base[name] for name in ("epochs", "evaluate_every")}
+    grid = combinations(base, seed=seeds, ratio=ratios, batch_size=sizes)
+    for p in grid:
+        p["bf16"] = p["batch_size"] >= 32
+        p["lr"] = round(p.pop("ratio") * p["batch_size"], 10)
+    return grid
 
 
 def _full(base: dict, memory: dict) -> list[dict]:
     """Most wanted first: seed by seed the grid, with equal updates beside it; then the rest."""
-    ratios, sizes, seeds = [0.1 / 16 / 2**i for i in range(4)], [4, 16, 64], range(4)
-    top, longer = ratios[0], [2, 4, 8]
-    grid = []
+    ratios, seeds, grid = [0.1 / 16 / 2**i for i in range(4)], range(4), []
+    top = ratios[0]
     for s in seeds:
-        grid += _grid(base, ratios, sizes, [s], group="ratio")
-        grid += [
-            _trial(base, 0.1 / (16 * k), 16 * k, s, group="noise")
-            | {"epochs": k * base["epochs"], "evaluate_every": k * base["evaluate_every"]}
-            for k in longer
-        ]
+        grid += _grid(base, "ratio", ratios, [4, 16, 64], [s])
+        for k in (2, 4, 8):
+            grid += _grid(base, "noise", [0.1 / (16 * k)], [16 * k], [s], longer=k)
     for s in seeds:
-        grid += _grid(base, [top], [128, 256, 512], [s], group="break")
-        grid += _grid(base, [top / CYCLE], [16, 16 * CYCLE], [s], group="cycle")
-        grid += [_trial(base, top, 16, s, group="cycle", cycle=c) for c in ("batch", "rate")]
-    return grid + [
-        _trial(memory, 2 * top / 2**i, size, s, group="memory")
-        | {"epochs": 2**i * memory["epochs"], "evaluate_every": 2**i * memory["evaluate_every"]}
-        for s in seeds
-        for i in range(5)
-        for size in (8, 32)
-    ]
+        grid += _grid(base, "break", [top], [128, 256, 512], [s])
+        grid += _grid(base, "cycle", [top / CYCLE], [16, 16 * CYCLE], [s])
+        for cycle in ("batch", "rate"):
+            grid += _grid(base, "cycle", [top], [16], [s], cycle=cycle)
+    for s in seeds:
+        for i in range(5):
+            grid += _grid(memory, "memory", [2 * top / 2**i], [8, 32], [s], longer=2**i)
+    return grid
 
 
+_DIGITS = {"data": "digits", "net": "16-16", "n_train": 100, "n_test": 100, "epochs": 4}
+_DIGITS |= {"evaluate_every": 2, "n_curvature": 50}
+_MNIST = {"data": "mnist5k", "net": "64-64", "n_train": 1000, "epochs": 20}
+_MNIST |= {"evaluate_every": 10, "n_curvature": 1000}
 _FASHION = {"data": "fashion_mnist", "net": "256-256-256", "n_train": 10_000, "epochs": 60}
 _FASHION |= {"evaluate_every": 10, "n_curvature": 2500}
 _MEMORY = {"data": "fashion_mnist", "net": "256-256", "n_train": 2000, "epochs": 64}
 _MEMORY |= {"evaluate_every": 2, "random_labels": 0.25}
-
-
-def _small(base: dict, ratios: list[float], sizes: list[int], seeds: range) -> list[dict]:
-    return _grid(base | {"group": "ratio"}, ratios, sizes, seeds)
+_CIFAR = {"data": "cifar10", "net": "VGG-11", "n_train": 45_000, "epochs": 300}
+_CIFAR |= {"evaluate_every": 50, "n_curvature": 5000}
 
 
 def _cost(p: dict) -> float:
@@ -300,26 +294,10 @@ STUDY = Study(
     "batches of at least 32 are trained in bfloat16.",
     trial=trial,
     grids={
-        "smoke": _small(
-            {"data": "digits", "net": "16-16", "n_train": 100, "n_test": 100, "epochs": 4}
-            | {"evaluate_every": 2, "n_curvature": 50},
-            [0.01, 0.04],
-            [5, 20],
-            range(2),
-        ),
-        "book": _small(
-            {"data": "mnist5k", "net": "64-64", "n_train": 1000, "epochs": 20}
-            | {"evaluate_every": 10, "n_curvature": 1000},
-            [0.1 / 64, 0.1 / 16, 0.1 / 4],
-            [4, 16],
-            range(3),
-        ),
+        "smoke": _grid(_DIGITS, "ratio", [0.01, 0.04], [5, 20], range(2)),
+        "book": _grid(_MNIST, "ratio", [0.1 / 64, 0.1 / 16, 0.1 / 4], [4, 16], range(3)),
         "full": _full(_FASHION, _MEMORY),
-        "cifar10": _full(
-            {"data": "cifar10", "net": "VGG-11", "n_train": 45_000, "epochs": 300}
-            | {"evaluate_every": 50, "n_curvature": 5000},
-            _MEMORY | {"data": "cifar10", "n_train": 10_000},
-        ),
+        "cifar10": _full(_CIFAR, _MEMORY | {"data": "cifar10", "n_train": 10_000}),
     },
     cost=_cost,
 )

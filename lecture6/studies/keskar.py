@@ -29,7 +29,7 @@ from lecture6.landscape import interpolate
 from lecture6.objective import NetworkObjective
 from lecture6.sharpness import KESKAR_ITERATIONS, RandomSubspace, worst_case
 from lecture6.studies.results import Stored, distinct_values, select
-from lecture6.studies.trials import Rows, Study
+from lecture6.studies.trials import Rows, Study, combinations
 from lecture6.train import Run, train
 
 EPSILONS = (1e-3, 5e-4)  #: Keskar et al., Tables 3 and 4
@@ -91,21 +91,12 @@ def trial(
     if n_train is not None:
         data = data.subset(n_train)
     rows, runs = Rows(), []
+    settings = {"lr": lr, "epochs": epochs, "optimizer": "adam", "seed": seed, "bf16": bf16}
+    settings["evaluate_every"] = math.ceil(epochs / evaluations)
     for size in batch_sizes:
-        run = train(
-            build(net, data, seed),
-            data,
-            batch_size=size,
-            lr=lr,
-            epochs=epochs,
-            optimizer="adam",
-            seed=seed,
-            evaluate_every=math.ceil(epochs / evaluations),
-            bf16=bf16,
-        )
-        names = ["epoch", "split", "loss", "accuracy", "distance"]
-        for columns in run.history[names].to_dict("records"):
-            rows.add("history", batch_size=size, **columns)
+        run = train(build(net, data, seed), data, batch_size=size, **settings)
+        history = run.history[["epoch", "split", "loss", "accuracy", "distance"]]
+        rows.add_all("history", history, batch_size=size)
         used = run.precision == "bfloat16"
         rows.add("runs", batch_size=size, n_updates=run.n_updates, bfloat16=used)
         runs.append(run)
@@ -124,9 +115,7 @@ def trial(
         sets = {"train": (part.x_train, part.y_train), "test": (part.x_test, part.y_test)}
         objectives = {k: NetworkObjective(runs[0].model, x, y) for k, (x, y) in sets.items()}
         for path in ("linear", "sincos"):
-            found = interpolate(objectives, runs[0].w, runs[1].w, path=path)
-            for columns in found.to_dict("records"):
-                rows.add("path", **columns)
+            rows.add_all("path", interpolate(objectives, runs[0].w, runs[1].w, path=path))
     return rows
 
 
@@ -136,27 +125,18 @@ def _sharpness(
     """Definition 2 at the end of a run, in each space and at each ε."""
     dtype = torch.float64 if solver == "lbfgsb" else torch.float32
     f = NetworkObjective(run.model, part.x_train, part.y_train, dtype=dtype)
+    settings = {"method": solver, "n_iterations": KESKAR_ITERATIONS, "seed": seed}
     for space, subspace in spaces.items():
         for epsilon in EPSILONS:
-            found = worst_case(
-                f,
-                run.w,
-                epsilon=epsilon,
-                subspace=subspace,
-                method=solver,
-                n_iterations=KESKAR_ITERATIONS,
-                seed=seed,
-            )
+            found = worst_case(f, run.w, epsilon=epsilon, subspace=subspace, **settings)
             yield {"space": space, "epsilon": epsilon, "value": found.value, "gap": found.gap}
 
 
 def build(net: str, data: Dataset, seed: int) -> torch.nn.Module:
     """F1, F2, C1 (the released code) or "C1, stride 2" (the paper's text), for ``data``."""
-    n_inputs = math.prod(data.input_shape)
-    if net == "F1":
-        return models.f1(n_inputs, data.n_classes, seed=seed)
-    if net == "F2":
-        return models.f2(n_inputs, data.n_classes, seed=seed)
+    dense = {"F1": models.f1, "F2": models.f2}
+    if net in dense:
+        return dense[net](math.prod(data.input_shape), data.n_classes, seed=seed)
     return models.c1(data.n_classes, stride=2 if net == "C1, stride 2" else 1, seed=seed)
 
 
@@ -187,9 +167,8 @@ def sharpness(
     column: str = "value",
 ) -> pd.DataFrame:
     """The sharpness of each run in per cent, or its "gap", as :func:`by_run` gives it."""
-    rows = tables["sharpness"]
-    chosen = (rows["space"] == space) & (rows["epsilon"] == epsilon) & (rows["solver"] == solver)
-    return by_run(rows[chosen], column)
+    wanted = "space == @space and epsilon == @epsilon and solver == @solver"
+    return by_run(tables["sharpness"].query(wanted), column)
 
 
 def figure_4(history: pd.DataFrame) -> pd.DataFrame:
@@ -203,9 +182,8 @@ def figure_7(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     accuracy = final(tables).melt()["value"].to_numpy()
     parts = []
     for epsilon in EPSILONS:
-        part = sharpness(tables, "full space", epsilon).melt(
-            ignore_index=False, value_name="sharpness"
-        )
+        phi = sharpness(tables, "full space", epsilon)
+        part = phi.melt(ignore_index=False, value_name="sharpness")
         parts.append(part.assign(accuracy=accuracy, epsilon=epsilon).reset_index())
     return pd.concat(parts, ignore_index=True)
 
@@ -236,12 +214,8 @@ def _grid_full() -> list[dict]:
     n_sharpness = {"F1": 10_000, "F2": 5_000, "C1, stride 2": 2_500, "C1": 1_000}
 
     def trials(base: dict, group: str, seeds, *sizes: list[int], **more) -> list[dict]:
-        measured = {} if group == "tuned rate" else {"n_sharpness": n_sharpness[base["net"]]}
-        return [
-            base | {"group": group, "seed": seed, "batch_sizes": size} | measured | more
-            for seed in seeds
-            for size in sizes
-        ]
+        more = {"n_sharpness": n_sharpness[base["net"]]} | more
+        return combinations(base | {"group": group} | more, seed=seeds, batch_sizes=sizes)
 
     def large(base: dict) -> int:  # LB: 10 % of the training data
         return TRAIN_SIZES[base["data"]] // 10
@@ -249,21 +223,20 @@ def _grid_full() -> list[dict]:
     def pairs(base: dict, seeds, group: str = "pair", **more) -> list[dict]:
         return trials(base, group, seeds, [SMALL, large(base)], **more)
 
-    def grid(base: dict, seeds, *sizes: int) -> list[dict]:
-        return trials(base, "grid", seeds, *([size] for size in sizes), evaluations=1)
+    def grid(base: dict, seed: int, sizes: list[int]) -> list[dict]:
+        return trials(base, "grid", [seed], *([size] for size in sizes), evaluations=1)
 
-    def equal_updates(base: dict, seeds) -> list[dict]:
+    def equal_updates(base: dict) -> list[dict]:
         n = TRAIN_SIZES[base["data"]]
         ratio = math.ceil(n / SMALL) / math.ceil(n / large(base))
         epochs = round(base["epochs"] * ratio)
-        return trials(base, "equal updates", seeds, [large(base)], epochs=epochs)
+        return trials(base, "equal updates", range(3), [large(base)], epochs=epochs)
 
-    def tuned(base: dict, seeds, small: list[float], large_batch: list[float]) -> list[dict]:
-        return [  # beside the pairs' 1e-3
-            t
-            for size, tried in ((large(base), large_batch), (SMALL, small))
-            for lr in tried
-            for t in trials(base, "tuned rate", seeds, [size], lr=lr, evaluations=1)
+    def tuned(base: dict, small: list[float], large_batch: list[float]) -> list[dict]:
+        base = base | {"group": "tuned rate", "evaluations": 1}  # beside the pairs' 1e-3
+        return [
+            *combinations(base, batch_sizes=[[large(base)]], lr=large_batch, seed=range(3)),
+            *combinations(base, batch_sizes=[[SMALL]], lr=small, seed=range(3)),
         ]
 
     f2_sizes = [128, 512, 1024, 2048, 7284, 18_210]  # to a half of the training data
@@ -274,19 +247,19 @@ def _grid_full() -> list[dict]:
         *pairs(f1, [1, 2, 3, 4]),
         *pairs(f2, [1, 2, 3, 4]),
         *pairs(c1, [0, 1, 2]),
-        *grid(f2, [0], *f2_sizes),
-        *grid(c1, [0], *c1_sizes),
+        *grid(f2, 0, f2_sizes),
+        *grid(c1, 0, c1_sizes),
         *pairs(f2_183, [0, 1, 2, 3, 4]),
-        *tuned(f1, [0, 1, 2], [2.5e-4, 5e-4, 2e-3], [2e-3, 4e-3, 8e-3]),
-        *equal_updates(f1, [0, 1, 2]),
-        *tuned(c1, [0, 1, 2], [5e-4, 2e-3], [2e-3, 4e-3]),
-        *tuned(f2, [0, 1, 2], [2.5e-4, 5e-4, 2e-3], [2e-3, 4e-3, 8e-3]),
-        *grid(f2, [1], *f2_sizes),
-        *equal_updates(f2, [0, 1, 2]),
-        *grid(c1, [1], *c1_sizes),
+        *tuned(f1, [2.5e-4, 5e-4, 2e-3], [2e-3, 4e-3, 8e-3]),
+        *equal_updates(f1),
+        *tuned(c1, [5e-4, 2e-3], [2e-3, 4e-3]),
+        *tuned(f2, [2.5e-4, 5e-4, 2e-3], [2e-3, 4e-3, 8e-3]),
+        *grid(f2, 1, f2_sizes),
+        *equal_updates(f2),
+        *grid(c1, 1, c1_sizes),
         *pairs(c1, [3, 4]),
-        *grid(f2, [2], *f2_sizes),
-        *grid(c1, [2], *c1_sizes),
+        *grid(f2, 2, f2_sizes),
+        *grid(c1, 2, c1_sizes),
         *pairs(f1, [0, 1], "float32", bf16=False),
         *pairs(f1, [0], "whole set", n_sharpness=60_000),
         *pairs(c1_code, [0, 1, 2]),
@@ -298,26 +271,16 @@ def _small(
 ) -> list[dict]:
     base = {"net": "F1", "data": "mnist5k", "n_train": n_train, "epochs": epochs, "lr": 1e-3}
     base |= {"n_sharpness": n_train // 2, "n_columns": n_columns}
-    pairs = [
-        base | {"group": "pair", "seed": seed, "batch_sizes": [small, n_train // 10]}
-        for seed in seeds
-    ]
-    grid = [
-        base | {"group": "grid", "seed": seed, "batch_sizes": [size]}
-        for size in sizes
-        for seed in seeds
-    ]
-    return pairs + grid
+    pair, singles = [small, n_train // 10], [[size] for size in sizes]
+    pairs = combinations(base | {"group": "pair"}, seed=seeds, batch_sizes=[pair])
+    return pairs + combinations(base | {"group": "grid"}, batch_sizes=singles, seed=seeds)
 
 
 def _cost(p: dict) -> float:
     """Seconds on one core of a 2026 server with bfloat16, fitted to the first trials."""
-    per_sample, per_update = {  # microseconds of training, milliseconds of Adam
-        "F1": (21, 1.5),
-        "F2": (42, 2.5),
-        "C1, stride 2": (80, 1.0),
-        "C1": (500, 3.0),
-    }[p["net"]]
+    # microseconds of training, milliseconds of Adam
+    rates = {"F1": (21, 1.5), "F2": (42, 2.5), "C1, stride 2": (80, 1.0), "C1": (500, 3.0)}
+    per_sample, per_update = rates[p["net"]]
     n = p.get("n_train") or TRAIN_SIZES[p["data"].removesuffix("_jpeg")]
     runs, n_sharpness = len(p["batch_sizes"]), p.get("n_sharpness", 0)
     updates = p["epochs"] * sum(math.ceil(n / size) for size in p["batch_sizes"])

@@ -66,25 +66,14 @@ def trial(
     data = data.subset(n_train, n_test).centred()
     net = models.mlp(math.prod(data.input_shape), hidden, data.n_classes, seed=seed)
     epochs = max(1, round(updates / math.ceil(n_train / batch_size)))
-    [run] = train_many(
-        [net],
-        data,
-        batch_size=batch_size,
-        lr=lr,
-        momentum=momentum,
-        epochs=epochs,
-        seeds=[seed],
-        sampling=sampling,
-        evaluate_every=math.ceil(epochs / N_EVALUATIONS),
-        bf16=bf16,
-    )
+    settings = {"batch_size": batch_size, "lr": lr, "momentum": momentum, "sampling": sampling}
+    settings |= {"epochs": epochs, "evaluate_every": math.ceil(epochs / N_EVALUATIONS)}
+    [run] = train_many([net], data, seeds=[seed], bf16=bf16, **settings)
     if run.stopped.startswith("diverged"):
         return Rows(runs=[{"diverged": True}])
-    rows = Rows()
-    for h in run.history.itertuples():
-        rows.add("history", update=h.update, split=h.split, loss=h.loss, accuracy=h.accuracy)
     used = run.precision == "bfloat16"
-    rows.add("runs", n_updates=run.n_updates, bfloat16=used, diverged=False)
+    rows = Rows(runs=[{"n_updates": run.n_updates, "bfloat16": used, "diverged": False}])
+    rows.add_all("history", run.history[["update", "split", "loss", "accuracy"]])
     return rows
 
 
@@ -107,10 +96,10 @@ def final(tables: Mapping[str, pd.DataFrame], split: str = "test") -> pd.DataFra
 def peak(batch_sizes: ArrayLike, accuracies: ArrayLike) -> float:
     """The batch size of the best accuracy, between the grid's points; NaN if it is not bracketed.
 
-    The points above half the height of the peak over the largest batch, next to one another, are
-    taken (at least the best one and its neighbours), a parabola in log B is laid through them by
-    least squares, and its vertex returned, within their range. What lies left of the edge, where
-    training fails, does not count so. A best point at an end of the grid is no peak.
+    The vertex of a parabola in log B, by least squares through the points next to one another that
+    lie above half the height of the peak over the largest batch (at least the best one and its
+    neighbours), and within their range. What lies left of the edge, where training fails, does not
+    count so. A best point at an end of the grid is no peak.
     """
     order = np.argsort(batch_sizes)
     x = np.log2(np.asarray(batch_sizes, dtype=float)[order])
@@ -142,18 +131,12 @@ def edge(batch_sizes: ArrayLike, accuracies: ArrayLike) -> float:
 def optima(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """One line a curve and seed: lr, momentum, n_train, seed, B_opt (:func:`peak`), edge."""
     curve = ["lr", "momentum", "n_train", "seed"]
-    test, train = final(tables), final(tables, "train")
+    both = final(tables).merge(final(tables, "train"), on=[*curve, "batch_size"])
     lines = []
-    for key, runs in test.groupby(curve):
-        fitted = train.merge(runs[[*curve, "batch_size"]], on=[*curve, "batch_size"])
-        lines.append(
-            dict(zip(curve, key, strict=True))
-            | {
-                "B_opt": peak(runs["batch_size"], runs["accuracy"]),
-                "edge": edge(fitted["batch_size"], fitted["accuracy"]),
-            }
-        )
-    return pd.DataFrame(lines)
+    for key, runs in both.groupby(curve):
+        b, test, train = (runs[c] for c in ("batch_size", "accuracy_x", "accuracy_y"))
+        lines.append([*key, peak(b, test), edge(b, train)])
+    return pd.DataFrame(lines, columns=[*curve, "B_opt", "edge"])
 
 
 def exponents(found: pd.DataFrame, by: str, column: str = "B_opt") -> pd.Series:
@@ -170,10 +153,7 @@ def exponents(found: pd.DataFrame, by: str, column: str = "B_opt") -> pd.Series:
 
 
 def figures_10_and_11(tables: Mapping[str, pd.DataFrame], by: str) -> pd.DataFrame:
-    """Test accuracy in per cent, for :func:`lecture6.course.figures.curves`.
-
-    ``by``, of which each value is a curve: "lr" for Figure 10a, "n_train" for Figure 11a.
-    """
+    """Test accuracy in per cent for figures.curves, one for each ``by``: "lr", or "n_train"."""
     table, name = final(tables), {"lr": "η", "n_train": "N"}[by]
     labels = [f"{name} = {value:{'g' if by == 'lr' else ','}}" for value in table[by]]
     return table.assign(accuracy=100 * table["accuracy"], label=labels)
@@ -181,73 +161,45 @@ def figures_10_and_11(tables: Mapping[str, pd.DataFrame], by: str) -> pd.DataFra
 
 def caption(stored: Stored, rows: pd.DataFrame) -> str:
     """One line for a figure of ``rows``: net, data, momentum, seeds, device, date, commit."""
-    sizes = sorted(rows["n_train"].unique())
-    n = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
+    n = " to ".join(f"{n:,}" for n in sorted({rows["n_train"].min(), rows["n_train"].max()}))
     hidden, data, momentum = (distinct_values(rows, c) for c in ("hidden", "data", "momentum"))
     return stored.line(rows, f"784-{hidden}-10 on {n} images of {data}", f"momentum {momentum}")
 
 
-def _curve(base: dict, group: str, rate: float, sizes, seeds, **more) -> list[dict]:
+def _curve(base: dict, group: str, rate: float, sizes, seeds) -> list[dict]:
     """Trials at one effective rate η/(1 − m), for ``base["time"]`` of it."""
-    p = base | {"group": group} | more
-    time = p.pop("time")
-    m = p["momentum"]
+    p = base | {"group": group, "lr": round(rate * (1 - base["momentum"]), 10)}
+    p["updates"] = round(p.pop("time") / rate)
     sizes = sorted({min(max(1, round(b)), p["n_train"]) for b in sizes})
-    p |= {"lr": round(rate * (1 - m), 10), "updates": round(time / rate)}
     return [p | {"batch_size": b, "bf16": b >= 32, "seed": s} for b in sizes for s in seeds]
 
 
-def _full() -> list[dict]:
-    base = {
-        "data": "mnist",
-        "n_train": 1000,
-        "momentum": 0.0,
-        "time": 3000,
-        "hidden": HIDDEN,
-        "sampling": "without_replacement",
-    }
-    heavy = base | {"momentum": 0.9}
-
-    def figure_10(base: dict, seeds, rates=RATES) -> list[dict]:
-        return [
-            p for rate in rates for p in _curve(base, "lr", rate, [rate * r for r in RATIOS], seeds)
-        ]
-
-    def figure_11(seeds) -> list[dict]:
-        sizes = [*(16 * 2 ** (i / 2) for i in range(9)), 512]
-        return [
-            p
-            for n in reversed(SIZES)
-            for p in _curve(base, "n_train", 1.0, sizes, seeds, n_train=n, time=10_000)
-        ]
-
-    few = [0.5 * r for r in (16, 22.6, 32, 45.3, 64, 128)]
-    exact = _curve(base, "float32", 0.5, few, range(4))
-    return [
-        *figure_10(base, range(4)),
-        *figure_11(range(2)),
-        *figure_10(heavy, range(4)),
-        *(p | {"bf16": False} for p in exact),
-        *_curve(base, "epoch", 0.5, few, range(4), sampling="epoch"),
-        *figure_11(range(2, 5)),
-        *figure_10(base, range(4), HIGH_RATES),
-    ]
-
-
+_BASE = {"data": "mnist", "n_train": 1000, "momentum": 0.0, "time": 3000, "hidden": HIDDEN}
+_BASE |= {"sampling": "without_replacement"}
 _NEAR = (8, 16, 20, 24, 28, 32, 48, 64, 128)  # B over η: profile book
 
 
-def _small(data: str, n_train: int, hidden: int, time: float, rates, ratios, seeds) -> list[dict]:
-    base = {
-        "data": data,
-        "n_train": n_train,
-        "momentum": 0.0,
-        "time": time,
-        "hidden": hidden,
-        "sampling": "without_replacement",
-    }
+def _figure_10(base: dict, seeds, rates=RATES, ratios=RATIOS) -> list[dict]:
+    return [p for r in rates for p in _curve(base, "lr", r, [r * b for b in ratios], seeds)]
+
+
+def _figure_11(seeds) -> list[dict]:
+    sizes = [*(16 * 2 ** (i / 2) for i in range(9)), 512]
+    bases = [_BASE | {"n_train": n, "time": 10_000} for n in reversed(SIZES)]
+    return [p for base in bases for p in _curve(base, "n_train", 1.0, sizes, seeds)]
+
+
+def _full() -> list[dict]:
+    few = [0.5 * r for r in (16, 22.6, 32, 45.3, 64, 128)]
+    exact = _curve(_BASE, "float32", 0.5, few, range(4))
     return [
-        p for rate in rates for p in _curve(base, "lr", rate, [rate * r for r in ratios], seeds)
+        *_figure_10(_BASE, range(4)),
+        *_figure_11(range(2)),
+        *_figure_10(_BASE | {"momentum": 0.9}, range(4)),
+        *(p | {"bf16": False} for p in exact),
+        *_curve(_BASE | {"sampling": "epoch"}, "epoch", 0.5, few, range(4)),
+        *_figure_11(range(2, 5)),
+        *_figure_10(_BASE, range(4), HIGH_RATES),
     ]
 
 
@@ -266,8 +218,18 @@ STUDY = Study(
     "updates in Figure 11, without momentum. Batches of at least 32 are trained in bfloat16.",
     trial=trial,
     grids={
-        "smoke": _small("digits", 200, 32, 50, [0.5, 2.0], [8, 32, 128], range(2)),
-        "book": _small("mnist5k", 1000, 100, 500, [0.5, 1.0, 2.0], _NEAR, range(4)),
+        "smoke": _figure_10(
+            _BASE | {"data": "digits", "n_train": 200, "hidden": 32, "time": 50},
+            range(2),
+            [0.5, 2.0],
+            [8, 32, 128],
+        ),
+        "book": _figure_10(
+            _BASE | {"data": "mnist5k", "hidden": 100, "time": 500},
+            range(4),
+            [0.5, 1.0, 2.0],
+            _NEAR,
+        ),
         "full": _full(),
     },
     cost=_cost,

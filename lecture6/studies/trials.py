@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import util
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,11 @@ class Rows(dict[str, list[dict[str, Any]]]):
     def add(self, kind: str, **columns: Any) -> None:
         """Add a row."""
         self.setdefault(kind, []).append(columns)
+
+    def add_all(self, kind: str, table: pd.DataFrame, **columns: Any) -> None:
+        """Add a row for each line of ``table``, a Run's history say, with ``columns`` before it."""
+        for line in table.to_dict("records"):
+            self.add(kind, **columns | line)
 
 
 Function = Callable[..., Mapping[str, list[dict[str, Any]]]]  # of a trial
@@ -141,6 +147,11 @@ class Trial:
 
     def __str__(self) -> str:
         return ", ".join(f"{k} {v}" for k, v in self.parameters.items())
+
+
+def combinations(base: dict, **axes: Iterable) -> list[dict]:
+    """``base`` with each combination of values of ``axes``, the first of which varies slowest."""
+    return [base | dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
 
 
 def tabulate(trials: Iterable[tuple[dict, Mapping[str, list[dict]]]]) -> dict[str, pd.DataFrame]:
