@@ -182,7 +182,8 @@ def goyal_schedule(
     or "constant", see :func:`lecture6.schedules.warmup`; "none" starts at 1), then 1, and a tenth
     of it after 30, 60 and 80. Raises ValueError for another ``rule`` or ``kind``.
     """
-    decay = step_decay([checks.real("epochs", epochs, above=0) * e / 90 for e in (30, 60, 80)])
+    epochs = checks.real("epochs", epochs, above=0)
+    decay = step_decay([epochs * e / 90 for e in (30, 60, 80)], factor=0.1)
     start = 1 / scale_lr(1.0, k, rule=rule)
     checks.one_of("kind", kind, ("gradual", "constant", "none"))
     if kind == "none" or start == 1.0:
