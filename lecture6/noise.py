@@ -46,7 +46,7 @@ def per_sample_gradients(
     w = objective.vector(w)
     point = w.clone().requires_grad_()
     two, three = (
-        _graph_bytes(objective._logits(point, objective.x[[0] * n].to(w.device))) for n in (2, 3)
+        _graph_bytes(objective.logits(point, objective.x[[0] * n].to(w.device))) for n in (2, 3)
     )
     # The two chunks; what goes into them in one piece; the activations, their gradients, and what
     # the convolutions unfold.
@@ -55,7 +55,7 @@ def per_sample_gradients(
         raise ValueError(
             f"the gradient of one sample needs {need:,} bytes for {objective.n_params:,} "
             f"parameters, more than memory_limit = {memory_limit:,}: raise the limit, or use "
-            'products (of="gradients"), which form none'
+            'products (of="covariance"), which form none'
         )
     # map lets go of each before the next is made
     yield from map(SampleGradients.matrix, objective.sample_gradients(w, most=memory_limit // need))
