@@ -4,7 +4,8 @@ Every measure sees the matrix M (``of``: see :meth:`lecture6.objective.Objective
 products M v only, and says how far it can be trusted. *Lanczos* builds an orthonormal basis of the
 Krylov space span{v, Mv, M²v, …} and the projection T of M on it, whose eigenvalues approach the
 extreme ones of M. *Hutchinson* uses that E[vᵀ M v] = tr M for v with independent entries ±1. Where
-the matrix is small enough for the budget, both are exact.
+the matrix is small enough for the budget, both are exact. All raise ValueError for impossible
+settings, and where a product is not finite.
 """
 
 from __future__ import annotations
@@ -50,20 +51,17 @@ class Eigenpairs:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number estimated from random draws, with its standard error (0 when it is exact).
-
-    With ``n_samples`` below about ten the standard error is itself uncertain: use Student's t.
-    """
+    """A number estimated from random draws, with its standard error (0 when it is exact)."""
 
     value: float
     stderr: float
-    n_samples: int  #: independent ones, which the standard error comes from
+    n_samples: int  #: independent ones; below about ten stderr is uncertain: use Student's t
 
     @classmethod
     def mean(cls, samples: ArrayLike, groups: np.ndarray | None = None) -> Estimate:
-        """The mean of ``samples`` (n,): independent ones, or groups of them, numbered from 0, (n,).
+        """The mean of ``samples`` (n,), independent ones or groups of them, numbered from 0, (n,).
 
-        A single one is exact. Raises ValueError where one is not finite.
+        A single one is exact.
         """
         x = np.asarray(samples, dtype=float)
         checks.finite("an estimate", torch.from_numpy(x), "is the loss finite at w, and near it?")
@@ -77,8 +75,8 @@ class Estimate:
 class SpectralDensity:
     """The eigenvalues of M as a distribution: from each random vector a few weighted nodes.
 
-    The nodes and weights are those of Gauss quadrature for the density (Golub & Welsch): m of them
-    give its first 2m − 1 moments exactly, in the mean over the random vectors.
+    They are those of Gauss quadrature for the density (Golub & Welsch): m of them give its first
+    2m − 1 moments exactly, in the mean over the random vectors.
     """
 
     nodes: np.ndarray  #: (vectors, m)
@@ -116,32 +114,30 @@ def eigenvalues(
     """The ``k`` leading eigenvalues of M at ``w`` by Lanczos with full reorthogonalisation.
 
     Arguments:
-        end: "largest", "smallest" (the most negative), or "both": k at either end
+        end: "largest", or "smallest": the most negative
         tolerance: of the error of each eigenvalue, relative to it
         max_products: gives up there, with ``converged`` False; one vector of memory for each
 
-    Source: Lanczos (1950); Golub & Underwood (1977). Raises ValueError for impossible settings.
+    Source: Lanczos (1950); Golub & Underwood (1977).
     """
-    ends = 1 + (checks.one_of("end", end, ("largest", "smallest", "both")) == "both")
-    k = checks.whole("k", k, least=1, most=objective.n_params // ends)
-    wanted, tolerance = k * ends, checks.real("tolerance", tolerance, least=0)
-    max_products = checks.whole("max_products", max_products, least=wanted)
-
+    checks.one_of("end", end, ("largest", "smallest"))
     n, generator = objective.n_params, np.random.default_rng(checks.seed(seed))
+    k = checks.whole("k", k, least=1, most=n)
+    tolerance = checks.real("tolerance", tolerance, least=0)
+    limit = min(checks.whole("max_products", max_products, least=k), n)
     start = torch.from_numpy(generator.standard_normal((BLOCK, n))).to(objective.vector(w))
-    limit = min(max_products, n)
     for space in _krylov(objective.product(w, of=of), start, limit, generator):
         basis, t, coupling = space
         size = len(t)
-        if size < wanted:
+        if size < k:
             continue
         values, vectors = np.linalg.eigh(t)
         residuals = np.linalg.norm(coupling @ vectors[-coupling.shape[1] :], axis=0)
-        top, bottom = np.arange(size - 1, size - 1 - k, -1), np.arange(k - 1, -1, -1)
-        chosen = {"largest": top, "smallest": bottom, "both": np.concatenate([top, bottom])}[end]
+        descending = np.arange(size)[::-1]
+        chosen = descending[:k] if end == "largest" else descending[-k:]
         # Neighbours may be as much nearer as they are uncertain; of none, nothing is known.
         apart = np.abs(values - values[chosen, None]) - residuals
-        apart[np.arange(wanted), chosen] = np.inf if size > 1 else 0.0
+        apart[np.arange(k), chosen] = np.inf if size > 1 else 0.0
         r = residuals[chosen]
         errors = r * (r / np.maximum(np.maximum(apart.min(1), r), np.finfo(float).tiny))
         met = errors <= tolerance * np.abs(values[chosen])
@@ -167,8 +163,7 @@ def trace(
     The mean of vᵀ M v over random v with entries ±1 (Hutchinson 1989). Every micro-batch has random
     vectors of its own: the errors of the batches average out, so that smaller batches (the
     ``batch_size`` of :class:`~lecture6.objective.NetworkObjective`) give a smaller error for the
-    same work. With n_params passes or more, of at most 5,000, the trace is exact: that of
-    :func:`matrix`. Raises ValueError for fewer than 2.
+    same work. With n_params passes or more, of at most 5,000, the trace is exact.
     """
     n_products = checks.whole("n_products", n_products, least=2)
     generator = np.random.default_rng(checks.seed(seed))
@@ -205,7 +200,7 @@ def spectral_density(
 
     ``n_steps`` of Lanczos from each of ``n_vectors`` random vectors (Ubaru, Chen & Saad 2017;
     Ghorbani et al., 1901.10159). With n_vectors · n_steps ≥ n_params the eigenvalues are computed
-    themselves: one row of nodes, weights 1/n_params. Raises ValueError below 2 vectors or 1 step.
+    themselves: one row of nodes, weights 1/n_params.
     """
     n_vectors = checks.whole("n_vectors", n_vectors, least=2)
     n_steps = checks.whole("n_steps", n_steps, least=1)

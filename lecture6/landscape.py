@@ -40,8 +40,8 @@ def interpolate(
 ) -> pd.DataFrame:
     """Loss and accuracy along a path from ``w_small`` (α = 0) to ``w_large`` (α = 1).
 
-    The vectors have shape (n_params,). Returns a tidy table: path, alpha, split, loss, accuracy
-    (fraction). Source: Goodfellow et al. (1412.6544); Keskar et al., Figures 3 and 7.
+    Returns a tidy table: path, alpha, split, loss, accuracy (fraction). Source: Goodfellow et al.
+    (1412.6544); Keskar et al., Figures 3 and 7.
     """
     rows = []
     for split, objective in objectives.items():
@@ -56,8 +56,7 @@ def filter_normalised(objective: NetworkObjective, w: Tensor, *, seed: int = 0) 
     """A random direction (n_params,) in which every filter is as long as that filter of ``w``.
 
     A filter is what feeds one unit: a row of a dense layer's weights, one output channel of a
-    convolution's; biases and batch norm's parameters stay fixed. So nets with differently scaled
-    weights can be compared. Source: Li et al., 1712.09913, §4.
+    convolution's; biases and batch norm's parameters stay fixed (Li et al., 1712.09913, §4).
     """
     w, generator = objective.vector(w), np.random.default_rng(checks.seed(seed))
     direction = torch.zeros_like(w)

@@ -37,8 +37,8 @@ class Product:
     """v ↦ M v for the curvature matrix M = Σ_b weight_b · M_b of an objective at one point.
 
     Called with v of shape (n_params,), or with a block (k, n_params) of k vectors. ``parts`` yields
-    the terms one by one: their weights, and (v, more) ↦ M_b v for one vector v, with more = False
-    at the last one, after which the part's memory is given back.
+    the terms one by one: weight_b, and (v, more) ↦ M_b v for one vector v, with more = False at the
+    last one, after which the part's memory is given back.
     """
 
     def __init__(
@@ -85,10 +85,7 @@ class Objective(ABC):
         )
 
     def vector(self, w: Tensor) -> Tensor:
-        """``w`` as a detached vector of this objective's dtype and device.
-
-        Raises ValueError for another shape, and for numbers that are not finite.
-        """
+        """``w`` of this dtype and device; raises ValueError as :func:`lecture6.checks.weights`."""
         return checks.weights(w, self.n_params, dtype=self.dtype, device=self.device)
 
     def value(self, w: Tensor) -> float:
@@ -126,12 +123,10 @@ class Objective(ABC):
                 - "hessian", and for networks
                 - "gauss_newton": Jᵀ ∇²ℓ(z) J with J = ∂z/∂w the Jacobian of the logits,
                   positive semidefinite (Schraudolph 2002)
-                - "covariance": (1/n) Σ_i g_i g_iᵀ − ∇f ∇fᵀ of the gradients g_i of the n samples,
-                  by :class:`~lecture6.sample_gradients.SampleGradients`
+                - "covariance": (1/n) Σ_i g_i g_iᵀ − ∇f ∇fᵀ of the gradients g_i of the n samples
 
             memory_limit: bytes. What does not depend on v is computed once and kept up to this
-                limit; the samples beyond it are passed through the network at every call,
-                so that memory does not grow with their number.
+                limit; the samples beyond it are passed through the network at every call.
         """
         w = self.vector(w)
         terms = self._graphs(of, w)
@@ -228,13 +223,10 @@ class NetworkObjective(FlatNetwork, Objective):
             dropout) and the original not touched
         x, y: samples (n, ...) and integer labels (n,), see :func:`lecture6.checks.samples`
         batch_size: samples in memory at a time. The set is cut into nearly equal batches, each
-            weighted by its exact share, so that the cut does not change the value, unless
-            the network mixes the samples of a batch.
+            weighted by its exact share, so that the cut does not change the value. With batch
+            norm by batch statistics (the default of :mod:`lecture6.models`) it does: then the cut
+            is part of the definition, and every point w is normalised by its own activations.
         dtype: default: the model's; ``torch.float64`` for line searches and oracles
-
-    Batch norm without running statistics (the default of :mod:`lecture6.models`) does mix them:
-    then the cut is part of the definition, and every point w is normalised by the statistics of its
-    own activations.
 
     Raises ValueError for samples that the network does not fit and for weights that are not finite,
     :class:`NonDeterministicError` when two evaluations at the same weights differ.
@@ -259,7 +251,18 @@ class NetworkObjective(FlatNetwork, Objective):
         self.n_params = len(self.w)
         self.batch_size = checks.whole("batch_size", batch_size, least=1)
         self._set_samples(x, y)
-        self._probe()
+        x = self._batches[0][0]
+        with torch.no_grad():
+            once, again = self.logits(self.w, x), self.logits(self.w, x)
+        close = 1e-10 if self.dtype == torch.float64 else 1e-5  # a GPU's order of summation
+        if not torch.allclose(once, again, rtol=close, atol=close, equal_nan=True):
+            raise NonDeterministicError(
+                "two evaluations of the network at the same weights differ by up to "
+                f"{(once - again).abs().max().item():.2g}, although it is in eval mode. Usual "
+                "causes: dropout applied by a function with training=True, batch norm that goes on "
+                "updating running statistics, random augmentation inside the model. Remove the "
+                "randomness, or fix its seed inside the forward pass."
+            )
 
     def _set_samples(self, x: Tensor, y: Tensor) -> None:
         self.x, self.y, self.n_samples = x, y, len(x)
@@ -327,30 +330,13 @@ class NetworkObjective(FlatNetwork, Objective):
         return list(zip(self.x.split(size), self.y.split(size), strict=True))
 
     def sample_gradients(self, w: Tensor, *, most: int | None = None) -> Iterator[SampleGradients]:
-        """The gradients of the losses of the samples at w, in their order, some at a time.
+        """The gradients of the losses of the samples at w, in their order, ``most`` at a time.
 
-        ``most``: this many; default: a batch, or fewer where they are large. Raises ValueError for
-        a network that mixes the samples of a batch.
+        Default: a batch; fewer where they are large. Raises ValueError as :meth:`check_separate`.
         """
         w = self.vector(w)
-        pieces = self._pieces(w, most or self.batch_size)
-        return (self.per_sample(w, x, y) for x, y in pieces)
+        return (self.per_sample(w, x, y) for x, y in self._pieces(w, most or self.batch_size))
 
     def evaluate(self, w: Tensor) -> tuple[float, float]:
         """Mean loss and accuracy (fraction) at w, from one pass."""
         return evaluate(partial(self.logits, self.vector(w)), self._batches)
-
-    def _probe(self) -> None:
-        """Compare two passes over the first batch; tolerance: a GPU's order of summation."""
-        x = self._batches[0][0]
-        with torch.no_grad():
-            first, second = self.logits(self.w, x), self.logits(self.w, x)
-        tolerance = 1e-10 if self.dtype == torch.float64 else 1e-5
-        if not torch.allclose(first, second, rtol=tolerance, atol=tolerance, equal_nan=True):
-            raise NonDeterministicError(
-                "two evaluations of the network at the same weights differ by up to "
-                f"{(first - second).abs().max().item():.2g}, although it is in eval mode. Usual "
-                "causes: dropout applied by a function with training=True, batch norm that goes on "
-                "updating running statistics, random augmentation inside the model. Remove the "
-                "randomness, or fix its seed inside the forward pass."
-            )

@@ -27,7 +27,7 @@ from itertools import product
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
+from scipy.optimize import Bounds, minimize
 from torch import Tensor
 
 from lecture6 import checks
@@ -81,8 +81,7 @@ class RandomSubspace:
 
     Keskar et al. do not state the law of A; entries of order 1 are the reading that their Tables 3
     and 4 allow (unit columns would make φ a millionfold smaller). The blocks are kept when the
-    matrix fits in ``memory_limit`` bytes and drawn again at every product when it does not: the
-    entries are the same either way, and n × p numbers are never held beyond the limit.
+    matrix fits in ``memory_limit`` bytes and drawn again, the same, at every product when not.
     """
 
     def __init__(
@@ -137,24 +136,22 @@ class RandomSubspace:
 _Space = _Matrix | RandomSubspace
 
 
+@dataclass
 class _Search:
     """f over the box in units u ∈ [−1, 1]^p; counts evaluations and remembers the best point."""
 
-    def __init__(
-        self,
-        objective: Objective,
-        x: Tensor,
-        space: _Space,
-        epsilon: float,
-        *,
-        margin: float = 1.0,
-        tolerance: float = TOLERANCE,
-    ) -> None:
-        self.objective, self.x, self.space, self.tolerance = objective, x, space, tolerance
-        self.epsilon = checks.real("epsilon", epsilon, above=0)
-        self.half_width = self.epsilon * (space.pinv(x).abs() + margin)  # equation (3)
-        self.base = _finite(objective.value(x), "at x")
-        self.n_evaluations = 0
+    objective: Objective
+    x: Tensor
+    space: _Space
+    epsilon: float
+    margin: float = 1.0
+    tolerance: float = TOLERANCE
+    n_evaluations: int = 0
+
+    def __post_init__(self) -> None:
+        self.epsilon = checks.real("epsilon", self.epsilon, above=0)
+        self.half_width = self.epsilon * (self.space.pinv(self.x).abs() + self.margin)  # (3)
+        self.base = _finite(self.objective.value(self.x), "at x")
         self.forget()
 
     def forget(self) -> None:
@@ -221,7 +218,7 @@ class _Search:
         self, method: str, n_starts: int, n_iterations: int, seed: int
     ) -> SharpnessResult:
         """Searches by L-BFGS-B, unless ``method`` is "ascent", then by ascent, unless "lbfgsb"."""
-        rng, found = np.random.default_rng(seed), []
+        rng, rises, best = np.random.default_rng(seed), [], (self.best, "")
         for _ in range(n_starts):
             self.forget()
             u, message = torch.from_numpy(rng.uniform(-1.0, 1.0, self.space.p)).to(self.x), ""
@@ -231,11 +228,12 @@ class _Search:
                 u = self.best[1]
             if method != "lbfgsb":
                 message = self.sign_ascent(u, n_iterations)
-            found.append((self.best, message))
-        self.best, message = max(found, key=lambda each: each[0][0])
+            rises.append(self.best[0])
+            best = max(best, (self.best, message), key=lambda each: each[0][0])
+        self.best, message = best
         if n_starts > 1:
             high = self.best[0] - 0.01 * abs(self.best[0])
-            agree = sum(best[0] >= high for best, _ in found)
+            agree = sum(rise >= high for rise in rises)
             message = f"{agree} of {n_starts} starts reach the highest point found; {message}"
         return self.result(method, message)
 
@@ -257,7 +255,7 @@ class _Search:
             start.cpu().double().numpy(),
             jac=True,
             method="L-BFGS-B",
-            bounds=[(-1.0, 1.0)] * self.space.p,
+            bounds=Bounds(-1.0, 1.0),
             options={"maxiter": n_iterations, "ftol": 0.0, "gtol": 0.0},
         )
         return f"L-BFGS-B: {result.message}"
@@ -290,10 +288,9 @@ def worst_case(
     tolerance: float = TOLERANCE,
     seed: int = 0,
 ) -> SharpnessResult:
-    """The sharpness φ of Definition 2 of ``objective`` at ``x``, in per cent: the worst case.
+    """The sharpness φ of Definition 2 at ``x`` (n_params,), in per cent: the worst case.
 
     Arguments:
-        x: (n_params,)
         epsilon: half-width ε of the box; Keskar et al. use 1e-3 and 5e-4
         subspace: A: None for the identity; an integer p for p random columns
             (:class:`RandomSubspace`; Keskar: p = 100); or a matrix (n_params, p)
@@ -310,16 +307,15 @@ def worst_case(
         seed: of the starts, and of the random columns
 
     L-BFGS-B needs more digits than float32 has near a minimum: give it an objective in float64.
-    The result is never a silent 0: when no point of the box lies above f(x), ``value`` is 0,
-    ``converged`` is False and ``message`` says so. Raises ValueError for impossible settings.
+    When no point of the box lies above f(x), ``value`` is 0, ``converged`` is False and ``message``
+    says so.
     """
     checks.one_of("method", method, ("lbfgsb", "ascent", "converged", "vertices"))
     n_iterations = checks.whole("n_iterations", n_iterations, least=1)
     n_starts = checks.whole("n_starts", n_starts, least=1)
     tolerance, seed = checks.real("tolerance", tolerance, least=0), checks.seed(seed)
-    x = objective.vector(x)
     space = _as_space(subspace, objective, seed)
-    search = _Search(objective, x, space, epsilon, tolerance=tolerance)
+    search = _Search(objective, objective.vector(x), space, epsilon, tolerance=tolerance)
     if method == "vertices":
         return search.vertices()
     if method == "converged":
@@ -337,8 +333,8 @@ def adaptive(
     (ASAM, 2102.11600) with p = ∞; 20 iterations of projected sign ascent, after the evaluation of
     Andriushchenko et al. (2302.07011). A lower bound, like every search.
     """
-    x = objective.vector(x)
-    search = _Search(objective, x, _identity(objective.n_params), epsilon, margin=0.0)
+    space = _identity(objective.n_params)
+    search = _Search(objective, objective.vector(x), space, epsilon, margin=0.0)
     return search.best_of_starts("ascent", 1, 20, checks.seed(seed))
 
 
@@ -380,9 +376,8 @@ def sam(
 ) -> SharpnessResult:
     """The rise along SAM's step: f(x + ε g/‖g‖) − f(x) with the gradient g at x.
 
-    Foret et al. (2010.01412), whose ρ = 0.05 is the default ε. To first order ε ‖g‖: at a minimum,
-    where g is 0, there is no such step; ``value`` is then 0, ``converged`` False, and the message
-    says so. ``seed`` is not used: nothing is random.
+    Foret et al. (2010.01412), whose ρ = 0.05 is the default ε. To first order ε ‖g‖: where g is 0,
+    ``value`` is 0, ``converged`` False. ``seed`` is not used: nothing is random.
     """
     epsilon, x = checks.real("epsilon", epsilon, above=0), objective.vector(x)
     base, g = objective.value_and_grad(x)
