@@ -1,10 +1,10 @@
 """Towards Understanding SGD: the code behind the course.
 
-Read the modules in the order in which they import each other: ``data`` and ``models``, then
-``train``, ``train_many``, ``parallel``, ``sample_gradients``, ``objective``, ``toys``,
-``sharpness``, ``curvature``, ``landscape``, ``noise``, ``equilibrium``, ``sde``,
-then ``report``, ``studies``, ``results``, ``figures``, ``widgets``, ``explorables``,
-``exercises``.
+The core is read in the order in which its modules import each other: ``checks``, ``data``,
+``models``, ``device``, ``team``, ``schedules``, ``evaluation``, ``checkpoints``, ``train``,
+``train_many``, ``sample_gradients``, ``objective``, ``toys``, ``sharpness``, ``curvature``,
+``landscape``, ``noise_scale``, ``noise``, ``equilibrium``, ``sde``, ``provenance``. The wings
+``parallel``, ``studies`` and ``course`` stand on it.
 """
 
 __version__ = "0.2.0"

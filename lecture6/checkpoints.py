@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import pickle
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +22,35 @@ def write_atomically(path: str | os.PathLike, content: bytes) -> None:
     killed leaves the old file. Raises OSError, naming the file, when it cannot be written; the old
     one then stays.
     """
-    partial = Path(f"{path}.{os.getpid()}.partial")
+    partial = _partial(path)
     try:
         with open(partial, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+        if os.name == "posix":  # the name, too, outlasts a power failure
+            folder = os.open(partial.parent, os.O_RDONLY)
+            os.fsync(folder)
+            os.close(folder)
     except OSError as error:  # of a full disk, Python does not say which file
         raise OSError(error.errno, error.strerror, os.fspath(path)) from None
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
+
+
+def _partial(path: str | os.PathLike) -> Path:
+    """Beside the target, so that renaming is one step; another one for each process."""
+    return Path(f"{path}.{os.getpid()}.partial")
 
 
 class Checkpoint:
     """The file that a run continues from, or None, and the ``settings`` that it belongs to.
 
     ``settings`` maps a name to a plain value, of all that the run's results depend on; a list is
-    compared as far as both go. The file holds them, the state, and a SHA-256 of both.
+    compared as far as both go, since a run may be made longer. The file holds them, the state, and
+    a SHA-256 of both.
     """
 
     def __init__(self, path: str | os.PathLike | None, settings: dict[str, Any]) -> None:
@@ -47,17 +59,22 @@ class Checkpoint:
     def check_writable(self) -> None:
         """Raise OSError at once, not after hours of training, where no file could be written."""
         if self.path is not None:
-            write_atomically(Path(f"{self.path}.tried"), b"")
-            Path(f"{self.path}.tried").unlink()
+            partial = _partial(self.path)
+            try:
+                partial.touch()
+                partial.unlink()
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, os.fspath(self.path)) from None
 
     def save(self, state: dict[str, Any]) -> None:
         """Save ``state``, of tensors and plain values; a killed run leaves the last whole file."""
+        if self.path is None:
+            return
         buffer = io.BytesIO()
         torch.save({"settings": self.settings, "state": state}, buffer)
         content = buffer.getvalue()
-        if self.path is not None:
-            digest = hashlib.sha256(content).hexdigest().encode()
-            write_atomically(self.path, _MARK + digest + b"\n" + content)
+        digest = hashlib.sha256(content).hexdigest().encode()
+        write_atomically(self.path, _MARK + digest + b"\n" + content)
 
     def unreadable(self, error: Exception) -> ValueError:
         """What to raise for a file whose content is not what it should be."""
@@ -74,6 +91,8 @@ class Checkpoint:
         """
         if self.path is None or not self.path.exists():
             return None
+        if not self.path.is_file():
+            raise ValueError(f"{self.path} is not a file: choose another one for the checkpoint")
         head, _, content = self.path.read_bytes().partition(b"\n")
         if head != _MARK + hashlib.sha256(content).hexdigest().encode():
             raise ValueError(
@@ -86,7 +105,7 @@ class Checkpoint:
         except (RuntimeError, KeyError, TypeError, pickle.PickleError) as error:
             raise self.unreadable(error) from error
         differ = [
-            f"{name}: {there} there, {here} here"
+            f"{name}: {there!s:.99} there, {here!s:.99} here"
             for name, value in self.settings.items()
             for there, here in _pairs(settings.get(name), value)
             if there != here
@@ -108,5 +127,5 @@ def digest(*tensors: torch.Tensor) -> str:
     """SHA-256 of what tensors hold."""
     found = hashlib.sha256()
     for tensor in tensors:
-        found.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
+        found.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
     return found.hexdigest()

@@ -7,8 +7,8 @@ behind it works with, or raises a ValueError that names the value and the remedy
 from __future__ import annotations
 
 import copy
-import math
 import operator
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 SEEDS = 2**63  # a seed is below: torch's generators take a larger one for another
+_LARGEST = sys.float_info.max
 _BOUNDS: dict[str, tuple[str, Callable]] = {
     "above": ("above", operator.gt),
     "least": ("at least", operator.ge),
@@ -26,9 +27,10 @@ _BOUNDS: dict[str, tuple[str, Callable]] = {
 
 
 def whole(name: str, value: Any, **bounds: int) -> int:
-    """``value`` as an int: a Python or NumPy integer, or a float without a fraction.
+    """``value`` as an int: an integer, or a float without a fraction, of Python, NumPy or torch.
 
-    ``bounds``: above, least, below, most. Raises ValueError for anything else, and out of bounds.
+    ``bounds``: above, least, below, most. Raises ValueError for anything else, bool among it, and
+    out of bounds.
     """
     value = _plain(value)
     if not _is_finite(value) or value != int(value):
@@ -37,9 +39,10 @@ def whole(name: str, value: Any, **bounds: int) -> int:
 
 
 def real(name: str, value: Any, **bounds: float) -> float:
-    """``value`` as a float: any finite real number, of Python or NumPy, or a tensor of one.
+    """``value`` as a float: any finite real number, of Python, NumPy or torch.
 
-    ``bounds``: above, least, below, most. Raises ValueError for anything else, and out of bounds.
+    ``bounds``: above, least, below, most. Raises ValueError for anything else, bool among it, and
+    out of bounds.
     """
     value = _plain(value)
     if not isinstance(value, int | float) or isinstance(value, bool):
@@ -54,7 +57,7 @@ def _plain(value: Any) -> Any:
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
 
 
 def _within(name: str, value: float, wanted: list[str], bounds: dict[str, Any]) -> float:
@@ -86,10 +89,17 @@ def array(name: str, values: Any) -> np.ndarray:
 def one_of(name: str, value: Any, known: Iterable[str]) -> str:
     """``value``, which must be one of the words ``known``: else ValueError."""
     known = list(known)
-    if value not in known:
+    if not isinstance(value, str) or value not in known:
         words = ", ".join(map(repr, known[:-1]))
         raise ValueError(f"{name} must be {words} or {known[-1]!r}, got {value!r}")
-    return value
+    return str(value)
+
+
+def flag(name: str, value: Any) -> bool:
+    """``value``, True or False, of Python or NumPy: ValueError for anything else."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
 
 
 def seed(value: Any, name: str = "seed") -> int:
@@ -99,7 +109,7 @@ def seed(value: Any, name: str = "seed") -> int:
 
 def finite(name: str, values: Tensor, remedy: str) -> Tensor:
     """``values``; raises ValueError if one of them is not finite, saying which is the first."""
-    # the sum of finite numbers may overflow, but is never NaN: one pass without a copy
+    # one pass without a copy; the sum may overflow where every value is finite
     if (values.is_floating_point() or values.is_complex()) and not values.sum().isfinite():
         bad = ~values.isfinite()
         if bad.any():
@@ -116,9 +126,11 @@ def weights(w: Any, n_params: int, *, dtype: torch.dtype, device: torch.device) 
 
     Raises ValueError for another shape, and for weights that are not finite.
     """
-    w = torch.as_tensor(w, dtype=dtype, device=device).detach()
-    if w.shape != (n_params,):
-        raise ValueError(f"expected a vector of shape ({n_params},), got {tuple(w.shape)}")
+    w = torch.as_tensor(w).detach()
+    if w.shape != (n_params,) or w.is_complex():
+        kind = "complex " if w.is_complex() else ""
+        raise ValueError(f"expected a vector of shape ({n_params},), got {kind}{tuple(w.shape)}")
+    w = w.to(device, dtype)
     return finite("w", w, "training diverged, or the vector is of something else")
 
 
@@ -194,7 +206,7 @@ def fits(model: nn.Module, x: Tensor, y: Tensor, *, name: str = "") -> None:
     with torch.no_grad(), torch.random.fork_rng():
         try:
             z = copy.deepcopy(model).eval()(cast(x[[0, -1]], first))
-        except (RuntimeError, IndexError, TypeError, ValueError) as error:
+        except Exception as error:  # whatever the user's forward raises
             raise ValueError(
                 f"the network does not take {x_name}, {x.dtype} of the shape (n, "
                 f"{', '.join(map(str, x.shape[1:]))}): {error}"

@@ -1,4 +1,4 @@
-"""The machine that computes: which device, what arithmetic it has, and how it is kept in step."""
+"""The machine that computes: which device, what arithmetic it has, how it behaves in training."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def has_bf16(device: torch.device) -> bool:
 
 @contextmanager
 def for_training() -> Iterator[None]:
-    """Gradients are recorded, cuDNN repeats itself bit for bit, freed memory stays at hand."""
+    """A context: gradients are recorded, cuDNN repeats itself, freed memory stays at hand."""
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
@@ -44,7 +44,7 @@ def for_training() -> Iterator[None]:
 
 @contextmanager
 def kept_memory() -> Iterator[None]:
-    """Keep freed blocks in the process (glibc; elsewhere this does nothing).
+    """A context in which freed blocks stay in the process (glibc; elsewhere it does nothing).
 
     glibc hands large blocks back to the kernel when they are freed, and every step of a
     convolutional net gets them again page by page: a third of C1's time at batch size 256.

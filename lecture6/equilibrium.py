@@ -26,6 +26,7 @@ from lecture6.noise_scale import check_batch, covariance_factor
 from lecture6.objective import FunctionObjective
 
 Function = Callable[[np.ndarray], ArrayLike]
+Loss = Function | FunctionObjective
 Values = Callable[[np.ndarray], np.ndarray]
 NODES, NODE_WEIGHTS = np.polynomial.legendre.leggauss(8)  # of one cell, [−1, 1]
 CELLS = 1000  # of a way in one dimension
@@ -47,14 +48,6 @@ def _spectrum(matrix: ArrayLike, name: str) -> tuple[np.ndarray, np.ndarray]:
             "its eigenvector the loss does not hold w; leave that direction out"
         )
     return values, vectors
-
-
-def _rates(lr: float, batch_size: float, momentum: float) -> tuple[float, float, float]:
-    return (
-        checks.real("lr", lr, above=0),
-        checks.real("batch_size", batch_size, above=0),
-        checks.real("momentum", momentum, least=0, below=1),
-    )
 
 
 def _check_stable(largest: float, lr: float, momentum: float = 0.0) -> None:
@@ -93,7 +86,8 @@ def ou_covariance(
     in discrete time for η h_max ≥ 2(1 + m).
     """
     values, q = _spectrum(h, "h")
-    lr, batch_size, momentum = _rates(lr, batch_size, momentum)
+    lr, batch_size = checks.real("lr", lr, above=0), checks.real("batch_size", batch_size, above=0)
+    momentum = checks.real("momentum", momentum, least=0, below=1)
     if discrete:
         _check_stable(values[-1], lr, momentum)
     c = np.atleast_2d(checks.array("c", c))
@@ -111,21 +105,20 @@ def ou_covariance(
 def excess_loss(eigenvalues: ArrayLike, lr: float, batch_size: float) -> float:
     """E[ℓ − ℓ_min] = ½ tr(HS) of SGD at rest on a quadratic whose noise is the Hessian's, C = H.
 
-    (η/2B) Σ h_i/(2 − η h_i) of the ``eigenvalues`` h_i > 0 of H, (d,), S being that of
-    :func:`ou_covariance`; η tr H/(4B) for the SDE (Jastrzębski et al., 1711.04623v3). Raises
-    ValueError where there is no stationary law.
+    (η/2B) Σ h_i/(2 − η h_i) of the ``eigenvalues`` h_i > 0 of H, (d,); η tr H/(4B) for the SDE
+    (Jastrzębski et al., 1711.04623v3). Raises ValueError where there is no stationary law.
     """
     h = np.atleast_1d(checks.array("eigenvalues", eigenvalues))
     if h.ndim != 1 or h.size == 0 or not (h > 0).all():
         raise ValueError(f"needs positive eigenvalues (d,), got {h.tolist()}")
-    lr, batch_size, _ = _rates(lr, batch_size, 0.0)
+    lr, batch_size = checks.real("lr", lr, above=0), checks.real("batch_size", batch_size, above=0)
     _check_stable(h.max(), lr)
     return float(0.5 * lr / batch_size * (h / (2 - lr * h)).sum())
 
 
 @dataclass(frozen=True)
 class RegressionCovariance:
-    """SGD at rest on a linear regression, with what the additive approximation would need."""
+    """Of SGD at rest on a linear regression, with what the additive approximation would need."""
 
     covariance: np.ndarray  #: (d, d) of w about the minimiser, which is its mean
     spectral_radius: float  #: of the map S ↦ E[(I − ηH_b) S (I − ηH_b)]: below 1
@@ -151,7 +144,7 @@ def linear_regression_covariance(
     if x.ndim != 2 or y.shape != x.shape[:1]:
         raise ValueError(f"needs x (N, d) and y (N,), got {x.shape} and {y.shape}")
     n, d = x.shape
-    lr, batch_size = checks.real("lr", lr, above=0), checks.whole("batch_size", batch_size)
+    lr = checks.real("lr", lr, above=0)
     sampling = "with_replacement" if replacement else "without_replacement"
     kappa = covariance_factor(n, batch_size, sampling=sampling)
     h = x.T @ x / n
@@ -188,21 +181,16 @@ def epoch_end_variance(lr_h: float, n_train: int, batch_size: int, *, sampling: 
     Raises ValueError for an unstable rate and for B that does not divide N.
     """
     lr_h = checks.real("lr_h", lr_h, above=0, below=2)
-    n_train, batch_size = (
-        checks.whole(name, n) for name, n in (("n_train", n_train), ("batch_size", batch_size))
-    )
-    check_batch(n_train, batch_size, sampling)
+    n_train, batch_size = check_batch(n_train, batch_size, sampling)
     if n_train % batch_size:
         raise ValueError(f"batch_size must divide n_train, got {batch_size = } and {n_train = }")
     each = covariance_factor(n_train, batch_size, sampling=sampling)
     if sampling == "epoch":
-        k = n_train // batch_size
-        steps = np.arange(k)
+        steps = np.arange(k := n_train // batch_size)
         # p − 1, whose differences are exact where those of p drown
         less = np.expm1(steps * np.log1p(-lr_h)) if lr_h < 1 else (1 - lr_h) ** steps - 1
-        each = (
-            k / (n_train - 1) * float(((less - less.mean()) ** 2).sum() / ((1 + less) ** 2).sum())
-        )
+        spread = ((less - less.mean()) ** 2).sum() / ((1 + less) ** 2).sum()
+        each = k / (n_train - 1) * float(spread)
     return each * lr_h / (2 - lr_h)
 
 
@@ -210,8 +198,7 @@ def smallest_stable_batch(lr: float, curvature: float, spread: float, n_train: i
     """The smallest batch at which E[w²] does not grow for losses ½ h_i w² (Wu, Ma & E 2018).
 
     ``curvature`` a and ``spread`` s are the mean and the standard deviation (dividing by N) of the
-    h_i: (1 − η a)² + η² s² (N − B)/(B (N − 1)) ≤ 1, batches without replacement. Raises ValueError
-    where no batch is stable.
+    h_i: (1 − η a)² + η² s² (N − B)/(B (N − 1)) ≤ 1, without replacement. ValueError where none is.
     """
     lr, n_train = checks.real("lr", lr, above=0), checks.whole("n_train", n_train, least=2)
     curvature = checks.real("curvature", curvature, least=0)
@@ -231,16 +218,13 @@ def smallest_stable_batch(lr: float, curvature: float, spread: float, n_train: i
 
 
 def temperature(lr: float, batch_size: float, sigma: float) -> float:
-    """T = η σ²/(2B) of noise with covariance σ² I: equation (25) is exp(−ℓ/T)/Z.
-
-    With momentum m it is 1/(1 − m) times that.
-    """
-    lr, batch_size, _ = _rates(lr, batch_size, 0.0)
+    """T = η σ²/(2B) of noise with covariance σ² I; with momentum m it is 1/(1 − m) times that."""
+    lr, batch_size = checks.real("lr", lr, above=0), checks.real("batch_size", batch_size, above=0)
     return lr * checks.real("sigma", sigma, least=0) ** 2 / (2 * batch_size)
 
 
-def _vectorised(loss: Function | FunctionObjective, d: int) -> Values:
-    """The loss as a function of arrays (..., d), with values (...)."""
+def _log_density(loss: Loss, d: int, temperature: float) -> Values:
+    """−loss/temperature as a function of arrays (..., d), with values (...)."""
     if isinstance(loss, FunctionObjective) and loss.n_params != d:
         raise ValueError(f"expected a loss of {d} parameters, got one of {loss.n_params}")
 
@@ -255,7 +239,7 @@ def _vectorised(loss: Function | FunctionObjective, d: int) -> Values:
                 f"the loss of points {rows.shape} must be {len(rows)} finite numbers, got shape "
                 f"{out.shape} with {np.count_nonzero(~np.isfinite(out))} that are not finite"
             )
-        return out.reshape(w.shape[:-1])
+        return -out.reshape(w.shape[:-1]) / temperature
 
     return values
 
@@ -288,24 +272,22 @@ class Gibbs:
     Arguments:
         loss: a toy of :mod:`lecture6.toys`, or a function of arrays (n, d) with values (n,)
         low, high: corners of the box: (d,), or numbers for d = 1
-        n_cells: on each side of the box, with 8 Gauss–Legendre points each; default 1000, or 64 in
-            two dimensions
+        n_cells: on each side, with 8 Gauss–Legendre points each; default 1000, or 64 for d = 2
 
     ``points`` (n, d) have the probabilities ``weights`` (n,); ``log_partition`` is log Z. Raises
-    ValueError for other dimensions, a temperature that is not positive, a loss that is not finite,
-    and cells too wide for the wells.
+    ValueError for a loss that is not finite, and cells too wide for the wells.
     """
 
     def __init__(
         self,
-        loss: Function | FunctionObjective,
+        loss: Loss,
         temperature: float,
         low: ArrayLike,
         high: ArrayLike,
         *,
         n_cells: int | None = None,
     ) -> None:
-        self.temperature = checks.real("temperature", temperature, above=0)
+        temperature = checks.real("temperature", temperature, above=0)
         self.low = np.atleast_1d(checks.array("low", low))
         self.high = np.atleast_1d(checks.array("high", high))
         d = len(self.low)
@@ -314,9 +296,9 @@ class Gibbs:
                 "needs a box of 1 or 2 dimensions with low < high, got "
                 f"{self.low.tolist()} and {self.high.tolist()}"
             )
-        self._loss = _vectorised(loss, d)
-        n = (CELLS if d == 1 else 64) if n_cells is None else n_cells
-        n = checks.whole("n_cells", n, least=2)
+        self._log_density = _log_density(loss, d, temperature)
+        default = CELLS if d == 1 else 64
+        n = default if n_cells is None else checks.whole("n_cells", n_cells, least=2)
         _, coarse = self._quadrature(n // 2)
         self.points, log_mass = self._quadrature(n)
         self.log_partition = float(logsumexp(log_mass))
@@ -335,7 +317,7 @@ class Gibbs:
             np.stack(np.meshgrid(*a.reshape(len(a), -1), indexing="ij"), -1).reshape(-1, len(a))
             for a in _nodes(edges[:, :-1], edges[:, 1:])
         )
-        return points, np.log(weights).sum(1) - self._loss(points) / self.temperature
+        return points, np.log(weights).sum(1) + self._log_density(points)
 
     def _at(self, w: ArrayLike) -> np.ndarray:
         points = np.asarray(w, dtype=float).reshape(-1, len(self.low))
@@ -348,7 +330,7 @@ class Gibbs:
         points = self._at(w)
         inside = ((points >= self.low) & (points <= self.high)).all(1)
         out = np.zeros(len(points))
-        out[inside] = np.exp(-self._loss(points[inside]) / self.temperature - self.log_partition)
+        out[inside] = np.exp(self._log_density(points[inside]) - self.log_partition)
         return out
 
     def cdf(self, w: ArrayLike) -> np.ndarray:
@@ -356,15 +338,15 @@ class Gibbs:
         if len(self.low) != 1:
             raise ValueError("cdf is for one dimension; use probability(region)")
         z = np.clip(self._at(w)[:, 0], self.low, self.high)
-        cell = np.clip(np.searchsorted(self._edges, z, side="right") - 1, 0, len(self._edges) - 2)
-        part = _log_integral(lambda v: -self._loss(v) / self.temperature, self._edges[cell], z)
+        cell = np.digitize(z, self._edges[1:-1])
+        part = _log_integral(self._log_density, self._edges[cell], z)
         return self._below[cell] + np.exp(part - self.log_partition)
 
     def probability(self, region: Callable[[np.ndarray], ArrayLike]) -> float:
         """P(region), given as a function of points (n, d) with truth values (n,).
 
-        A point is in or out with its weight: where the density at the region's border is not small,
-        the error is that density times the distance between points.
+        A point is in or out with its weight: the error is the density at the region's border times
+        the distance between points, which more cells make smaller.
         """
         inside = np.reshape(region(self.points), -1).astype(bool)
         return float(self.weights[inside].sum())
@@ -383,9 +365,8 @@ def multiplicative_density(
     of :class:`Gibbs` between reflecting walls at ``low`` and ``high``; its "loss" is
     log D + ∫ ℓ'/D, at temperature 1. Raises ValueError as Gibbs does, and for D ≤ 0.
     """
-    low, high = checks.real("low", low), checks.real("high", high)
-    if not low < high:
-        raise ValueError(f"needs low < high, got {low:g} and {high:g}")
+    low = checks.real("low", low)
+    high = checks.real("high", high, above=low)
 
     def positive_diffusion(w: np.ndarray) -> np.ndarray:
         d = np.broadcast_to(np.asarray(diffusion(w), dtype=float), w.shape)
@@ -404,7 +385,7 @@ def multiplicative_density(
 
     def potential(w: np.ndarray) -> np.ndarray:
         z = w[:, 0]
-        cell = np.clip(np.searchsorted(edges, z, side="right") - 1, 0, CELLS - 1)
+        cell = np.digitize(z, edges[1:-1])
         return np.log(positive_diffusion(z)) + up_to[cell] + integral(edges[cell], z)
 
     return Gibbs(potential, 1.0, low, high)
@@ -420,9 +401,9 @@ def laplace(
     *,
     as_printed: bool = False,
 ) -> np.ndarray:
-    """Probabilities of the wells, (n_wells,), by Laplace's method: equation (26), corrected.
+    """Shares of the wells by Laplace's method, (n_wells,): equation (26), corrected.
 
-    P(A) ∝ exp(−ℓ_A/T)/√det H_A with T = η σ²/(2B): what the Gibbs density gives as T → 0.
+    P(A) ∝ exp(−ℓ_A/T)/√det H_A: what the Gibbs density gives as T → 0.
 
     Arguments:
         losses: ℓ_A at each minimum (mean losses)
@@ -436,8 +417,7 @@ def laplace(
     levels = checks.array("losses", losses)
     if levels.shape != (len(hessians),):
         raise ValueError(
-            f"needs the loss and the Hessian of each well, got losses {levels.shape} and "
-            f"{len(hessians)} Hessians"
+            f"needs ℓ and H of each well, got losses {levels.shape}, {len(hessians)} Hessians"
         )
     spectra = [_spectrum(h, f"the Hessian of well {a}")[0] for a, h in enumerate(hessians)]
     log_det = np.array([np.log(values).sum() for values in spectra])
@@ -451,35 +431,23 @@ def _time(log_time: float) -> float:
     return math.exp(log_time)
 
 
-def escape_time(
-    loss: Function | FunctionObjective,
-    temperature: float,
-    start: float,
-    end: float,
-    *,
-    wall: float,
-) -> float:
+def escape_time(loss: Loss, temperature: float, start: float, end: float, *, wall: float) -> float:
     """Exact mean time until w, from ``start``, first reaches ``end``: dw = −ℓ' dt + √(2T) dW, 1-D.
 
-    For start < end, and mirrored for start > end, it is ::
+    For start < end, and mirrored otherwise, it is ::
 
         (1/T) ∫_start^end e^(ℓ(y)/T) ∫_wall^y e^(−ℓ(z)/T) dz dy
 
     ``wall`` reflects; it lies on the other side of the start, far enough up the loss not to matter.
-    Time is η times the number of steps. ``loss`` as for :class:`Gibbs`, of one parameter. Raises
-    ValueError for points in another order, and where the quadrature is too coarse.
+    Time is η times the number of steps; ``loss`` is as for :class:`Gibbs`. Raises ValueError for
+    points in another order, and where the quadrature is too coarse.
     """
     temperature = checks.real("temperature", temperature, above=0)
     wall = checks.real("wall", wall)
     start, end = checks.real("start", start), checks.real("end", end)
     if not (wall <= start < end or wall >= start > end):
-        raise ValueError(
-            f"start must lie between wall and end: got {wall = }, {start = }, {end = }"
-        )
-    values = _vectorised(loss, 1)
-
-    def log_density(w: np.ndarray) -> np.ndarray:
-        return -values(w) / temperature
+        raise ValueError(f"needs start between wall and end, got {wall = }, {start = }, {end = }")
+    log_density = _log_density(loss, 1, temperature)
 
     def log_time(n: int) -> float:
         inside, path = np.linspace(wall, start, n + 1), np.linspace(start, end, n + 1)

@@ -7,8 +7,10 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from lecture6 import checks
+from lecture6.data import Dataset
 from lecture6.team import Team
 
 # Samples evaluated at a time. It matters for a net with batch norm: these are the samples that are
@@ -29,6 +31,16 @@ def evaluation_batches(x: Tensor, y: Tensor, batch_size: int = EVALUATION_BATCH)
     # convolutions run up to twice as fast on channels_last
     layout = torch.channels_last if x.dim() == 4 else torch.contiguous_format
     return [(x[i::n].contiguous(memory_format=layout), y[i::n]) for i in range(n)]
+
+
+def prepared(model: nn.Module, data: Dataset) -> tuple[Tensor, Tensor, dict[str, Batches]]:
+    """The training samples as ``model`` takes them, and both sets in batches, by their names.
+
+    Raises ValueError for data that the model does not fit: :func:`lecture6.checks.ready`.
+    """
+    train = checks.ready(model, data.x_train, data.y_train, name="train")
+    test = checks.ready(model, data.x_test, data.y_test, name="test")
+    return *train, {"train": evaluation_batches(*train), "test": evaluation_batches(*test)}
 
 
 def evaluate(

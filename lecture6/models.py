@@ -3,8 +3,8 @@
 Batch norm follows the authors' released code (Keras 1, ``mode=2``): every batch is normalised by
 its own mean and variance, when training *and* when evaluating, and no running statistics are kept.
 A landscape drawn with running statistics would show the loss of a network whose normalisation
-belongs to other weights. ``batch_norm="running"`` gives PyTorch's usual behaviour instead; the
-residual networks, which are Goyal et al.'s (1706.02677), have no other.
+belongs to other weights. ``batch_norm="running"`` gives PyTorch's usual behaviour instead, in F1
+and C1; the residual networks, which are Goyal et al.'s (1706.02677), have no other.
 
 Weights start from PyTorch's default (uniform) initialisation, those of the residual networks as
 Goyal et al. say (§5.1), drawn from ``seed`` alone. Every network raises ValueError, naming the
@@ -13,13 +13,11 @@ argument, for sizes that are no whole numbers above 0 and for other options that
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -60,9 +58,7 @@ def unflatten(w: Tensor, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """The length of :func:`flat_parameters`, or 0 for a module without parameters (a ReLU)."""
-    if next(model.parameters(), None) is None:
-        return 0
+    """The length of :func:`flat_parameters`."""
     return sum(p.numel() for p in checks.parameters(model).values())
 
 
@@ -98,14 +94,12 @@ def f1(
     return _f(5, n_inputs, n_classes, batch_norm, seed)
 
 
-def f2(
-    n_inputs: int = 360, n_classes: int = 1973, *, batch_norm: str = "batch", seed: int = 0
-) -> nn.Sequential:
+def f2(n_inputs: int = 360, n_classes: int = 1973, *, seed: int = 0) -> nn.Sequential:
     """F2: seven hidden layers of 512 (batch norm, ReLU); 2,780,085 parameters for TIMIT.
 
     Input (batch, 360), output logits (batch, 1973). Source: Keskar et al., Appendix B; Figure 2.
     """
-    return _f(7, n_inputs, n_classes, batch_norm, seed)
+    return _f(7, n_inputs, n_classes, "batch", seed)
 
 
 def c1(
@@ -236,9 +230,8 @@ def resnet(
         layers: list[nn.Module] = [*_conv3(n_in, 16, 1), nn.ReLU()]
         n_in = 16
         for n_out in (16, 32, 64):
-            for i in range(m):
-                stride = 2 if n_out > 16 and i == 0 else 1
-                layers.append(ResidualBlock(n_in, n_out, stride))
+            for _ in range(m):  # where the channels double, the image is halved
+                layers.append(ResidualBlock(n_in, n_out, stride=n_out // n_in))
                 n_in = n_out
         head = _small_head(nn.Linear(n_in, n_classes))
         return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
@@ -257,19 +250,3 @@ def resnet50(n_classes: int = 1000, *, seed: int = 0) -> nn.Module:
         model = torchvision.models.resnet50(num_classes=n_classes, zero_init_residual=True)
         _small_head(model.fc)
         return model
-
-
-def layer_table(model: nn.Sequential, input_shape: tuple[int, ...]) -> pd.DataFrame:
-    """What each layer does to one sample: columns layer, output (shape), parameters.
-
-    ``input_shape`` is the shape of a sample without the batch dimension. The table is read off a
-    forward pass through the module itself, so a schematic drawn from it cannot disagree with it.
-    """
-    model = copy.deepcopy(model).eval()  # neither running statistics nor generators move
-    x = torch.zeros(2, *input_shape)
-    rows = [("Input", input_shape, 0)]
-    with torch.no_grad():
-        for layer in model:
-            x = layer(x)
-            rows.append((type(layer).__name__, tuple(x.shape[1:]), count_parameters(layer)))
-    return pd.DataFrame(rows, columns=["layer", "output", "parameters"])

@@ -6,7 +6,7 @@ A schedule is a function of the epoch, a fraction, that gives the factor on the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -15,9 +15,10 @@ from lecture6.checks import one_of, real
 Schedule = Callable[[float], float]  #: epoch (a fraction) -> factor on the learning rate
 
 
-def step_decay(epochs: Sequence[float], factor: float = 0.1) -> Schedule:
-    """Multiply the learning rate by ``factor`` at each of ``epochs``."""
-    return lambda epoch: factor ** sum(epoch >= e for e in epochs)
+def step_decay(milestones: Iterable[float], factor: float = 0.1) -> Schedule:
+    """Multiply the learning rate by ``factor`` at each of ``milestones``, in epochs."""
+    milestones = tuple(milestones)
+    return lambda epoch: factor ** sum(epoch >= milestone for milestone in milestones)
 
 
 def warmup(epochs: float, start: float = 0.1, *, kind: str = "gradual") -> Schedule:
@@ -27,7 +28,8 @@ def warmup(epochs: float, start: float = 0.1, *, kind: str = "gradual") -> Sched
     times as large with the rate scaled by k, ``start`` is 1/k. After 0 epochs it is 1 at once.
     Raises ValueError for another kind, and for negative numbers.
     """
-    real("epochs", epochs, least=0), real("start", start, least=0)
+    real("epochs", epochs, least=0)
+    real("start", start, least=0)
     if one_of("kind", kind, ("gradual", "constant")) == "constant":
         return lambda epoch: start if epoch < epochs else 1.0
     if epochs == 0:
@@ -64,7 +66,7 @@ def scale_lr(lr: float, k: float, *, rule: str = "linear") -> float:
     much); "sqrt", √k·lr (Hoffer et al.; Malladi et al., 2205.10287, for Adam); "none", lr. Raises
     ValueError for another rule, and for a k that is not positive.
     """
-    k = real("k", k, above=0)
+    lr, k = real("lr", lr, above=0), real("k", k, above=0)
     factors = {"linear": k, "sqrt": math.sqrt(k), "none": 1.0}
     return lr * factors[one_of("rule", rule, factors)]
 
@@ -75,8 +77,10 @@ def factors(schedule: Schedule | None, epochs: int, updates: int) -> np.ndarray:
     The schedule is called for these alone, before the run starts, since what it raises then costs
     nothing. Raises ValueError when it raises, or gives what is no factor: NaN, or less than 0.
     """
+    if schedule is None:
+        return np.broadcast_to(1.0, (epochs, updates))
     found = np.ones((epochs, updates))
-    for place in np.ndindex(found.shape) if schedule is not None else ():
+    for place in np.ndindex(found.shape):
         epoch = place[0] + place[1] / updates
         try:
             found[place] = real("the factor", schedule(epoch), least=0)

@@ -29,7 +29,7 @@ class Team:
         return model
 
     def exchange(self, net: nn.Module, last: bool) -> AbstractContextManager:
-        """Where backward() exchanges gradients: with the ``last`` part of a mini-batch only."""
+        """A context in which backward() exchanges gradients, if this is the ``last`` part."""
         return nullcontext()
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -46,4 +46,4 @@ class Team:
         """Average the floating-point buffers of ``model`` over the workers, in place."""
 
     def beat(self) -> None:
-        """Say that this worker lives."""
+        """Say that this worker lives, to the parent, which ends those that are silent."""

@@ -25,7 +25,7 @@ from lecture6 import checks
 from lecture6.checkpoints import Checkpoint, digest
 from lecture6.data import Dataset
 from lecture6.device import choose, for_training, has_bf16
-from lecture6.evaluation import evaluate, evaluation_batches
+from lecture6.evaluation import evaluate, prepared
 from lecture6.models import flat_parameters, local_seed
 from lecture6.schedules import Schedule, factors
 from lecture6.team import Team
@@ -81,8 +81,10 @@ class Recipe:
         ):
             object.__setattr__(self, name, real(name, getattr(self, name), **bounds))
         object.__setattr__(self, "seed", checks.seed(self.seed))
-        one_of("optimizer", self.optimizer, ("sgd", "adam"))
-        one_of("sampling", self.sampling, SAMPLING)
+        for name, known in (("optimizer", ("sgd", "adam")), ("sampling", SAMPLING)):
+            object.__setattr__(self, name, one_of(name, getattr(self, name), known))
+        for name in ("nesterov", "bf16"):
+            object.__setattr__(self, name, checks.flag(name, getattr(self, name)))
         if self.optimizer == "adam" and (self.momentum or self.nesterov):
             raise ValueError(
                 f"momentum {self.momentum} and nesterov {self.nesterov} are for optimizer='sgd'; "
@@ -93,14 +95,18 @@ class Recipe:
                 "nesterov=True looks ahead along the momentum: give a momentum above 0"
             )
 
-    def updates(self, n_train: int) -> int:
+    def updates_per_epoch(self, n_train: int) -> int:
         """The updates of an epoch."""
         return math.ceil(n_train / self.batch_size)
 
+    def batches(self, n_train: int, generator: torch.Generator) -> Iterator[Tensor]:
+        """The mini-batches of an epoch, as indices: see :func:`sample_batches`."""
+        return sample_batches(n_train, self.batch_size, sampling=self.sampling, generator=generator)
+
     def n_parts(self, workers: int) -> int:
         """The parts in which each worker takes its share of a mini-batch."""
-        share = self.batch_size // workers
-        return math.ceil(share / (self.micro_batch or share))
+        own = self.batch_size // workers
+        return math.ceil(own / (self.micro_batch or own))
 
     def optimizer_for(self, parameters: Iterable[Tensor] | Iterable[dict]) -> torch.optim.Optimizer:
         """What turns gradients into a step; ``parameters`` as torch.optim takes them."""
@@ -116,10 +122,10 @@ class Recipe:
             weight_decay=self.weight_decay,
         )
 
-    def check_fit(self, model: nn.Module, n_train: int, workers: int = 1) -> None:
+    def check_trainable(self, model: nn.Module, n_train: int, workers: int = 1) -> None:
         """Raise ValueError unless every mini-batch of ``n_train`` samples can be trained on."""
         if not any(p.requires_grad for p in checks.parameters(model).values()):
-            raise ValueError("every parameter is frozen: set requires_grad_() where it shall move")
+            raise ValueError("every parameter is frozen: call requires_grad_() of one at least")
         if self.batch_size > n_train:
             raise ValueError(
                 f"batch_size must lie between 1 and the {n_train} training samples, got "
@@ -161,6 +167,13 @@ class Run:
     precision: str  #: "float32", "bfloat16", …: what the forward and backward passes used
     stopped: str  #: why training ended
     seconds: float = math.nan  #: of wall-clock time in updates, evaluations excluded
+
+    @classmethod
+    def of(cls, model: nn.Module, w0: Tensor, rows: list[tuple], bf16: bool, *more: Any) -> Run:
+        """The run of a network that is trained, from the rows of its history."""
+        precision = str(torch.bfloat16 if bf16 else w0.dtype).removeprefix("torch.")
+        history, n_updates = pd.DataFrame(rows, columns=COLUMNS), rows[-1][1] if rows else 0
+        return cls(model.eval(), w0, flat_parameters(model), history, n_updates, precision, *more)
 
     def final(self, split: str, column: str = "accuracy") -> float:
         """The last value of a column of the history, e.g. ``run.final("test")``.
@@ -211,7 +224,7 @@ def train(
 
     Arguments:
         settings: ``batch_size``, ``lr``, ``epochs`` and the other fields of a :class:`Recipe`
-        device: default: the GPU when there is one; of a ``group``, the worker's own
+        device: default: the GPU when there is one; with a ``group``, each worker has its own
         checkpoint: file to continue from and to save to after each evaluation, atomically
         group: the k workers of which this process is one, all called with the same arguments
             (:mod:`lecture6.parallel`). ``batch_size`` is kn: all draw the same batches, and
@@ -229,14 +242,14 @@ def train(
     recipe = Recipe(**settings)
     team = group or Team(choose(device))
     with for_training(), local_seed((recipe.seed + team.rank) % checks.SEEDS):
-        run = _Training(model, data, recipe, team, checkpoint)
-        for epoch in run.epochs(progress):
-            for batch in run.batches(epoch):  # in one part, unless micro_batch says otherwise
-                run.optimizer.zero_grad()
-                loss = gradient(run.net, batch, len(batch), team, bf16=run.bf16)
-                run.check_finite(loss)
-                run.optimizer.step()  # w ← w − η ∇
-        return run.finished()
+        training = _Training(model, data, recipe, team, checkpoint)
+        for epoch in training.epochs(progress):
+            for parts in training.batches(epoch):  # one part, unless micro_batch says otherwise
+                training.optimizer.zero_grad()
+                loss = gradient(training.net, parts, len(parts), team, bf16=training.bf16)
+                training.check_finite(loss)
+                training.optimizer.step()  # w ← w − η ∇
+        return training.result()
 
 
 def gradient(
@@ -250,25 +263,25 @@ def gradient(
 ) -> Tensor:
     """Leave (1/n) Σ_{x∈B} ∇ℓ(x; w) in the parameters of ``net``; returns the mean loss, ().
 
-    ``parts``: the inputs and labels of the ``n_parts`` parts of B, or of a worker's share of it,
-    and of each the part of the whole of B that it is. ``observe`` is called with the logits and the
-    labels of each. The loss of a worker is that of its share.
+    ``parts``: ``n_parts`` triples (x, y, fraction of B's samples), which may be read only while
+    they are needed; together they are B, or what a worker takes of it. ``observe`` is called with
+    the logits and the labels of each. A worker's loss is k times its summand of the mean.
     """
-    total: float | Tensor = 0.0
-    for j, (x, y, share) in enumerate(_with_buffers_of_their_own(net, parts, n_parts)):
+    losses = []
+    for j, (x, y, fraction) in enumerate(_each_from_the_same_buffers(net, parts, n_parts)):
         with team.exchange(net, last=j + 1 == n_parts):
             with torch.autocast(team.device.type, torch.bfloat16, enabled=bf16):
                 z = net(x)
-                loss = team.size * share * F.cross_entropy(z, y)
+                loss = team.size * fraction * F.cross_entropy(z, y)
             team.beat()
             loss.backward()  # added to what is there; the mean of the workers is (1/n) Σ ∇ℓ
-        total = total + loss.detach()
+        losses.append(loss.detach())
         if observe is not None:
             observe(z.detach(), y)
-    return torch.as_tensor(total)
+    return losses[0] if n_parts == 1 else torch.stack(losses).sum()
 
 
-def _with_buffers_of_their_own(
+def _each_from_the_same_buffers(
     model: nn.Module, parts: Iterable[tuple[Tensor, Tensor, float]], n_parts: int
 ) -> Iterator[tuple[Tensor, Tensor, float]]:
     """Yield ``parts``, each with the model's buffers as before the first; they end as the mean.
@@ -302,19 +315,17 @@ class _Training:
         checkpoint: str | os.PathLike | None,
     ) -> None:
         self.recipe, self.team = recipe, team
-        recipe.check_fit(model, len(data.x_train), team.size)
-        self.n_updates, self.n_parts = recipe.updates(data.n_train), recipe.n_parts(team.size)
-        self.factors = factors(recipe.schedule, recipe.epochs, self.n_updates)
+        recipe.check_trainable(model, len(data.x_train), team.size)
+        self.updates_per_epoch = recipe.updates_per_epoch(len(data.x_train))
+        self.n_parts = recipe.n_parts(team.size)
+        self.factors = factors(recipe.schedule, recipe.epochs, self.updates_per_epoch)
         self.model = copy.deepcopy(model).to(team.device)
-        train = checks.ready(self.model, data.x_train, data.y_train, name="train")
-        test = checks.ready(self.model, data.x_test, data.y_test, name="test")
-        self.sets = {"train": evaluation_batches(*train), "test": evaluation_batches(*test)}
-        self.x, self.y = train
+        self.x, self.y, self.sets = prepared(self.model, data)
         if self.x.dim() == 4:
             self.x = self.x.contiguous(memory_format=torch.channels_last)
         self.w0 = checks.finite("the model", flat_parameters(self.model), "build it anew")
         self.bf16 = recipe.bf16 and has_bf16(team.device)
-        self.net = team.wrap(self.model, self.x[:2])
+        self.net = team.wrap(self.model, self.x[[0, -1]])  # the same, or what averages gradients
         self.optimizer = recipe.optimizer_for(self.model.parameters())
         self.generator = torch.Generator().manual_seed(recipe.seed)
         self.rows: list[tuple] = []
@@ -329,12 +340,18 @@ class _Training:
         """All that the result depends on, but for how many epochs are run."""
         known = {f.name: getattr(self.recipe, f.name) for f in fields(self.recipe)}
         known = {k: v for k, v in known.items() if k not in ("epochs", "patience", "schedule")}
-        parts = (data.x_train, data.y_train, data.x_test, data.y_test)
+        frozen = [name for name, p in self.model.named_parameters() if not p.requires_grad]
+        schedule = [f"a schedule: {self.recipe.schedule is not None}"]
+        if self.recipe.schedule is not None:
+            schedule += [digest(torch.tensor(epoch)) for epoch in self.factors]
         return known | {
             "bf16": self.bf16,
-            "data": [data.name, *(digest(torch.as_tensor(part)) for part in parts)],
-            "initial weights": digest(self.w0),
-            "schedule": [digest(torch.from_numpy(each)) for each in self.factors],
+            "data": str(data.name),
+            "training set": digest(*map(torch.as_tensor, (data.x_train, data.y_train))),
+            "test set": digest(*map(torch.as_tensor, (data.x_test, data.y_test))),
+            "model": [repr(self.model), f"frozen: {frozen}"],
+            "initial weights": digest(self.w0, *self.model.buffers()),
+            "schedule": schedule,
             "workers": self.team.size,
         }
 
@@ -367,15 +384,13 @@ class _Training:
     def batches(self, epoch: int) -> Iterator[list[tuple[Tensor, Tensor, float]]]:
         """What this process takes of each mini-batch, see :func:`gradient`; sets its rate η."""
         recipe, team = self.recipe, self.team
-        batches = sample_batches(
-            len(self.y), recipe.batch_size, sampling=recipe.sampling, generator=self.generator
-        )
-        for i, batch in enumerate(batches):
-            self.update, self.factor = epoch * self.n_updates + i, float(self.factors[epoch, i])
-            for parameters in self.optimizer.param_groups:
-                parameters["lr"] = recipe.lr * self.factor
-            share = batch.tensor_split(team.size)[team.rank].to(team.device)
-            parts = [part for part in share.tensor_split(self.n_parts) if len(part)]
+        for i, batch in enumerate(recipe.batches(len(self.y), self.generator)):
+            self.update = epoch * self.updates_per_epoch + i
+            self.factor = float(self.factors[epoch, i])
+            for param_group in self.optimizer.param_groups:
+                param_group["lr"] = recipe.lr * self.factor
+            own = batch.tensor_split(team.size)[team.rank].to(team.device)
+            parts = [part for part in own.tensor_split(self.n_parts) if len(part)]
             yield [(self.x[part], self.y[part], len(part) / len(batch)) for part in parts]
 
     def check_finite(self, loss: float | Tensor) -> None:
@@ -391,11 +406,11 @@ class _Training:
             )
 
     def _record(self) -> float:
-        """Evaluate; returns the training loss."""
+        """Evaluate, in eval mode and with mean buffers; returns the training loss."""
         distance = (flat_parameters(self.model) - self.w0).norm().item()
         self.team.mean_buffers(self.model)
         self.model.eval()
-        self.update = self.epoch * self.n_updates
+        self.update = self.epoch * self.updates_per_epoch
         for split, batches in self.sets.items():
             loss, accuracy = evaluate(self.model, batches, self.team)
             self.check_finite(loss)
@@ -444,18 +459,9 @@ class _Training:
                 "checkpoint file"
             )
 
-    def finished(self) -> Run:
+    def result(self) -> Run:
         """What is known of the run when it has ended."""
-        dtype = torch.bfloat16 if self.bf16 else self.w0.dtype
-        ceased = f"training loss ceased to improve for {self.recipe.patience} evaluations"
-        early = self.epoch < self.recipe.epochs
-        return Run(
-            model=self.model.eval(),
-            w0=self.w0,
-            w=flat_parameters(self.model),
-            history=pd.DataFrame(self.rows, columns=COLUMNS),
-            n_updates=self.epoch * self.n_updates,
-            precision=str(dtype).removeprefix("torch."),
-            stopped=ceased if early else "all epochs done",
-            seconds=self.seconds,
-        )
+        stopped = "all epochs done"
+        if self.epoch < self.recipe.epochs:
+            stopped = f"training loss ceased to improve for {self.recipe.patience} evaluations"
+        return Run.of(self.model, self.w0, self.rows, self.bf16, stopped, self.seconds)

@@ -5,9 +5,9 @@ parameters of all replicas are stacked, ``(n_replicas, *shape)``, and a step is 
 a layer. Every replica has its own initial weights, seed and learning rate, and ends with the
 weights that :func:`lecture6.train.train` would give it, up to rounding.
 
-Networks of dense layers and ReLU go forward and backward by hand, and plain SGD adds η∇ to the
-weights in the product that makes ∇, which is then never stored. On a CPU a few replicas at a time
-go through an epoch, so that their weights stay in the cache.
+Networks of dense layers and ReLU go forward and backward by hand, and plain SGD adds −η∇ to the
+weights by the matrix product that makes ∇, so that ∇ is never stored. On a CPU a few replicas at a
+time go through an epoch, so that their weights stay in the cache.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from lecture6 import checks
 from lecture6.data import Dataset
 from lecture6.device import choose, for_training, has_bf16
-from lecture6.evaluation import evaluate, evaluation_batches
+from lecture6.evaluation import evaluate, prepared
 from lecture6.models import flat_parameters
-from lecture6.train import COLUMNS, Recipe, Run, sample_batches
+from lecture6.train import Recipe, Run
 
 SETTINGS = {"batch_size", "epochs", "momentum", "sampling", "evaluate_every", "bf16"}
 
@@ -57,10 +58,10 @@ def train_many(
     different architectures, and for other networks and settings: train them one by one.
     """
     models = list(models)
-    rates = list(lr) if np.ndim(lr) else [lr] * len(models)
+    rates = np.broadcast_to(np.asarray(lr), np.shape(lr) or len(models)).tolist()
     seeds = list(range(len(models))) if seeds is None else list(seeds)
     _check_replicas(models, rates, seeds)
-    if others := settings.keys() - SETTINGS:
+    if others := settings.keys() & {f.name for f in fields(Recipe)} - SETTINGS:
         raise ValueError(f"train_many has no {', '.join(sorted(others))}: train one by one")
     pairs = zip(rates, seeds, strict=True)
     recipes = [Recipe(lr=rate, seed=seed, **settings) for rate, seed in pairs]
@@ -75,15 +76,13 @@ class _Replicas:
         self, models: list[nn.Module], data: Dataset, recipes: list[Recipe], device: torch.device
     ) -> None:
         self.recipe, self.recipes, self.device = recipes[0], recipes, device
-        self.recipe.check_fit(models[0], len(data.x_train))
+        self.recipe.check_trainable(models[0], len(data.x_train))
         self.models = [copy.deepcopy(model).to(device) for model in models]
         for i, model in enumerate(models):
             checks.finite(f"model {i}", flat_parameters(model), "build it anew")
-        train = checks.ready(self.models[0], data.x_train, data.y_train, name="train")
-        test = checks.ready(self.models[0], data.x_test, data.y_test, name="test")
-        self.sets = {"train": evaluation_batches(*train), "test": evaluation_batches(*test)}
+        self.x, self.y, self.sets = prepared(self.models[0], data)
         self.bf16 = self.recipe.bf16 and has_bf16(device)
-        self.x, self.y = train[0].bfloat16() if self.bf16 else train[0], train[1]
+        self.x = self.x.bfloat16() if self.bf16 else self.x
         self.w0 = [flat_parameters(model) for model in self.models]
         own = zip(*(model.parameters() for model in self.models), strict=True)
         self.parameters = [torch.stack(p).detach() for p in own]
@@ -103,10 +102,9 @@ class _Replicas:
         recipe, r = self.recipe, len(self.models)
         at_once = r if self.device.type == "cuda" else max(1, torch.get_num_threads())
         generators = [torch.Generator().manual_seed(one.seed) for one in self.recipes]
-        options = {"batch_size": recipe.batch_size, "sampling": recipe.sampling}
         self._record(0)
         for epoch in range(recipe.epochs):
-            drawn = [sample_batches(len(self.y), generator=g, **options) for g in generators]
+            drawn = [recipe.batches(len(self.y), generator) for generator in generators]
             order = torch.stack([torch.cat(list(batches)) for batches in drawn]).to(self.device)
             for first in range(0, r, at_once):
                 part = slice(first, first + at_once)
@@ -141,8 +139,9 @@ class _Replicas:
         Yields, for each parameter, its number and a function that adds ``scale`` times the
         gradient to a tensor. A layer's weights may be changed once they have been yielded.
         """
-        layers, n = [m for m in self.models[0] if isinstance(m, nn.Linear)], len(p)
-        h, inputs, k = x.flatten(2), [], 0
+        layers, n = [m for m in self.models[0].modules() if isinstance(m, nn.Linear)], len(p)
+        h, k = x.flatten(2), 0
+        inputs: list[Tensor] = []
         q = [one.bfloat16() for one in p] if self.bf16 else p
         for layer in layers:
             inputs.append(h)
@@ -162,12 +161,12 @@ class _Replicas:
             if k > 0:
                 # the derivative of ReLU, in one pass
                 delta = torch.ops.aten.threshold_backward(torch.bmm(delta, q[k]), h, 0)
-            yield k, lambda target, d=here, h=h: _add_product(target, d.mT, h)
+            yield k, partial(_add_product, here.mT, h)
             if layer.bias is not None:
-                yield k + 1, lambda target, d=here: target.add_(d.sum(1, dtype=target.dtype))
+                yield k + 1, partial(_add_sum, here)
 
     def _record(self, epoch: int) -> None:
-        update = epoch * self.recipe.updates(len(self.y))
+        update = epoch * self.recipe.updates_per_epoch(len(self.y))
         for i in sorted(self.alive):
             model, lr = self.models[i], self.recipes[i].lr
             w = flat_parameters(model)
@@ -181,22 +180,17 @@ class _Replicas:
                 self.rows[i].append((epoch, update, split, loss, accuracy, lr, distance))
 
     def _run(self, i: int) -> Run:
-        model, rows = self.models[i].eval(), self.rows[i]
+        model, rows = self.models[i], self.rows[i]
         for own in model.parameters():
             own.data = own.data.clone()  # out of the stack
-        dtype = torch.bfloat16 if self.bf16 else self.w0[i].dtype
-        return Run(
-            model=model,
-            w0=self.w0[i],
-            w=flat_parameters(model),
-            history=pd.DataFrame(rows, columns=COLUMNS),
-            n_updates=rows[-1][1] if rows else 0,
-            precision=str(dtype).removeprefix("torch."),
-            stopped=self.stopped[i],
-        )
+        return Run.of(model, self.w0[i], rows, self.bf16, self.stopped[i])
 
 
-def _add_product(target: Tensor, a: Tensor, b: Tensor) -> None:
+def _add_sum(a: Tensor, target: Tensor) -> None:
+    target.add_(a.sum(1, dtype=target.dtype))
+
+
+def _add_product(a: Tensor, b: Tensor, target: Tensor) -> None:
     if target.dtype == a.dtype:
         target.baddbmm_(a, b)
     else:  # bfloat16 rounds the product, not the sum
@@ -209,11 +203,19 @@ def _like(values: Tensor, stacked: Tensor) -> Tensor:
 
 
 def is_dense(model: nn.Module) -> bool:
-    """Whether ``model`` is Flatten, then Linear layers with a ReLU between any two of them."""
-    kinds = [type(m) for m in model] if isinstance(model, nn.Sequential) else []
+    """Whether ``model`` is Flatten, then Linear layers with a ReLU between any two of them.
+
+    Each with weights of its own, and without hooks, which the steps by hand would not call.
+    """
+    layers = list(model) if isinstance(model, nn.Sequential) else []
+    kinds = [type(m) for m in layers]
     kinds = kinds[1:] if kinds[:1] == [nn.Flatten] else kinds
     wanted = [nn.Linear if i % 2 == 0 else nn.ReLU for i in range(len(kinds))]
-    return len(kinds) % 2 == 1 and kinds == wanted
+    own = [p for m in layers for p in (getattr(m, "weight", None), getattr(m, "bias", None))]
+    own = [p for p in own if p is not None]
+    hooked = any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    plain = len(own) == len({id(p) for p in own}) == len(list(model.parameters())) and not hooked
+    return plain and len(kinds) % 2 == 1 and kinds == wanted
 
 
 def _check_replicas(models: list[nn.Module], rates: list[float], seeds: list[int]) -> None:
@@ -221,10 +223,8 @@ def _check_replicas(models: list[nn.Module], rates: list[float], seeds: list[int
         raise ValueError("models is empty: give at least one network")
     for name, values in (("lr", rates), ("seeds", seeds)):
         if len(values) != len(models):
-            raise ValueError(
-                f"{name} must be one for all or one for each of the {len(models)} models, "
-                f"got {len(values)}"
-            )
+            n = len(models)
+            raise ValueError(f"{name} must have a value for each of {n} models, got {len(values)}")
     if different := {str(m) for m in models} - {str(models[0])}:
         raise ValueError(f"the models must have one architecture; others found: {different}")
     if not is_dense(models[0]) or not all(p.requires_grad for m in models for p in m.parameters()):

@@ -144,6 +144,9 @@ def test_workers_refuse_the_same(settings, parts, message):
         ({"micro_batch": 1.5}, "micro_batch must be a whole number, got 1.5"),
         ({"weight_decay": -1}, "weight_decay must be .* at least 0, got -1"),
         ({"seed": 2**63}, "seed must be at least 0 and at most"),
+        ({"epochs": 10**400}, "epochs must be a whole number"),
+        ({"momentum": 0.5, "nesterov": "no"}, "nesterov must be True or False, got 'no'"),
+        ({"bf16": 1}, "bf16 must be True or False, got 1"),
         ({"schedule": lambda epoch: 0.5 - epoch}, "the schedule fails at epoch 0.666667 of 1"),
         ({"schedule": lambda epoch: math.nan}, "the schedule fails at epoch 0 of 1"),
     ],
@@ -161,6 +164,9 @@ def test_numbers_of_numpy_make_the_same_run(tmp_path):
         "epochs": 2.0,
         "momentum": np.float64(0.5),
         "seed": np.arange(2)[1],
+        "optimizer": np.str_("sgd"),
+        "sampling": np.str_("epoch"),
+        "nesterov": np.False_,
     }
     file = tmp_path / "run.pt"
     by_train(net(), SET, **numbers | {"epochs": np.float32(1)}, checkpoint=file)

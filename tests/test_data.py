@@ -33,7 +33,7 @@ def mnist5k():
 
 @pytest.fixture(scope="module")
 def timit(data_root):
-    return {name: load(name, root=data_root) for name in ("timit", "timit:183", "timit:61")}
+    return {name: load(name, root=data_root) for name in ("timit", "timit:183")}
 
 
 @pytest.fixture
@@ -103,7 +103,6 @@ def assert_well_formed(d):
         assert y.max() < d.n_classes
     assert len(set(d.classes)) == d.n_classes
     assert d.source
-    assert d.licence
     assert len(d.checksum) == 64
 
 
@@ -306,7 +305,7 @@ def frames_by_hand(by_hand, test):
 
 
 def test_timit_sizes_and_sources(timit):
-    for name, n_classes in (("timit", 1973), ("timit:183", 183), ("timit:61", 61)):
+    for name, n_classes in (("timit", 1973), ("timit:183", 183)):
         d = timit[name]
         assert_well_formed(d)
         assert (d.n_classes, d.input_shape) == (n_classes, (360,))
@@ -327,12 +326,11 @@ def test_timit_test_speakers_are_a_quarter_balanced_over_sex(by_hand):
 def test_timit_labels_are_nltks(timit, by_hand):
     for test in (False, True):
         frames = frames_by_hand(by_hand, test)
-        assert labels_of(timit["timit:61"])[test] == [phone for phone, _, _ in frames]
         assert labels_of(timit["timit:183"])[test] == [f"{p}.{third}" for p, third, _ in frames]
-    assert timit["timit:61"].y_train.bincount().min() > 0
-    assert list(timit["timit:61"].classes) == sorted(
-        {p for _, _, labels in by_hand for p, *_ in labels}
-    )
+    d, phones = timit["timit:183"], {p for _, _, labels in by_hand for p, *_ in labels}
+    assert list(d.classes) == [f"{p}.{third}" for p in sorted(phones) for third in (1, 2, 3)]
+    assert len(phones) == 61
+    assert (d.y_train // 3).bincount().min() > 0
 
 
 def test_timit_ties_contexts_by_frequency_in_the_training_frames(timit, by_hand):
@@ -368,7 +366,7 @@ def test_timit_inputs_are_nine_frames_with_the_edges_repeated(timit, by_hand):
             rows[speaker in speech.TIMIT_TEST_SPEAKERS].append(np.concatenate(around))
     train, test = np.array(rows[False]), np.array(rows[True])
     mean, std = train.mean(0), train.std(0)
-    d = timit["timit:61"]
+    d = timit["timit:183"]
     np.testing.assert_allclose(d.x_train, (train - mean) / std, atol=1e-5)
     np.testing.assert_allclose(d.x_test, (test - mean) / std, atol=1e-5)
 
@@ -477,10 +475,10 @@ def test_timit_is_downloaded_once(server, tmp_path, data_root, monkeypatch, timi
         for path in (data_root / TIMIT_FOLDER).rglob("*"):
             archive.write(path, path.relative_to(data_root / "nltk_data" / "corpora"))
     monkeypatch.setattr(speech, "_URL", f"{address}timit.zip")
-    first = load("timit:61", root=tmp_path / "new")
+    first = load("timit:183", root=tmp_path / "new")
     (served / "timit.zip").unlink()
-    assert load("timit:61", root=tmp_path / "new").x_test.equal(first.x_test)
-    assert first.x_train.equal(timit["timit:61"].x_train)
+    assert load("timit:183", root=tmp_path / "new").x_test.equal(first.x_test)
+    assert first.x_train.equal(timit["timit:183"].x_train)
     assert all(file.startswith(TIMIT_FOLDER) for file in files_under(tmp_path / "new"))
 
 
@@ -510,7 +508,7 @@ def test_unknown_name_lists_the_known_ones():
         load("minst")
     message = str(caught.value)
     assert "'minst'" in message
-    known = "digits mnist5k mnist fashion_mnist cifar10 cifar10_jpeg timit timit:183 timit:61"
+    known = "digits mnist5k mnist fashion_mnist cifar10 cifar10_jpeg timit timit:183"
     for name in known.split():
         assert name in message
 

@@ -4,7 +4,9 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
+import torch
 
+from lecture6 import models
 from lecture6.course import figures
 
 PROVENANCE = "profile smoke · synthetic · seeds 0–2"
@@ -319,6 +321,28 @@ def test_accuracy_and_sharpness_shows_and_says_the_tables_means():
         said = f"ε = {name} goes from {means[16]:.3g} at 16 to {means[1000]:.3g} at 1000"
         assert said in description(figure)
     assert list(figure.layout.xaxis.ticktext) == ["16", "64", "1,000"]
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "n_classes"),
+    [(models.f1, (1, 28, 28), 10), (models.f2, (360,), 1973), (models.resnet, (3, 32, 32), 10)],
+)
+def test_a_layer_table_is_read_off_the_network(make, shape, n_classes):
+    model = make()
+    table = figures.layer_table(model, shape)
+    assert table["parameters"].sum() == models.count_parameters(model)
+    assert [*table["layer"][1:]] == [type(layer).__name__ for layer in model]
+    assert (table["output"].iloc[0], table["output"].iloc[-1]) == (shape, (n_classes,))
+
+
+def test_a_layer_table_leaves_the_model_and_the_callers_generator_alone():
+    model = models.c1(batch_norm="running")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    figures.layer_table(model, (3, 32, 32))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.training
 
 
 def test_schematic_draws_a_bar_a_block_with_its_shape_and_parameters():

@@ -22,7 +22,7 @@ from lecture6.checkpoints import Checkpoint
 from lecture6.data import DataError
 from lecture6.studies import STUDIES, Study, imagenet, runner
 from lecture6.team import Team
-from lecture6.train import DivergenceError, _with_buffers_of_their_own
+from lecture6.train import DivergenceError, _each_from_the_same_buffers
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 HERE = Path(__file__).parent
@@ -172,7 +172,7 @@ def test_an_update_is_that_of_goyals_workers(name):
         found = imagenet.update(model, opt, reading, 4, team())
         opt_by_hand.zero_grad()
         loss = wrong = 0
-        for x, y in _with_buffers_of_their_own(by_hand, parts[4 * i : 4 * i + 4], 4):
+        for x, y in _each_from_the_same_buffers(by_hand, parts[4 * i : 4 * i + 4], 4):
             z = by_hand(x)
             part = F.cross_entropy(z, y, reduction="sum") / 12
             part.backward()

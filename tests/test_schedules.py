@@ -46,6 +46,10 @@ def test_impossible_scalings_are_refused(k, rule, message):
         scale_lr(0.1, k, rule=rule)
 
 
+def test_milestones_may_be_given_one_by_one():
+    assert step_decay(e for e in (1, 2))(1.5) == pytest.approx(0.1)
+
+
 def test_no_warmup_is_the_whole_rate_at_once():
     assert [warmup(0)(e) for e in (0, 0.5, 3)] == [1, 1, 1]
     assert [warmup(0, kind="constant")(e) for e in (0, 0.5, 3)] == [1, 1, 1]

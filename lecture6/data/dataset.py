@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,8 +17,9 @@ class Dataset:
     """A training and a test set in memory.
 
     ``x_train`` and ``x_test`` are float32, ``(n, *input_shape)``; images are (n, C, H, W) in
-    [0, 1]. ``y_train`` and ``y_test`` are int64 indices into ``classes``, (n,). ``checksum`` is the
-    SHA-256 of what was read, before any split. Raises ``ValueError`` for samples without a label.
+    [0, 1]. ``y_train`` and ``y_test`` are int64 indices into ``classes``, (n,). ``source`` says
+    whose they are, under which licence, and what was done to them; ``checksum`` is the SHA-256 of
+    what was read, before any split. Raises ``ValueError`` for samples without a label.
     """
 
     name: str
@@ -27,7 +29,6 @@ class Dataset:
     y_test: Tensor
     classes: tuple[str, ...]
     source: str
-    licence: str
     checksum: str
 
     def __post_init__(self) -> None:
@@ -69,15 +70,12 @@ class Dataset:
         n_test = self.n_test if n_test is None else n_test
         n_test = checks.whole(f"n_test of {self.name}", n_test, least=1, most=self.n_test)
         generator = torch.Generator().manual_seed(checks.seed(seed))
-        train = torch.randperm(self.n_train, generator=generator)[:n_train]
-        test = torch.randperm(self.n_test, generator=generator)[:n_test]
-        return replace(
-            self,
-            x_train=self.x_train[train],
-            y_train=self.y_train[train],
-            x_test=self.x_test[test],
-            y_test=self.y_test[test],
-        )
+        parts: dict[str, Any] = {}
+        for part, n in (("train", n_train), ("test", n_test)):
+            x, y = (getattr(self, f"{xy}_{part}") for xy in "xy")
+            kept = torch.randperm(len(x), generator=generator)[:n]
+            parts |= {f"x_{part}": x[kept], f"y_{part}": y[kept]}
+        return replace(self, **parts)
 
     def centred(self) -> Dataset:
         """A copy less the mean input of the training set."""
@@ -92,9 +90,8 @@ class Dataset:
         the test set, stay as they are. Raises ``ValueError`` for a fraction outside [0, 1].
         """
         fraction = checks.real("fraction", fraction, least=0, most=1)
-        generator = torch.Generator().manual_seed(checks.seed(seed))
-        redrawn = torch.randperm(self.n_train, generator=generator)
-        redrawn = redrawn[: round(fraction * self.n_train)]
+        n, generator = self.n_train, torch.Generator().manual_seed(checks.seed(seed))
+        redrawn = torch.randperm(n, generator=generator)[: round(fraction * n)]
         y = self.y_train.clone()
         y[redrawn] = torch.randint(self.n_classes, (len(redrawn),), generator=generator)
         source = f"{self.source}; {fraction:.0%} of the training labels drawn at random"
@@ -115,8 +112,6 @@ class Dataset:
             raise ValueError(f"channels must be a multiple of the images' {c}, got {channels}")
         top, left = (size - h) // 2, (size - w) // 2
         frame = (left, size - w - left, top, size - h - top)
-        x, x_test = (
-            pad(x, frame).repeat(1, channels // c, 1, 1) for x in (self.x_train, self.x_test)
-        )
+        x, x_test = (pad(x, frame).tile(channels // c, 1, 1) for x in (self.x_train, self.x_test))
         source = f"{self.source}; zero-padded to {channels}×{size}×{size}"
         return replace(self, x_train=x, x_test=x_test, source=source)
