@@ -1,11 +1,11 @@
 """Curvature of an Objective: eigenvalues, trace, spectral density, log-determinant.
 
-Every measure sees the matrix M (the Hessian of the loss, or its Gauss–Newton part) through
-products M v only, and says how far it can be trusted: residuals for eigenvalues, a standard error
-for what is estimated from random vectors. Two algorithms carry all of it. *Lanczos* builds an
-orthonormal basis of the Krylov space span{v, Mv, M²v, …} and the projection T of M on it; the
-eigenvalues of T approach the extreme ones of M. *Hutchinson* uses that E[vᵀ M v] = tr M for v with
-independent entries ±1. Where the matrix is small enough for the budget, both are exact.
+Every measure sees the matrix M (``of``: see :meth:`lecture6.objective.Objective.product`) through
+products M v only, and says how far it can be trusted. *Lanczos* builds an orthonormal basis of the
+Krylov space span{v, Mv, M²v, …} and the projection T of M on it, whose eigenvalues approach the
+extreme ones of M. *Hutchinson* uses that E[vᵀ M v] = tr M for v with independent entries ±1. Where
+the matrix is small enough for the budget, both are exact. All raise ValueError for impossible
+settings, and where a product is not finite.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,8 +22,10 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from lecture6 import checks
-from lecture6.objective import MEMORY_LIMIT, Objective, Product, _PartProduct
+from lecture6.objective import Graph, Objective, PartProduct, Product
+from lecture6.sample_gradients import SampleGradients
 
+BLOCK = 2  # vectors that Lanczos iterates together
 MOST_COLUMNS = 5000  # of a matrix that is formed: 200 MB in float64
 NOT_FINITE = "a product with the matrix is not finite: is the loss finite at w, and near it?"
 
@@ -35,8 +38,7 @@ class Eigenpairs:
     eigenvalue, and r²/gap does so more closely when the rest of the spectrum is ``gap`` away
     (Kato–Temple). ``converged`` means that every error is below the tolerance asked for. What no
     residual can show is an eigenvalue that the search has not met: one to which the random start is
-    nearly orthogonal, or the second copy of a double one. A block of two vectors, the default,
-    makes the first very unlikely, and finds up to two copies.
+    nearly orthogonal, which a block of two vectors makes very unlikely, or a third copy.
     """
 
     values: np.ndarray  #: (k,)
@@ -45,25 +47,21 @@ class Eigenpairs:
     errors: np.ndarray  #: (k,)
     converged: bool
     n_products: int
-    message: str
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number estimated from random draws, with its standard error (0 when it is exact).
-
-    With ``n_samples`` below about ten the standard error is itself uncertain: use Student's t.
-    """
+    """A number estimated from random draws, with its standard error (0 when it is exact)."""
 
     value: float
     stderr: float
-    n_samples: int  #: independent ones, which the standard error comes from
+    n_samples: int  #: independent ones; below about ten stderr is uncertain: use Student's t
 
     @classmethod
     def mean(cls, samples: ArrayLike, groups: np.ndarray | None = None) -> Estimate:
-        """The mean of ``samples`` (n,): independent ones, or groups of them, numbered from 0, (n,).
+        """The mean of ``samples`` (n,), independent ones or groups of them, numbered from 0, (n,).
 
-        A single one is exact. Raises ValueError where one is not finite.
+        A single one is exact.
         """
         x = np.asarray(samples, dtype=float)
         checks.finite("an estimate", torch.from_numpy(x), "is the loss finite at w, and near it?")
@@ -77,8 +75,8 @@ class Estimate:
 class SpectralDensity:
     """The eigenvalues of M as a distribution: from each random vector a few weighted nodes.
 
-    The nodes and weights are those of Gauss quadrature for the density (Golub & Welsch): m of them
-    give its first 2m − 1 moments exactly, in the mean over the random vectors.
+    They are those of Gauss quadrature for the density (Golub & Welsch): m of them give its first
+    2m − 1 moments exactly, in the mean over the random vectors.
     """
 
     nodes: np.ndarray  #: (vectors, m)
@@ -92,8 +90,8 @@ class SpectralDensity:
     def density(self, grid: np.ndarray, width: float) -> tuple[np.ndarray, np.ndarray]:
         """Density on ``grid`` (g,) under a Gaussian of standard deviation ``width``.
 
-        Returns the mean over the random vectors and its standard error, (g,) each; the density
-        integrates to 1, so multiply by ``n_params`` for a number of eigenvalues.
+        Returns the mean over the random vectors and its standard error, (g,) each. The density
+        integrates to 1: ``n_params`` times it is a number of eigenvalues.
         """
         width = checks.real("width", width, above=0)
         distance = (np.asarray(grid)[:, None, None] - self.nodes) / width  # (g, vectors, m)
@@ -111,45 +109,35 @@ def eigenvalues(
     of: str = "hessian",
     tolerance: float = 1e-3,
     max_products: int = 200,
-    block_size: int = 2,
     seed: int = 0,
 ) -> Eigenpairs:
     """The ``k`` leading eigenvalues of M at ``w`` by Lanczos with full reorthogonalisation.
 
     Arguments:
-        end: "largest", "smallest" (the most negative), or "both": k at either end
-        of: the matrix: see :meth:`~lecture6.objective.Objective.product`
+        end: "largest", or "smallest": the most negative
         tolerance: of the error of each eigenvalue, relative to it
-        max_products: gives up there, with ``converged`` False; memory is one vector of n_params
-            each
-        block_size: vectors iterated together; at least the multiplicity of a repeated eigenvalue.
-            A single one takes a few products less and now and then misses an eigenvalue.
+        max_products: gives up there, with ``converged`` False; one vector of memory for each
 
-    Source: Lanczos (1950); Golub & Underwood (1977) for blocks. Raises ValueError for impossible
-    settings.
+    Source: Lanczos (1950); Golub & Underwood (1977).
     """
-    ends = 1 + (checks.one_of("end", end, ("largest", "smallest", "both")) == "both")
-    k = checks.whole("k", k, least=1, most=objective.n_params // ends)
-    wanted, tolerance = k * ends, checks.real("tolerance", tolerance, least=0)
-    block_size = checks.whole("block_size", block_size, least=1)
-    max_products = checks.whole("max_products", max_products, least=wanted)
-
-    generator = np.random.default_rng(checks.seed(seed))
-    start = torch.from_numpy(generator.standard_normal((block_size, objective.n_params)))
-    limit = min(max_products, objective.n_params)
-    space = _krylov(objective.product(w, of=of), start.to(objective.vector(w)), limit, generator)
-    for step in space:
-        basis, t, coupling = step
+    checks.one_of("end", end, ("largest", "smallest"))
+    n, generator = objective.n_params, np.random.default_rng(checks.seed(seed))
+    k = checks.whole("k", k, least=1, most=n)
+    tolerance = checks.real("tolerance", tolerance, least=0)
+    limit = min(checks.whole("max_products", max_products, least=k), n)
+    start = torch.from_numpy(generator.standard_normal((BLOCK, n))).to(objective.vector(w))
+    for space in _krylov(objective.product(w, of=of), start, limit, generator):
+        basis, t, coupling = space
         size = len(t)
-        if size < wanted:
+        if size < k:
             continue
         values, vectors = np.linalg.eigh(t)
         residuals = np.linalg.norm(coupling @ vectors[-coupling.shape[1] :], axis=0)
-        top, bottom = np.arange(size - 1, size - 1 - k, -1), np.arange(k - 1, -1, -1)
-        chosen = {"largest": top, "smallest": bottom, "both": np.concatenate([top, bottom])}[end]
+        descending = np.arange(size)[::-1]
+        chosen = descending[:k] if end == "largest" else descending[-k:]
         # Neighbours may be as much nearer as they are uncertain; of none, nothing is known.
         apart = np.abs(values - values[chosen, None]) - residuals
-        apart[np.arange(wanted), chosen] = np.inf if size > 1 else 0.0
+        apart[np.arange(k), chosen] = np.inf if size > 1 else 0.0
         r = residuals[chosen]
         errors = r * (r / np.maximum(np.maximum(apart.min(1), r), np.finfo(float).tiny))
         met = errors <= tolerance * np.abs(values[chosen])
@@ -164,7 +152,6 @@ def eigenvalues(
         errors=errors,
         converged=bool(met.all()),
         n_products=size,
-        message=f"{met.sum()} of {wanted} eigenvalues within {tolerance:g} after {size} products",
     )
 
 
@@ -173,12 +160,10 @@ def trace(
 ) -> Estimate:
     """tr M at ``w`` from ``n_products`` passes over the data, with its standard error.
 
-    The mean of vᵀ M v over random v with entries ±1 (Hutchinson 1989). Every micro-batch of the
-    objective gets random vectors of its own: the estimate remains unbiased, and the errors of the
-    batches average out instead of adding up. Smaller batches (the ``batch_size`` of
-    :class:`~lecture6.objective.NetworkObjective`) thus give a smaller error for the same work. With
-    n_params passes or more, of at most 5,000, the trace is exact: that of :func:`matrix`. Raises
-    ValueError for fewer than 2.
+    The mean of vᵀ M v over random v with entries ±1 (Hutchinson 1989). Every micro-batch has random
+    vectors of its own: the errors of the batches average out, so that smaller batches (the
+    ``batch_size`` of :class:`~lecture6.objective.NetworkObjective`) give a smaller error for the
+    same work. With n_params passes or more, of at most 5,000, the trace is exact.
     """
     n_products = checks.whole("n_products", n_products, least=2)
     generator = np.random.default_rng(checks.seed(seed))
@@ -215,7 +200,7 @@ def spectral_density(
 
     ``n_steps`` of Lanczos from each of ``n_vectors`` random vectors (Ubaru, Chen & Saad 2017;
     Ghorbani et al., 1901.10159). With n_vectors · n_steps ≥ n_params the eigenvalues are computed
-    themselves: one row of nodes, weights 1/n_params. Raises ValueError below 2 vectors or 1 step.
+    themselves: one row of nodes, weights 1/n_params.
     """
     n_vectors = checks.whole("n_vectors", n_vectors, least=2)
     n_steps = checks.whole("n_steps", n_steps, least=1)
@@ -229,7 +214,7 @@ def spectral_density(
         *_, (_, t, _) = _krylov(product, start, min(n_steps, n), generator)
         nodes, vectors = np.linalg.eigh(t)
         rows.append((nodes, vectors[0] ** 2))
-    nodes, weights = (np.stack(part) for part in zip(*rows, strict=True))
+    nodes, weights = map(np.stack, zip(*rows, strict=True))
     return SpectralDensity(nodes, weights, n)
 
 
@@ -250,8 +235,8 @@ def log_determinant(density: SpectralDensity, delta: float) -> Estimate:
 class Restriction(Objective):
     """The loss as a function of some of the parameters, the others held at ``w``.
 
-    ``indices``: a slice, or an index tensor, of the flat vector; a layer's is in the ``slices`` of
-    :class:`lecture6.objective.NetworkObjective`. Its Hessian is the diagonal block of M.
+    ``indices``: a slice or an index tensor of the flat vector; for a layer, one of the objective's
+    ``slices``. Its Hessian is the diagonal block of M.
     """
 
     def __init__(self, objective: Objective, w: Tensor, indices: slice | Tensor) -> None:
@@ -269,26 +254,21 @@ class Restriction(Objective):
         full[..., self.indices] = part
         return full
 
-    def _accumulate(self, w: Tensor, with_grad: bool) -> tuple[float, Tensor]:
-        value, grad = self.objective._accumulate(self._embedded(w, self.full), with_grad)
-        return value, grad[self.indices]
+    def _terms(self) -> list[tuple[float, Callable[[Tensor], Tensor]]]:
+        return [(weight, partial(self._moved, term)) for weight, term in self.objective._terms()]
 
-    def product(
-        self, w: Tensor, *, of: str = "hessian", memory_limit: int = MEMORY_LIMIT
-    ) -> Product:
-        point = self._embedded(self.vector(w), self.full)
-        whole = self.objective.product(point, of=of, memory_limit=memory_limit)
+    def _moved(self, term: Callable[[Tensor], Tensor], part: Tensor) -> Tensor:
+        return term(self._embedded(part, self.full))
+
+    def _graphs(self, of: str, w: Tensor) -> list[tuple[float, Graph]]:
         zeros = torch.zeros_like(self.full)
 
-        def parts() -> Iterator[tuple[float, _PartProduct]]:
-            for weight, part in whole.parts():
+        def restricted(graph: Graph) -> tuple[Tensor | SampleGradients, PartProduct]:
+            root, part = graph()
+            return root, lambda v, more: part(self._embedded(v, zeros), more)[self.indices]
 
-                def block(v: Tensor, more: bool, part: _PartProduct = part) -> Tensor:
-                    return part(self._embedded(v, zeros), more)[self.indices]
-
-                yield weight, block
-
-        return Product(self.w, parts)
+        graphs = self.objective._graphs(of, self._embedded(w, self.full))
+        return [(weight, partial(restricted, graph)) for weight, graph in graphs]
 
 
 def matrix(objective: Objective, w: Tensor, *, of: str = "hessian") -> np.ndarray:
@@ -309,11 +289,10 @@ def matrix(objective: Objective, w: Tensor, *, of: str = "hessian") -> np.ndarra
 def rescale(model: nn.Sequential, alpha: float) -> nn.Sequential:
     """A copy of a bias-free ReLU net with its first two layers scaled by α and 1/α.
 
-    The function computed is unchanged, since ReLU(α z) = α ReLU(z), and the Hessian becomes D H D
-    with D = diag(1/α, α) on the two layers and 1 elsewhere (Dinh et al., 1703.04933).
-
-    Raises ValueError for α that is not positive and finite, for a net with biases or anything but
-    Flatten, Linear and ReLU, and when there are no two layers with weights.
+    The function is unchanged, since ReLU(α z) = α ReLU(z), and the Hessian becomes D H D with
+    D = diag(1/α, α) on the two layers and 1 elsewhere (Dinh et al., 1703.04933). Raises ValueError
+    for α not positive, and for a net without two layers or with biases or anything but Flatten,
+    Linear and ReLU.
     """
     alpha = checks.real("alpha", alpha, above=0)
     odd = [type(m).__name__ for m in model if not isinstance(m, nn.Flatten | nn.Linear | nn.ReLU)]
@@ -343,12 +322,11 @@ def _krylov(
     block, n = torch.linalg.qr(start.T).Q.T, start.shape[1]
     basis = start.new_empty(size, n)
     t = np.zeros((size, size))
-    m = 0
-    while m < size:
+    for m in range(0, size, len(start)):
         block = block[: size - m]
-        b = len(block)
-        basis[m : m + b] = block
-        known = basis[: m + b]
+        end = m + len(block)
+        basis[m:end] = block
+        known = basis[:end]
         image = product(block)
         scale = image.norm(dim=1).max().item()
         if not math.isfinite(scale):
@@ -358,10 +336,9 @@ def _krylov(
         again = image @ known.T  # twice is enough (Kahan, Parlett)
         image = image - again @ known
         inner = (first + again).double().cpu().numpy()
-        t[m : m + b, : m + b] = inner
-        t[: m + b, m : m + b] = inner.T
-        t[m : m + b, m : m + b] = (inner[:, m:] + inner[:, m:].T) / 2
-        m += b
+        t[m:end, :end] = inner
+        t[:end, m:end] = inner.T
+        t[m:end, m:end] = (inner[:, m:] + inner[:, m:].T) / 2
         q, r = torch.linalg.qr(image.T)
         block, coupling = q.T, r.double().cpu().numpy()
         lost = np.abs(np.diag(coupling)) <= 10 * torch.finfo(start.dtype).eps * scale
@@ -374,4 +351,4 @@ def _krylov(
                 for _ in range(2):
                     v = v - others.T @ (others @ v)
                 block[i] = v / v.norm()
-        yield known, t[:m, :m], coupling if m < n else np.zeros_like(coupling)
+        yield known, t[:end, :end], coupling if end < n else np.zeros_like(coupling)

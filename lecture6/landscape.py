@@ -20,10 +20,9 @@ KESKAR_ALPHAS = np.linspace(-1.0, 2.0, 25)  #: the released code of Keskar et al
 
 
 def weights_on_path(alpha: float, path: str) -> tuple[float, float]:
-    """Weights (a, b) of the point a·w_small + b·w_large at position α.
+    """Weights (a, b) of the point a·w_small + b·w_large: exactly (1, 0) at α = 0, (0, 1) at 1.
 
-    "linear": (1 − α, α); "sincos": (cos(απ/2), sin(απ/2)), Keskar et al., Appendix D. Both give
-    exactly (1, 0) at α = 0 and (0, 1) at α = 1. Raises ValueError for another path.
+    "linear": (1 − α, α); "sincos": (cos(απ/2), sin(απ/2)), Keskar et al., Appendix D.
     """
     alpha = checks.real("alpha", alpha)
     if checks.one_of("path", path, ("linear", "sincos")) == "linear":
@@ -41,13 +40,13 @@ def interpolate(
 ) -> pd.DataFrame:
     """Loss and accuracy along a path from ``w_small`` (α = 0) to ``w_large`` (α = 1).
 
-    The vectors have shape (n_params,). Returns a tidy table: path, alpha, split, loss, accuracy
-    (fraction). Source: Goodfellow et al. (1412.6544); Keskar et al., Figures 3 and 7.
+    Returns a tidy table: path, alpha, split, loss, accuracy (fraction). Source: Goodfellow et al.
+    (1412.6544); Keskar et al., Figures 3 and 7.
     """
     rows = []
     for split, objective in objectives.items():
         small, large = objective.vector(w_small), objective.vector(w_large)
-        for alpha in np.asarray(alphas, dtype=float):
+        for alpha in checks.array("alphas", alphas):
             a, b = weights_on_path(alpha, path)
             rows.append((path, alpha, split, *objective.evaluate(a * small + b * large)))
     return pd.DataFrame(rows, columns=["path", "alpha", "split", "loss", "accuracy"])
@@ -57,9 +56,7 @@ def filter_normalised(objective: NetworkObjective, w: Tensor, *, seed: int = 0) 
     """A random direction (n_params,) in which every filter is as long as that filter of ``w``.
 
     A filter is what feeds one unit: a row of a dense layer's weights, one output channel of a
-    convolution's. Biases and batch norm's parameters stay fixed (direction 0). A step along such a
-    direction is a fraction of each filter, so that nets with differently scaled weights can be
-    compared. Source: Li et al., 1712.09913, §4.
+    convolution's; biases and batch norm's parameters stay fixed (Li et al., 1712.09913, §4).
     """
     w, generator = objective.vector(w), np.random.default_rng(checks.seed(seed))
     direction = torch.zeros_like(w)
@@ -77,8 +74,7 @@ def plane(
 ) -> pd.DataFrame:
     """Loss and accuracy on an n × n grid of the plane w + x d₁ + y d₂, −span ≤ x, y ≤ span.
 
-    The directions d₁, d₂ are :func:`filter_normalised`, drawn from ``seed``. Returns a tidy table:
-    x, y, split, loss, accuracy (fraction). Raises ValueError for impossible settings.
+    d₁ and d₂ are :func:`filter_normalised`. Returns a tidy table: x, y, split, loss, accuracy.
     """
     span, n = checks.real("span", span, above=0), checks.whole("n", n, least=2)
     if not objectives:

@@ -2,7 +2,8 @@
 
 F is F_pop of :mod:`lecture6.noise_scale`, which has the formulas; ψ is the fluctuation of a batch's
 mean gradient. McCandlish et al. (1812.06162) call F and ḡ Σ and G, and so do their noise scales
-below; H is the Hessian.
+below; H is the Hessian. All raise ValueError for impossible settings, and for a network that mixes
+the samples of a batch.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import islice, repeat
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,23 +33,17 @@ def _square(v: Tensor) -> float:
     return v.double().square().sum().item()
 
 
-# Gradients sample by sample
-
-
 def per_sample_gradients(
     objective: NetworkObjective, w: Tensor, *, memory_limit: int = MEMORY_LIMIT
 ) -> Iterator[Tensor]:
     """The gradients of the samples in their order, in chunks of shape (n_chunk, n_params).
 
     ``memory_limit`` (bytes) holds a chunk, the one before it, which the caller may not have let go
-    of, and what torch needs on the way. Raises ValueError where one sample does not fit, and for a
-    network that mixes the samples of a batch.
+    of, and what torch needs on the way. Raises ValueError where one sample does not fit.
     """
     w = objective.vector(w)
     point = w.clone().requires_grad_()
-    two, three = (
-        _graph_bytes(objective._logits(point, objective.x[[0] * n].to(w.device))) for n in (2, 3)
-    )
+    two, three = (_graph_bytes(objective.logits(point, objective.x[[0] * n])) for n in (2, 3))
     # The two chunks; what goes into them in one piece; the activations, their gradients, and what
     # the convolutions unfold.
     need = 2 * w.nbytes + 2 * objective.per_sample.loose * w.itemsize + 3 * (three - two)
@@ -55,7 +51,7 @@ def per_sample_gradients(
         raise ValueError(
             f"the gradient of one sample needs {need:,} bytes for {objective.n_params:,} "
             f"parameters, more than memory_limit = {memory_limit:,}: raise the limit, or use "
-            'products (of="gradients"), which form none'
+            'products (of="covariance"), which form none'
         )
     # map lets go of each before the next is made
     yield from map(SampleGradients.matrix, objective.sample_gradients(w, most=memory_limit // need))
@@ -65,7 +61,6 @@ def project_gradients(objective: NetworkObjective, w: Tensor, directions: Tensor
     """g_i·u_j for the N samples and k ``directions`` u (k, n_params): shape (N, k).
 
     No gradient of a linear layer is formed, and memory does not grow with N but for the result.
-    Raises ValueError for other shapes, and for a network that mixes the samples of a batch.
     """
     u, d = torch.as_tensor(directions).to(objective.w), objective.n_params
     if u.dim() != 2 or u.shape[1] != d:
@@ -87,23 +82,14 @@ def random_directions(objective: NetworkObjective, k: int, *, seed: int = 0) -> 
 
 @dataclass(frozen=True)
 class GradientCovariance:
-    """F(w) of a network on its samples: (1/N) Σ_i (g_i − ḡ)(g_i − ḡ)ᵀ.
-
-    ``memory_limit`` (bytes) bounds what each method keeps, but for ``eigenvalues``, which has the
-    default. Raises ValueError for a network that mixes the samples of a batch.
-    """
+    """F(w) of a network on its samples: (1/N) Σ_i (g_i − ḡ)(g_i − ḡ)ᵀ."""
 
     objective: NetworkObjective
     w: Tensor = field(repr=False)
-    memory_limit: int = MEMORY_LIMIT
+    memory_limit: int = MEMORY_LIMIT  #: bytes that each method may keep, but for eigenvalues
 
     def __post_init__(self) -> None:
         self.objective.check_separate(self.w)
-
-    @property
-    def n_train(self) -> int:
-        """N, the number of samples."""
-        return self.objective.n_samples
 
     @cached_property
     def mean(self) -> Tensor:
@@ -122,10 +108,12 @@ class GradientCovariance:
     def trace(self) -> float:
         """tr F, exactly: the mean of ‖g_i‖², less ‖ḡ‖²."""
         norms = map(SampleGradients.squared_norms, self.objective.sample_gradients(self.w))
-        mean = sum(part.sum(dtype=torch.float64).item() for part in norms) / self.n_train
+        mean = (
+            sum(part.sum(dtype=torch.float64).item() for part in norms) / self.objective.n_samples
+        )
         return mean - _square(self.mean)
 
-    def eigenvalues(self, k: int = 5, **options) -> curvature.Eigenpairs:
+    def eigenvalues(self, k: int = 5, **options: Any) -> curvature.Eigenpairs:
         """The ``k`` largest; see :func:`lecture6.curvature.eigenvalues`."""
         return curvature.eigenvalues(self.objective, self.w, k, of="covariance", **options)
 
@@ -134,16 +122,14 @@ class GradientCovariance:
         squared = _square(self.mean)
         if squared == 0:
             raise ValueError("the gradient is 0 at w, and B_simple = tr F/‖ḡ‖² not defined there")
-        return Estimate(self.trace() / squared, 0.0, self.n_train)
+        return Estimate(self.trace() / squared, 0.0, self.objective.n_samples)
 
-
-# The fluctuation of a batch
 
 Source = GradientCovariance | Tensor  # a network's, or gradients or projections of them (N, k)
 
 
 def _n_train(source: Source) -> int:
-    return len(source) if isinstance(source, Tensor) else source.n_train
+    return len(source) if isinstance(source, Tensor) else source.objective.n_samples
 
 
 def _batches(
@@ -169,11 +155,8 @@ def fluctuations(
 ) -> Iterator[Tensor]:
     """ψ of ``n_batches`` random batches, one by one, (n_params,) or (k,) each.
 
-    Arguments:
-        source: a network's :class:`GradientCovariance`: the gradient of every batch is computed; or
-            gradients or their projections, (N, k): rows are averaged, which is cheap
-
-    Raises ValueError for impossible settings.
+    ``source``: a network's :class:`GradientCovariance`: the gradient of every batch is computed; or
+    gradients or their projections, (N, k): rows are averaged, which is cheap.
     """
     n_batches = checks.whole("n_batches", n_batches, least=1)
     batches = _batches(source, batch_size, n_batches, sampling, seed)
@@ -187,7 +170,7 @@ def fluctuation_trace(
     """tr Cov(ψ) from batches drawn as in training: the mean of ‖ψ‖², unbiased, as ψ has the mean 0.
 
     The arguments are those of :func:`fluctuations`. Batches of one epoch are correlated, so that
-    epochs are the independent samples. Raises ValueError for fewer than 2 of these.
+    epochs are the independent samples, of which it needs 2.
     """
     n_train, batch_size = check_batch(_n_train(source), batch_size, sampling)
     n_batches = checks.whole("n_batches", n_batches, least=1)
@@ -251,9 +234,6 @@ def normality(samples: Tensor | ArrayLike) -> Normality:
     )
 
 
-# Noise scales
-
-
 def estimate_simple_noise_scale(
     source: Source, *, b_small: int, b_big: int, n_pairs: int = 100, seed: int = 0
 ) -> Estimate:
@@ -280,24 +260,23 @@ def critical_batch_size(
 
     By Hutchinson's estimate vᵀHΣv with random signs v, of which few leave the standard error itself
     uncertain; exactly, by a product of the Hessian with every sample's gradient, where
-    ``n_products`` are N or more. Raises ValueError for fewer than 2, and where GᵀHG is not
-    positive, since the loss then falls along G at any rate.
+    ``n_products`` are N or more. Raises ValueError where GᵀHG is not positive.
     """
     n_products = checks.whole("n_products", n_products, least=2)
-    n, g, limit = covariance.n_train, covariance.mean, covariance.memory_limit
+    f, g, limit = covariance.objective, covariance.mean, covariance.memory_limit
     generator = np.random.default_rng(checks.seed(seed))
-    hessian = covariance.objective.product(covariance.w, memory_limit=limit)
+    hessian = f.product(covariance.w, memory_limit=limit)
     bottom = (g @ hessian(g)).item()
     if not bottom > 0:
         raise ValueError(
             f"GᵀHG = {bottom:.3g} is not positive: B_noise is defined where the loss curves up "
             "along the gradient; train on, or take simple_noise_scale()"
         )
-    if n_products >= n:
-        chunks = per_sample_gradients(covariance.objective, covariance.w, memory_limit=limit)
+    if n_products >= f.n_samples:
+        chunks = per_sample_gradients(f, covariance.w, memory_limit=limit)
         centred = map(lambda chunk: chunk.sub_(g), chunks)
         total = sum((c * hessian(c)).sum(dtype=torch.float64).item() for c in centred)
-        return Estimate(total / n / bottom, 0.0, n)
+        return Estimate(total / f.n_samples / bottom, 0.0, f.n_samples)
     samples = []
     for _ in range(n_products):
         v = curvature.random_signs(generator, g)

@@ -7,7 +7,8 @@ gradients, the lecture's F(w), is one of ::
     F_u   = 1/(N − 1) Σ_i (g_i − ḡ)(g_i − ḡ)ᵀ
 
 and the fluctuation of a batch is ψ = ∇ℓ̂ − ∇ℓ (equation 11). ``sampling`` is that of
-:func:`lecture6.train.sample_batches`. :mod:`lecture6.noise` estimates all this for a network.
+:func:`lecture6.train.sample_batches`. All raise ValueError for impossible settings.
+:mod:`lecture6.noise` estimates all this for a network.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def covariance_factor(
     ``units``: "mean" of losses that are means over samples, as in training; "sum" of equations 6
     and 7, where ψ is N times as large: then c F_pop without replacement is N(N/B − 1) F_u, equation
     (14) (the lecture's text has it with replacement). A batch of an "epoch" taken alone is one
-    drawn without replacement. Raises ValueError for impossible settings.
+    drawn without replacement.
     """
     n_train, batch_size = check_batch(n_train, batch_size, sampling)
     as_mean = checks.one_of("units", units, ("mean", "sum")) == "mean"
@@ -54,10 +55,10 @@ def noise_scale(
     """g of equation (24), in units of the learning rate.
 
     η (N/B − 1)/(1 − m) without replacement, with F_u; with it, η N/B/(1 − m) with F_pop, which the
-    lecture has as the approximation for B ≪ N. Momentum m: Smith & Le (1710.06451). Raises
-    ValueError for impossible settings.
+    lecture has as the approximation for B ≪ N. Momentum m: Smith & Le (1710.06451).
     """
-    lr, n_train, momentum = _rates(lr, n_train, momentum)
+    lr, n_train = checks.real("lr", lr, above=0), checks.whole("n_train", n_train, least=1)
+    momentum = checks.real("momentum", momentum, least=0, below=1)
     bounds = {} if replacement else {"most": n_train}
     batch_size = checks.real("batch_size", batch_size, above=0, **bounds)
     return lr * (n_train / batch_size - (not replacement)) / (1 - momentum)
@@ -66,11 +67,9 @@ def noise_scale(
 def batch_size_for(
     g: float, lr: float, n_train: int, *, momentum: float = 0.0, replacement: bool = False
 ) -> float:
-    """The batch size (not rounded) at which :func:`noise_scale` is ``g``.
-
-    Raises ValueError for impossible settings, and where the batch would be less than one sample.
-    """
-    lr, n_train, momentum = _rates(lr, n_train, momentum)
+    """The batch size (not rounded, at least 1) at which :func:`noise_scale` is ``g``."""
+    lr, n_train = checks.real("lr", lr, above=0), checks.whole("n_train", n_train, least=1)
+    momentum = checks.real("momentum", momentum, least=0, below=1)
     g = checks.real("g", g, above=0) if replacement else checks.real("g", g, least=0)
     batch_size = n_train / (g * (1 - momentum) / lr + (not replacement))
     if batch_size < 1 - 1e-9:
@@ -81,21 +80,13 @@ def batch_size_for(
     return batch_size
 
 
-def _rates(lr: Any, n_train: Any, momentum: Any) -> tuple[float, int, float]:
-    return (
-        checks.real("lr", lr, above=0),
-        checks.whole("n_train", n_train, least=1),
-        checks.real("momentum", momentum, least=0, below=1),
-    )
-
-
 def two_batch_noise_scale(small: ArrayLike, big: ArrayLike, b_small: int, b_big: int) -> Estimate:
     """B_simple = tr Σ/‖G‖² from squared norms of gradients of small and big batches, by pairs.
 
     ``small`` and ``big`` have the shape (n,). ‖G‖² ← (B ‖G_B‖² − b ‖G_b‖²)/(B − b) and
     tr Σ ← (‖G_b‖² − ‖G_B‖²)/(1/b − 1/B) are unbiased; each is averaged over the pairs before the
     ratio is taken (McCandlish et al., 1812.06162, App. A), whose standard error is by the delta
-    method. Raises ValueError for impossible settings, and when ‖G‖² is not found to be positive.
+    method. Raises ValueError when ‖G‖² is not found to be positive.
     """
     small, big = np.asarray(small, dtype=float), np.asarray(big, dtype=float)
     b_small = checks.whole("b_small", b_small, least=1)

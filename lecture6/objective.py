@@ -10,40 +10,41 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
+from itertools import zip_longest
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from lecture6 import checks
-from lecture6.evaluation import EVALUATION_BATCH, evaluate, evaluation_batches
-from lecture6.models import flat_parameters, unflatten
-from lecture6.sample_gradients import SampleGradients, SamplePass
+from lecture6.evaluation import EVALUATION_BATCH, Batches, evaluate, evaluation_batches
+from lecture6.models import flat_parameters
+from lecture6.sample_gradients import TRIED, FlatNetwork, SampleGradients, SamplePass, tolerance
+
+MEMORY_LIMIT = 1 << 28  # bytes of graphs kept between products with one Hessian
+PIECE = 1 << 24  # numbers in the gradients outside of linear layers that are made at once
+
+PartProduct = Callable[[Tensor, bool], Tensor]  # see Product
+#: Makes what the products with one term need, the last tensor of a graph or gradients, and them.
+Graph = Callable[[], tuple[Tensor | SampleGradients, PartProduct]]
 
 
 class NonDeterministicError(RuntimeError):
     """Two evaluations of the same loss at the same point differ."""
 
 
-_PartProduct = Callable[[Tensor, bool], Tensor]  # see Product.parts
-_Graph = Callable[[], tuple[Tensor | SampleGradients, _PartProduct]]
-MEMORY_LIMIT = 1 << 28  # bytes of graphs kept between products with one Hessian
-
-
 class Product:
     """v ↦ M v for the curvature matrix M = Σ_b weight_b · M_b of an objective at one point.
 
-    Called with v of shape (n_params,), or with a block (k, n_params) of k vectors.
+    Called with v of shape (n_params,), or with a block (k, n_params) of k vectors. ``parts`` yields
+    the terms one by one: weight_b, and (v, more) ↦ M_b v for one vector v, with more = False at the
+    last one, after which the part's memory is given back.
     """
 
     def __init__(
-        self, like: Tensor, parts: Callable[[], Iterator[tuple[float, _PartProduct]]]
+        self, like: Tensor, parts: Callable[[], Iterator[tuple[float, PartProduct]]]
     ) -> None:
         self._like = like  # (n_params,): dtype and device of what comes back
-        # The micro-batches one by one: their weights, and (v, more) ↦ M_b v for one vector v, with
-        # more = False at the last one, after which the part's memory is given back.
         self.parts = parts
 
     def __call__(self, v: Tensor) -> Tensor:
@@ -61,10 +62,10 @@ class Product:
 
 
 class Objective(ABC):
-    """A deterministic loss f(w) of a vector w of shape (n_params,).
+    """A deterministic loss f(w) = Σ_b weight_b · f_b(w) of a vector w of shape (n_params,).
 
-    Vectors given may be of any floating dtype and device; they are converted to ``dtype`` and
-    ``device``, and results come back in these.
+    One term is in memory at a time. Vectors given may be of any floating dtype and device; they are
+    converted to ``dtype`` and ``device``, and results come back in these.
     """
 
     n_params: int
@@ -72,10 +73,46 @@ class Objective(ABC):
     device: torch.device
 
     @abstractmethod
-    def _accumulate(self, w: Tensor, with_grad: bool) -> tuple[float, Tensor]:
-        """f(w) and its gradient, or zeros in its place."""
+    def _terms(self) -> list[tuple[float, Callable[[Tensor], Tensor]]]:
+        """The weights and the f_b."""
 
-    @abstractmethod
+    def _graphs(self, of: str, w: Tensor) -> list[tuple[float, Graph]]:
+        """A weight and a graph for each term of the matrix at w."""
+        if of == "hessian":
+            return [(weight, partial(_hessian, term, w)) for weight, term in self._terms()]
+        raise ValueError(
+            f"of must be 'hessian' (or, for networks, 'gauss_newton' or 'covariance'), got {of!r}"
+        )
+
+    def vector(self, w: Tensor) -> Tensor:
+        """``w`` of this dtype and device; raises ValueError as :func:`lecture6.checks.weights`."""
+        return checks.weights(w, self.n_params, dtype=self.dtype, device=self.device)
+
+    def value(self, w: Tensor) -> float:
+        """f(w)."""
+        w = self.vector(w)
+        with torch.no_grad():
+            return sum(weight * term(w).item() for weight, term in self._terms())
+
+    def grad(self, w: Tensor) -> Tensor:
+        """∇f(w), (n_params,)."""
+        return self.value_and_grad(w)[1]
+
+    def value_and_grad(self, w: Tensor) -> tuple[float, Tensor]:
+        """f(w) and ∇f(w) from one forward and one backward pass."""
+        x = self.vector(w).clone().requires_grad_()
+        total, out = 0.0, torch.zeros_like(x)
+        for weight, term in self._terms():
+            with torch.enable_grad():
+                value = term(x)
+            total += weight * value.item()
+            out.add_(torch.autograd.grad(value, x)[0], alpha=weight)
+        return total, out
+
+    def hvp(self, w: Tensor, v: Tensor) -> Tensor:
+        """The Hessian of f at w times v, (n_params,); for many v, see :meth:`product`."""
+        return self.product(w, memory_limit=0)(self.vector(v))
+
     def product(
         self, w: Tensor, *, of: str = "hessian", memory_limit: int = MEMORY_LIMIT
     ) -> Product:
@@ -86,92 +123,38 @@ class Objective(ABC):
                 - "hessian", and for networks
                 - "gauss_newton": Jᵀ ∇²ℓ(z) J with J = ∂z/∂w the Jacobian of the logits,
                   positive semidefinite (Schraudolph 2002)
-                - "gradients": the second moment (1/n) Σ_i g_i g_iᵀ of the gradients g_i of the n
-                  samples, by :class:`~lecture6.sample_gradients.SampleGradients`
-                - "covariance": the same about their mean, "gradients" − ∇f ∇fᵀ
+                - "covariance": (1/n) Σ_i g_i g_iᵀ − ∇f ∇fᵀ of the gradients g_i of the n samples
 
             memory_limit: bytes. What does not depend on v is computed once and kept up to this
-                limit; the samples beyond it are passed through the network at every call,
-                so that memory does not grow with their number.
+                limit; the samples beyond it are passed through the network at every call.
         """
-
-    def vector(self, w: Tensor) -> Tensor:
-        """``w`` as a detached vector of this objective's dtype and device.
-
-        Raises ValueError for another shape, and for numbers that are not finite.
-        """
-        return checks.weights(w, self.n_params, dtype=self.dtype, device=self.device)
-
-    def value(self, w: Tensor) -> float:
-        """f(w)."""
-        return self._accumulate(self.vector(w), False)[0]
-
-    def grad(self, w: Tensor) -> Tensor:
-        """∇f(w), shape (n_params,)."""
-        return self._accumulate(self.vector(w), True)[1]
-
-    def value_and_grad(self, w: Tensor) -> tuple[float, Tensor]:
-        """f(w) and ∇f(w) from one forward and one backward pass."""
-        return self._accumulate(self.vector(w), True)
-
-    def hvp(self, w: Tensor, v: Tensor) -> Tensor:
-        """The Hessian of f at w times v, shape (n_params,); for many v, see :meth:`product`."""
-        return self.product(w, memory_limit=0)(self.vector(v))
-
-
-class _SumObjective(Objective):
-    """f(w) = Σ_b weight_b · f_b(w): one term in memory at a time."""
-
-    def _terms(self) -> list[tuple[float, Callable[[Tensor], Tensor]]]:
-        raise NotImplementedError
-
-    def _accumulate(self, w: Tensor, with_grad: bool) -> tuple[float, Tensor]:
-        total, out = 0.0, torch.zeros_like(w)
-        for weight, term in self._terms():
-            with torch.set_grad_enabled(with_grad):
-                x = w.clone().requires_grad_(with_grad)
-                value = term(x)
-            total += weight * value.item()
-            if with_grad:
-                out.add_(torch.autograd.grad(value, x)[0], alpha=weight)
-        return total, out
-
-    def _graphs(self, of: str, w: Tensor) -> list[tuple[float, _Graph]]:
-        """A weight and a function for each term of the matrix at w.
-
-        The function returns what the products need, the last tensor of a graph or gradients, and
-        the product.
-        """
-        if of == "hessian":
-            return [(weight, partial(_hessian, term, w)) for weight, term in self._terms()]
-        raise ValueError(
-            "of must be 'hessian' (or, for networks, 'gauss_newton', 'gradients' or 'covariance'), "
-            f"got {of!r}"
-        )
-
-    def product(
-        self, w: Tensor, *, of: str = "hessian", memory_limit: int = MEMORY_LIMIT
-    ) -> Product:
         w = self.vector(w)
-        terms, kept = self._graphs(of, w), []
-        while len(kept) < len(terms) and memory_limit > 0:
-            root, part = terms[len(kept)][1]()
-            memory_limit -= root.nbytes if isinstance(root, SampleGradients) else _graph_bytes(root)
-            if memory_limit >= 0:
-                kept.append(part)
-        root = part = None  # or the graph that did not fit would live on
+        terms = self._graphs(of, w)
+        kept = _kept([graph for _, graph in terms], memory_limit)
 
-        def parts() -> Iterator[tuple[float, _PartProduct]]:
-            for i, (weight, graph) in enumerate(terms):
-                if i < len(kept):
-                    yield weight, lambda v, more, part=kept[i]: part(v, True)
-                else:
-                    yield weight, graph()[1]
+        def parts() -> Iterator[tuple[float, PartProduct]]:
+            for (weight, graph), part in zip_longest(terms, kept):
+                yield weight, part or graph()[1]
 
         return Product(w, parts)
 
 
-def _hessian(term: Callable[[Tensor], Tensor], w: Tensor) -> tuple[Tensor, _PartProduct]:
+def _kept(graphs: list[Graph], memory_limit: int) -> list[PartProduct]:
+    """The products with the first terms, as many as fit, which keep their memory."""
+    kept: list[PartProduct] = []
+    while len(kept) < len(graphs) and memory_limit > 0:
+        root, part = graphs[len(kept)]()
+        memory_limit -= root.nbytes if isinstance(root, SampleGradients) else _graph_bytes(root)
+        if memory_limit >= 0:
+            kept.append(partial(_again, part))
+    return kept
+
+
+def _again(part: PartProduct, v: Tensor, more: bool) -> Tensor:
+    return part(v, True)
+
+
+def _hessian(term: Callable[[Tensor], Tensor], w: Tensor) -> tuple[Tensor, PartProduct]:
     x = w.clone().requires_grad_()
     with torch.enable_grad():
         (g,) = torch.autograd.grad(term(x), x, create_graph=True)
@@ -183,7 +166,7 @@ def _hessian(term: Callable[[Tensor], Tensor], w: Tensor) -> tuple[Tensor, _Part
     return g, product
 
 
-def _gauss_newton(logits: Callable[[Tensor], Tensor], w: Tensor) -> tuple[Tensor, _PartProduct]:
+def _gauss_newton(logits: Callable[[Tensor], Tensor], w: Tensor) -> tuple[Tensor, PartProduct]:
     """For the mean cross-entropy of the softmax of ``logits``, (samples, classes)."""
     x = w.clone().requires_grad_()
     with torch.enable_grad():
@@ -218,7 +201,7 @@ def _graph_bytes(root: Tensor) -> int:
     return sum(sizes.values())
 
 
-class FunctionObjective(_SumObjective):
+class FunctionObjective(Objective):
     """A scalar torch function of a vector as an Objective, in float64: the toys.
 
     Example: ``FunctionObjective(lambda w: 100 * w[0] ** 2, n_params=1)``, Figure 6a.
@@ -232,7 +215,7 @@ class FunctionObjective(_SumObjective):
         return [(1.0, self.function)]
 
 
-class NetworkObjective(_SumObjective):
+class NetworkObjective(FlatNetwork, Objective):
     """The mean cross-entropy of a network on a fixed set of samples, as a function of its weights.
 
     Arguments:
@@ -240,13 +223,10 @@ class NetworkObjective(_SumObjective):
             dropout) and the original not touched
         x, y: samples (n, ...) and integer labels (n,), see :func:`lecture6.checks.samples`
         batch_size: samples in memory at a time. The set is cut into nearly equal batches, each
-            weighted by its exact share, so that the cut does not change the value, unless
-            the network mixes the samples of a batch.
+            weighted by its exact share, so that the cut does not change the value. With batch
+            norm by batch statistics (the default of :mod:`lecture6.models`) it does: then the cut
+            is part of the definition, and every point w is normalised by its own activations.
         dtype: default: the model's; ``torch.float64`` for line searches and oracles
-
-    Batch norm without running statistics (the default of :mod:`lecture6.models`) does mix them:
-    then the cut is part of the definition, ``n_batches`` says into how many, and every point w is
-    normalised by the statistics of its own activations.
 
     Raises ValueError for samples that the network does not fit and for weights that are not finite,
     :class:`NonDeterministicError` when two evaluations at the same weights differ.
@@ -264,99 +244,99 @@ class NetworkObjective(_SumObjective):
         x, y = checks.samples(x, y)
         first = next(iter(checks.parameters(model).values()))
         self.dtype, self.device = dtype or first.dtype, first.device
-        self.model = checks.as_dtype(copy.deepcopy(model), self.dtype).eval()
+        super().__init__(checks.as_dtype(copy.deepcopy(model), self.dtype).eval())
         checks.fits(self.model, x, y)
         #: (n_params,) the model's own weights
         self.w = checks.finite("the model", flat_parameters(self.model), "training diverged")
         self.n_params = len(self.w)
-        self._set_samples(x, y, checks.whole("batch_size", batch_size, least=1))
-        self.shapes = {name: p.shape for name, p in checks.parameters(self.model).items()}
-        ends = np.cumsum([shape.numel() for shape in self.shapes.values()]).tolist()
-        # where each parameter lies in w: name -> slice
-        self.slices = dict(zip(self.shapes, map(slice, [0, *ends], ends), strict=True))
-        self._probe()
-
-    def _set_samples(self, x: Tensor, y: Tensor, batch_size: int) -> None:
-        self.x, self.y, self.n_samples, self.batch_size = x, y, len(x), batch_size
-        self._batches = evaluation_batches(x.to(self.device), y.to(self.device), batch_size)
-        self.n_batches = len(self._batches)
-
-    def on(self, index: Tensor) -> NetworkObjective:
-        """The loss of the mini-batch of the samples with these numbers, (n,)."""
-        batch = copy.copy(self)
-        batch._set_samples(self.x[index], self.y[index], self.batch_size)
-        return batch
-
-    def _logits(self, w: Tensor, x: Tensor) -> Tensor:
-        return functional_call(self.model, unflatten(w, self.shapes), (checks.cast(x, w),))
-
-    def _terms(self) -> list[tuple[float, Callable[[Tensor], Tensor]]]:
-        return [
-            (len(x) / self.n_samples, lambda w, x=x, y=y: F.cross_entropy(self._logits(w, x), y))
-            for x, y in self._batches
-        ]
-
-    def _graphs(self, of: str, w: Tensor) -> list[tuple[float, _Graph]]:
-        if of == "gauss_newton":
-            return [
-                (len(x) / self.n_samples, partial(_gauss_newton, partial(self._logits, x=x), w))
-                for x, _ in self._batches
-            ]
-        if of not in ("gradients", "covariance"):
-            return super()._graphs(of, w)
-        self.check_separate(w)
-
-        def of_mean() -> tuple[Tensor, _PartProduct]:
-            g = self.grad(w)
-            return g, lambda v, more: g * (g @ v)
-
-        def of_samples(x: Tensor, y: Tensor) -> tuple[SampleGradients, _PartProduct]:
-            g = self.per_sample(w, x, y)
-            return g, lambda v, more: g.combine(g.dot(v) / len(y))
-
-        # The mean first, so that it is among what is kept.
-        terms: list[tuple[float, _Graph]] = [(-1.0, of_mean)] if of == "covariance" else []
-        return terms + [
-            (len(y) / self.n_samples, partial(of_samples, x, y))
-            for x, y in self.per_sample.pieces(self.x, self.y, self.batch_size)
-        ]
-
-    @cached_property
-    def per_sample(self) -> SamplePass:
-        """The pass that gives gradients sample by sample."""
-        return SamplePass(self.model, self.slices, self.x, self.y)
-
-    def check_separate(self, w: Tensor) -> None:
-        """Raises ValueError for a network in which a sample's logits depend on its batch."""
-        self.per_sample.check_separate(self.vector(w), self.x)
-
-    def sample_gradients(self, w: Tensor, *, most: int | None = None) -> Iterator[SampleGradients]:
-        """The gradients of the losses of the samples at w, in their order, some at a time.
-
-        ``most``: this many; default: a batch, or fewer where they are large. Raises ValueError for
-        a network that mixes the samples of a batch.
-        """
-        w = self.vector(w)
-        self.check_separate(w)
-        pieces = self.per_sample.pieces(self.x, self.y, most or self.batch_size)
-        return (self.per_sample(w, x, y) for x, y in pieces)
-
-    def evaluate(self, w: Tensor) -> tuple[float, float]:
-        """Mean loss and accuracy (fraction) at w, from one pass."""
-        w = self.vector(w)
-        return evaluate(lambda x: self._logits(w, x), self._batches)
-
-    def _probe(self) -> None:
-        """Compare two passes over the first batch; tolerance: a GPU's order of summation."""
+        self.batch_size = checks.whole("batch_size", batch_size, least=1)
+        self._set_samples(x, y)
         x = self._batches[0][0]
         with torch.no_grad():
-            first, second = self._logits(self.w, x), self._logits(self.w, x)
-        tolerance = 1e-10 if self.dtype == torch.float64 else 1e-5
-        if not torch.allclose(first, second, rtol=tolerance, atol=tolerance, equal_nan=True):
+            once, again = self.logits(self.w, x), self.logits(self.w, x)
+        close = 1e-10 if self.dtype == torch.float64 else 1e-5  # a GPU's order of summation
+        if not torch.allclose(once, again, rtol=close, atol=close, equal_nan=True):
             raise NonDeterministicError(
                 "two evaluations of the network at the same weights differ by up to "
-                f"{(first - second).abs().max().item():.2g}, although it is in eval mode. Usual "
+                f"{(once - again).abs().max().item():.2g}, although it is in eval mode. Usual "
                 "causes: dropout applied by a function with training=True, batch norm that goes on "
                 "updating running statistics, random augmentation inside the model. Remove the "
                 "randomness, or fix its seed inside the forward pass."
             )
+
+    def _set_samples(self, x: Tensor, y: Tensor) -> None:
+        self.x, self.y, self.n_samples = x, y, len(x)
+        self._batches = evaluation_batches(x.to(self.device), y.to(self.device), self.batch_size)
+
+    def on(self, index: Tensor) -> NetworkObjective:
+        """The loss of the mini-batch of the samples with these numbers, (n,)."""
+        batch = copy.copy(self)
+        batch._set_samples(self.x[index], self.y[index])
+        return batch
+
+    def _loss(self, w: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(self.logits(w, x), y)
+
+    def _terms(self) -> list[tuple[float, Callable[[Tensor], Tensor]]]:
+        n = self.n_samples
+        return [(len(y) / n, partial(self._loss, x=x, y=y)) for x, y in self._batches]
+
+    def _graphs(self, of: str, w: Tensor) -> list[tuple[float, Graph]]:
+        n = self.n_samples
+        if of == "gauss_newton":
+            passes = [(len(x) / n, partial(self.logits, x=x)) for x, _ in self._batches]
+            return [(weight, partial(_gauss_newton, logits, w)) for weight, logits in passes]
+        if of != "covariance":
+            return super()._graphs(of, w)
+
+        def of_mean() -> tuple[Tensor, PartProduct]:
+            g = self.grad(w)
+            return g, lambda v, more: g * (g @ v)
+
+        def of_samples(x: Tensor, y: Tensor) -> tuple[SampleGradients, PartProduct]:
+            g = self.per_sample(w, x, y)
+            return g, lambda v, more: g.combine(g.dot(v) / len(y))
+
+        pieces = self._pieces(w, self.batch_size)
+        # The mean first, so that it is among what is kept.
+        terms: list[tuple[float, Graph]] = [(-1.0, of_mean)]
+        return terms + [(len(y) / n, partial(of_samples, x, y)) for x, y in pieces]
+
+    @cached_property
+    def per_sample(self) -> SamplePass:
+        """The pass that gives gradients sample by sample."""
+        self.check_separate(self.w)
+        return SamplePass(self.model, self.x, self.y)
+
+    def check_separate(self, w: Tensor) -> None:
+        """Raises ValueError for a network in which a sample's logits depend on its batch."""
+        w, x = self.vector(w), self.x[:TRIED]
+        with torch.no_grad():
+            # beside a copy of itself, since batch norm refuses a single sample
+            alone, among = (self.logits(w, part)[0] for part in (x[[0, 0]], x))
+        difference = (alone - among).abs().max().item()
+        if not difference <= tolerance(w) * among.abs().max().item():
+            raise ValueError(
+                "the network mixes the samples of a batch, so that no sample has a gradient of its "
+                f"own: the logits of one change by {difference:.2g} with its companions. The usual "
+                'cause is batch norm by batch statistics: build the model with batch_norm="running"'
+                " or without batch norm"
+            )
+
+    def _pieces(self, w: Tensor, most: int) -> Batches:
+        """The samples, ``most`` at a time, or fewer where their gradients are large."""
+        self.check_separate(w)
+        size = max(1, min(most, PIECE // max(1, self.per_sample.loose)))
+        return list(zip(self.x.split(size), self.y.split(size), strict=True))
+
+    def sample_gradients(self, w: Tensor, *, most: int | None = None) -> Iterator[SampleGradients]:
+        """The gradients of the losses of the samples at w, in their order, ``most`` at a time.
+
+        Default: a batch; fewer where they are large. Raises ValueError as :meth:`check_separate`.
+        """
+        w = self.vector(w)
+        return (self.per_sample(w, x, y) for x, y in self._pieces(w, most or self.batch_size))
+
+    def evaluate(self, w: Tensor) -> tuple[float, float]:
+        """Mean loss and accuracy (fraction) at w, from one pass."""
+        return evaluate(partial(self.logits, self.vector(w)), self._batches)

@@ -8,10 +8,12 @@ matrices. Of other parameters (convolutions, norms) the gradients are kept as th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +24,6 @@ from lecture6.checks import cast, parameters
 from lecture6.models import flat_parameters, unflatten
 
 TRIED = 16  # samples on which a network is tried out
-PIECE = 1 << 24  # numbers in the gradients outside of linear layers that are made at once
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,11 @@ class SampleGradients:
 
     def dot(self, v: Tensor) -> Tensor:
         """g_i·v for v (n_params,): shape (n,)."""
-        total = 0.0
+        parts = []
         for weight, bias, a, delta in self.layers:
             out = F.linear(a, v[weight].view(delta.shape[1], -1), None if bias is None else v[bias])
-            total = total + torch.linalg.vecdot(delta, out)
-        for where, g in self.rest:
-            total = total + g @ v[where]
-        return total
+            parts.append(torch.linalg.vecdot(delta, out))
+        return reduce(torch.add, parts + [g @ v[where] for where, g in self.rest])
 
     def combine(self, c: Tensor) -> Tensor:
         """Σ_i c_i g_i for c (n,): shape (n_params,)."""
@@ -64,12 +63,11 @@ class SampleGradients:
 
     def squared_norms(self) -> Tensor:
         """‖g_i‖², (n,)."""
-        total = 0.0
-        for _, bias, a, delta in self.layers:
-            total = total + (a.square().sum(1) + (bias is not None)) * delta.square().sum(1)
-        for _, g in self.rest:
-            total = total + g.square().sum(1)
-        return total
+        parts = [
+            (a.square().sum(1) + (bias is not None)) * delta.square().sum(1)
+            for _, bias, a, delta in self.layers
+        ]
+        return reduce(torch.add, parts + [g.square().sum(1) for _, g in self.rest])
 
     def matrix(self) -> Tensor:
         """The g_i themselves, (n, n_params)."""
@@ -85,45 +83,51 @@ class SampleGradients:
         return out
 
 
-class SamplePass:
+class FlatNetwork:
+    """``model``, in eval mode, with its parameters as one vector w (n_params,)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.shapes = {name: p.shape for name, p in parameters(model).items()}
+        ends = list(accumulate(shape.numel() for shape in self.shapes.values()))
+        #: where each parameter lies in w
+        self.slices = dict(zip(self.shapes, map(slice, [0, *ends], ends), strict=True))
+
+    def logits(self, w: Tensor, x: Tensor) -> Tensor:
+        """The logits (n, classes) of the inputs x (n, ...) at w."""
+        return functional_call(self.model, unflatten(w, self.shapes), (cast(x, w),))
+
+
+class SamplePass(FlatNetwork):
     """(w, x, y) ↦ the :class:`SampleGradients` of the samples x (n, ...), y (n,) at w.
 
-    Arguments:
-        model: in eval mode
-        slices: where each of its parameters lies in w
-        x, y: some samples to try it on; what it finds is checked against their summed gradient
+    ``model`` must not mix the samples of a batch. It is tried on some of ``x`` and ``y``: what is
+    found of its layers is checked against their summed gradient.
     """
 
-    def __init__(self, model: nn.Module, slices: dict[str, slice], x: Tensor, y: Tensor) -> None:
-        self.model, self.slices = model, slices
-        self.shapes = {name: p.shape for name, p in parameters(model).items()}
-        w = flat_parameters(model)
-        x, y = x[:TRIED].to(w.device), y[:TRIED].to(w.device)
-        self.check_separate(w, x)
-        # The linear layers that see each sample once and share their weights with nothing.
-        calls: dict[str, list[torch.Size]] = {}
-        found = {name: m for name, m in model.named_modules() if type(m) is nn.Linear}
+    def __init__(self, model: nn.Module, x: Tensor, y: Tensor) -> None:
+        super().__init__(model)
+        w = flat_parameters(model).requires_grad_()
+        x, y = x[:TRIED], y[:TRIED].to(w.device)
+        calls = defaultdict(list)
 
         def note(name: str, _: nn.Module, args: tuple, output: Tensor) -> None:
-            calls.setdefault(name, []).append(output.shape)
+            calls[name].append(output.shape)
 
-        with torch.no_grad(), _hooks(found, note):
-            self._logits(w, x)
+        found = {name: m for name, m in model.named_modules() if type(m) is nn.Linear}
+        with _hooks(found, note):
+            total = F.cross_entropy(self.logits(w, x), y, reduction="sum")
+        (exact,) = torch.autograd.grad(total, w)
+        # The linear layers that see each sample once and share their weights with nothing.
         self.layers = {
             name: layer
             for name, layer in found.items()
-            if f"{name}.weight" in slices and calls.get(name) == [(len(x), layer.out_features)]
+            if f"{name}.weight" in self.slices and calls[name] == [(len(x), layer.out_features)]
         }
         # What no hook shows, such as a weight used a second time elsewhere, the sum does.
-        point = w.clone().requires_grad_()
-        total = F.cross_entropy(self._logits(point, x), y, reduction="sum")
-        (exact,) = torch.autograd.grad(total, point)
-        ours = self(w, x, y).combine(w.new_ones(len(y)))
-        if not (ours - exact).norm() <= _tolerance(w) * exact.norm():
+        ours = self(w.detach(), x, y).combine(w.new_ones(len(y)))
+        if not (ours - exact).norm() <= tolerance(w) * exact.norm():
             self.layers = {}
-
-    def _logits(self, w: Tensor, x: Tensor) -> Tensor:
-        return functional_call(self.model, unflatten(w, self.shapes), (cast(x, w),))
 
     def __call__(self, w: Tensor, x: Tensor, y: Tensor) -> SampleGradients:
         weights = unflatten(w, self.shapes)
@@ -144,16 +148,10 @@ class SamplePass:
 
         gradient = vmap(grad(loss, argnums=(0, 1), has_aux=True), in_dims=(None, None, 0, 0))
         (rest, deltas), inputs = gradient(free, shifts, x.to(w.device), y.to(w.device))
+        places = [(self.slices[f"{n}.weight"], self.slices.get(f"{n}.bias")) for n in self.layers]
+        factors = [(inputs[n].flatten(1), deltas[n].flatten(1)) for n in self.layers]
         return SampleGradients(
-            layers=[
-                (
-                    self.slices[f"{name}.weight"],
-                    self.slices.get(f"{name}.bias"),
-                    inputs[name].flatten(1),
-                    deltas[name].flatten(1),
-                )
-                for name in self.layers
-            ],
+            layers=[place + factor for place, factor in zip(places, factors, strict=True)],
             rest=[(self.slices[name], g.flatten(1)) for name, g in rest.items()],
             n_params=len(w),
         )
@@ -168,33 +166,15 @@ class SamplePass:
         """The parameters outside of the linear layers, of which whole gradients are kept."""
         return sum(self.shapes[name].numel() for name in self._free)
 
-    def pieces(self, x: Tensor, y: Tensor, most: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """x and y cut into parts of ``most`` samples, or fewer where their gradients are large."""
-        size = max(1, min(most, PIECE // max(1, self.loose)))
-        return zip(x.split(size), y.split(size), strict=True)
 
-    def check_separate(self, w: Tensor, x: Tensor) -> None:
-        """Raises ValueError for a network in which a sample's logits depend on its batch."""
-        with torch.no_grad():
-            # beside a copy of itself, since batch norm refuses a single sample
-            alone, among = (self._logits(w, x[:TRIED][i])[0] for i in ([0, 0], slice(None)))
-        difference = (alone - among).abs().max().item()
-        if not difference <= _tolerance(w) * among.abs().max().item():
-            raise ValueError(
-                "the network mixes the samples of a batch, so that no sample has a gradient of its "
-                f"own: the logits of one change by {difference:.2g} with its companions. The usual "
-                'cause is batch norm by batch statistics: build the model with batch_norm="running"'
-                " or without batch norm"
-            )
-
-
-def _tolerance(w: Tensor) -> float:
+def tolerance(w: Tensor) -> float:
+    """How far two ways to compute the same may differ, relative to it."""
     return 10 * torch.finfo(w.dtype).eps ** 0.5
 
 
-def _hooks(layers: dict[str, nn.Module], hook: Callable) -> ExitStack:
+def _hooks(layers: Mapping[str, nn.Module], hook: Callable) -> ExitStack:
     """A context in which ``hook(name, layer, inputs, output)`` is called after each layer."""
-    with ExitStack() as hooks:
-        for name, layer in layers.items():
-            hooks.enter_context(layer.register_forward_hook(partial(hook, name)))
-        return hooks.pop_all()
+    hooks = ExitStack()
+    for name, layer in layers.items():
+        hooks.enter_context(layer.register_forward_hook(partial(hook, name)))
+    return hooks

@@ -13,9 +13,9 @@ at once: a search starts at the vertex that the gradient at a random point of th
 u ∈ [−1, 1]^p, z = h·u, on f scaled to slopes of order 1. (iii) A failed line search would lose the
 best point: the best of all points evaluated is what is returned.
 
-The other measures change the set of perturbations and keep the rest, so that one table compares
-all of :data:`MEASURES`: each is called as ``measure(objective, x, epsilon=..., seed=...)``, has a
-default ε of its own, and gives a :class:`SharpnessResult` in per cent of 1 + f(x).
+The other measures change the set of perturbations. All of :data:`MEASURES` are called as
+``measure(objective, x, epsilon=..., seed=...)``, have a default ε of their own, and give a
+:class:`SharpnessResult`. All raise ValueError for impossible settings and for losses not finite.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class SharpnessResult:
     loss: float  #: f(x)
     loss_max: float  #: f(x + A z); of average: the mean over the perturbations
     epsilon: float
-    n_evaluations: int  #: of f and its gradient together; vertices, average: of f
+    n_evaluations: int  #: of f and its gradient; vertices, average: of f
     converged: bool
     method: str
     message: str
@@ -63,7 +63,7 @@ class SharpnessResult:
 
 
 @dataclass(frozen=True)
-class _Subspace:
+class _Matrix:
     """A matrix A (n, p) by its products."""
 
     p: int
@@ -72,11 +72,8 @@ class _Subspace:
     pinv: Callable[[Tensor], Tensor]  # A⁺ x, (n,) -> (p,)
 
 
-def _identity(n: int) -> _Subspace:
-    def same(v: Tensor) -> Tensor:
-        return v
-
-    return _Subspace(n, same, same, same)
+def _identity(n: int) -> _Matrix:
+    return _Matrix(n, Tensor.detach, Tensor.detach, Tensor.detach)
 
 
 class RandomSubspace:
@@ -84,8 +81,7 @@ class RandomSubspace:
 
     Keskar et al. do not state the law of A; entries of order 1 are the reading that their Tables 3
     and 4 allow (unit columns would make φ a millionfold smaller). The blocks are kept when the
-    matrix fits in ``memory_limit`` bytes and drawn again at every product when it does not: the
-    entries are the same either way, and n × p numbers are never held beyond the limit.
+    matrix fits in ``memory_limit`` bytes and drawn again, the same, at every product when not.
     """
 
     def __init__(
@@ -100,25 +96,23 @@ class RandomSubspace:
         self.n, self.device = checks.whole("n", n, least=1), device
         self.p = checks.whole("p, the number of columns,", p, least=1, most=self.n)
         self.shape, self.seed = (self.n, self.p), checks.seed(seed)
-        self._kept: dict[int, Tensor] | None = {} if 4 * self.n * self.p <= memory_limit else None
+        fits = 4 * self.n * self.p <= memory_limit
+        self._kept = list(map(self._draw, range(0, self.n, _ROWS))) if fits else []
         gram = torch.zeros(self.p, self.p, dtype=torch.float64, device=device)
         for _, a in self.blocks():
             gram += a.T.double() @ a.double()
         self._gram_pinv = torch.linalg.pinv(gram, hermitian=True)
 
+    def _draw(self, start: int) -> Tensor:
+        rng = np.random.default_rng([self.seed, start])
+        block = rng.standard_normal((min(_ROWS, self.n - start), self.p), dtype=np.float32)
+        return torch.from_numpy(block).to(self.device)
+
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """Pairs (row slice, block of A in float32), in order."""
-        for start in range(0, self.n, _ROWS):
-            rows = slice(start, min(start + _ROWS, self.n))
-            block = None if self._kept is None else self._kept.get(start)
-            if block is None:
-                rng = np.random.default_rng([self.seed, start])
-                size = (rows.stop - rows.start, self.p)
-                block = torch.from_numpy(rng.standard_normal(size, dtype=np.float32))
-                block = block.to(self.device)
-                if self._kept is not None:
-                    self._kept[start] = block
-            yield rows, block
+        starts = range(0, self.n, _ROWS)
+        for start, block in zip(starts, self._kept or map(self._draw, starts), strict=True):
+            yield slice(start, start + len(block)), block
 
     def apply(self, z: Tensor) -> Tensor:
         """A z, (p,) to (n,)."""
@@ -139,43 +133,54 @@ class RandomSubspace:
         return (self._gram_pinv @ self.transpose(x.double())).to(x.dtype)
 
 
+_Space = _Matrix | RandomSubspace
+
+
+@dataclass
 class _Search:
     """f over the box in units u ∈ [−1, 1]^p; counts evaluations and remembers the best point."""
 
-    def __init__(
-        self, objective: Objective, x: Tensor, subspace: _Subspace, epsilon: float, margin: float
-    ) -> None:
-        self.objective, self.x, self.subspace = objective, x, subspace
-        self.epsilon = checks.real("epsilon", epsilon, above=0)
-        self.half_width = self.epsilon * (subspace.pinv(x).abs() + margin)  # equation (3)
-        self.base = _finite(objective.value(x), "at x")
-        self.n_evaluations = 0
-        self.best_rise, self.best_u = -math.inf, torch.zeros_like(self.half_width)
-        self.best_gap = math.inf
+    objective: Objective
+    x: Tensor
+    space: _Space
+    epsilon: float
+    margin: float = 1.0
+    tolerance: float = TOLERANCE
+    n_evaluations: int = 0
 
-    def converged(self, tolerance: float) -> bool:
-        return self.best_rise > 0 and self.best_gap <= tolerance * self.best_rise
+    def __post_init__(self) -> None:
+        self.epsilon = checks.real("epsilon", self.epsilon, above=0)
+        self.half_width = self.epsilon * (self.space.pinv(self.x).abs() + self.margin)  # (3)
+        self.base = _finite(self.objective.value(self.x), "at x")
+        self.forget()
 
-    def result(self, method: str, message: str, tolerance: float) -> SharpnessResult:
-        percent, rise = 100 / (1 + self.base), self.best_rise
+    def forget(self) -> None:
+        """Start afresh; what is remembered is a rise, the point u, and the gap there."""
+        self.best = -math.inf, torch.zeros_like(self.half_width), math.inf
+
+    def converged(self) -> bool:
+        rise, _, gap = self.best
+        return rise > 0 and gap <= self.tolerance * rise
+
+    def result(self, method: str, message: str) -> SharpnessResult:
+        percent, (rise, u, gap) = 100 / (1 + self.base), self.best
         if rise <= 0:
             message = f"no point evaluated in the box lies above f(x) = {self.base:g}; {message}"
         return SharpnessResult(
             value=percent * max(rise, 0.0),
-            maximizer=self.half_width * self.best_u,
+            maximizer=self.half_width * u,
             loss=self.base,
             loss_max=self.base + max(rise, 0.0),
             epsilon=self.epsilon,
-            gap=percent * self.best_gap,
-            stderr=0.0,
+            gap=percent * gap,
             n_evaluations=self.n_evaluations,
-            converged=self.converged(tolerance),
+            converged=self.converged(),
             method=method,
             message=message,
         )
 
     def point(self, u: Tensor) -> Tensor:
-        return self.x + self.subspace.apply(self.half_width * u)
+        return self.x + self.space.apply(self.half_width * u)
 
     def rise(self, value: float) -> float:
         return _finite(value, "inside the box of x", "; take a smaller epsilon") - self.base
@@ -186,24 +191,55 @@ class _Search:
         self.n_evaluations += 1
         rise = self.rise(value)
         checks.finite("the gradient inside the box of x", grad, "is the loss smooth there?")
-        grad = self.half_width * self.subspace.transpose(grad)
-        if rise > self.best_rise:
-            self.best_rise, self.best_u = rise, u
-            self.best_gap = (grad.abs().sum() - grad @ u).item()  # max over the box of g·(v − u)
+        grad = self.half_width * self.space.transpose(grad)
+        if rise > self.best[0]:
+            gap = (grad.abs().sum() - grad @ u).item()  # max over the box of g·(v − u)
+            self.best = rise, u, gap
         return rise, grad
 
-    def vertex(self, rng: np.random.Generator) -> Tensor:
-        """Where the gradient at a random point of the box points: a vertex, if no slope is 0."""
-        _, grad = self.evaluate(
-            torch.from_numpy(rng.uniform(-1.0, 1.0, self.subspace.p)).to(self.x)
-        )
-        return grad.sign()
+    def vertices(self) -> SharpnessResult:
+        """All corners of the box."""
+        p = self.space.p
+        if p > MAX_VERTEX_DIM:
+            raise ValueError(
+                f"method 'vertices' evaluates 2^p corners and takes p up to {MAX_VERTEX_DIM}, got "
+                f"p = {p}; use method 'converged'"
+            )
+
+        def height(u: Tensor) -> float:
+            self.n_evaluations += 1
+            return self.rise(self.objective.value(self.point(u)))
+
+        corners = (torch.tensor(corner).to(self.x) for corner in product((-1.0, 1.0), repeat=p))
+        self.evaluate(max(corners, key=height))  # for the gap at the best of them
+        return self.result("vertices", f"all {2**p} vertices; exact where f is convex along A")
+
+    def best_of_starts(
+        self, method: str, n_starts: int, n_iterations: int, seed: int
+    ) -> SharpnessResult:
+        """Searches by L-BFGS-B, unless ``method`` is "ascent", then by ascent, unless "lbfgsb"."""
+        rng, rises, best = np.random.default_rng(seed), [], (self.best, "")
+        for _ in range(n_starts):
+            self.forget()
+            u, message = torch.from_numpy(rng.uniform(-1.0, 1.0, self.space.p)).to(self.x), ""
+            u = self.evaluate(u)[1].sign()  # a vertex, if no slope is 0
+            if method != "ascent":
+                message = self.lbfgsb(u, n_iterations)
+                u = self.best[1]
+            if method != "lbfgsb":
+                message = self.sign_ascent(u, n_iterations)
+            rises.append(self.best[0])
+            best = max(best, (self.best, message), key=lambda each: each[0][0])
+        self.best, message = best
+        if n_starts > 1:
+            high = self.best[0] - 0.01 * abs(self.best[0])
+            agree = sum(rise >= high for rise in rises)
+            message = f"{agree} of {n_starts} starts reach the highest point found; {message}"
+        return self.result(method, message)
 
     def lbfgsb(self, start: Tensor, n_iterations: int) -> str:
-        """L-BFGS-B from ``start``, which should be a vertex.
-
-        From inside the box its first iteration sorts one breakpoint a coordinate, which takes
-        longer than ten passes over the data when p is in the millions; at a vertex few are left.
+        """L-BFGS-B from a vertex: from inside the box its first iteration sorts one breakpoint a
+        coordinate, which takes longer than ten passes over the data when p is in the millions.
         """
         _, grad = self.evaluate(start)
         # Slopes of order 1 per coordinate: the first quadratic model then spans the box, and the
@@ -214,23 +250,22 @@ class _Search:
             rise, grad = self.evaluate(torch.from_numpy(u.copy()).to(self.x))
             return -rise / scale, (-grad / scale).cpu().double().numpy()
 
-        side = np.ones(self.subspace.p)
         result = minimize(
             descend,
             start.cpu().double().numpy(),
             jac=True,
             method="L-BFGS-B",
-            bounds=Bounds(-side, side),
+            bounds=Bounds(-1.0, 1.0),
             options={"maxiter": n_iterations, "ftol": 0.0, "gtol": 0.0},
         )
         return f"L-BFGS-B: {result.message}"
 
-    def sign_ascent(self, u: Tensor, n_iterations: int, tolerance: float) -> str:
+    def sign_ascent(self, u: Tensor, n_iterations: int) -> str:
         """Projected ascent from ``u`` along sign(gradient); the step halves on failure."""
         rise, grad = self.evaluate(u)
         step = 2.0  # from any point to the vertex that the gradient points at
         for iteration in range(n_iterations):
-            if self.converged(tolerance):
+            if self.converged():
                 return f"sign ascent: stationary after {iteration} iterations"
             trial = (u + step * grad.sign()).clamp_(-1.0, 1.0)
             new_rise, new_grad = self.evaluate(trial)
@@ -253,10 +288,9 @@ def worst_case(
     tolerance: float = TOLERANCE,
     seed: int = 0,
 ) -> SharpnessResult:
-    """The sharpness φ of Definition 2 of ``objective`` at ``x``, in per cent: the worst case.
+    """The sharpness φ of Definition 2 at ``x`` (n_params,), in per cent: the worst case.
 
     Arguments:
-        x: (n_params,)
         epsilon: half-width ε of the box; Keskar et al. use 1e-3 and 5e-4
         subspace: A: None for the identity; an integer p for p random columns
             (:class:`RandomSubspace`; Keskar: p = 100); or a matrix (n_params, p)
@@ -273,22 +307,20 @@ def worst_case(
         seed: of the starts, and of the random columns
 
     L-BFGS-B needs more digits than float32 has near a minimum: give it an objective in float64.
-    The result is never a silent 0: when no point of the box lies above f(x), ``value`` is 0,
-    ``converged`` is False and ``message`` says so. Raises ValueError for impossible settings.
+    When no point of the box lies above f(x), ``value`` is 0, ``converged`` is False and ``message``
+    says so.
     """
     checks.one_of("method", method, ("lbfgsb", "ascent", "converged", "vertices"))
     n_iterations = checks.whole("n_iterations", n_iterations, least=1)
     n_starts = checks.whole("n_starts", n_starts, least=1)
     tolerance, seed = checks.real("tolerance", tolerance, least=0), checks.seed(seed)
-    x = objective.vector(x)
-    search = _Search(objective, x, _as_subspace(subspace, objective, seed), epsilon, margin=1.0)
+    space = _as_space(subspace, objective, seed)
+    search = _Search(objective, objective.vector(x), space, epsilon, tolerance=tolerance)
     if method == "vertices":
-        message = _enumerate_vertices(search)
-    else:
-        if method == "converged":
-            n_starts, n_iterations = max(n_starts, 4), max(n_iterations, 100)
-        message = _best_of_starts(search, method, n_starts, n_iterations, tolerance, seed)
-    return search.result(method, message, tolerance)
+        return search.vertices()
+    if method == "converged":
+        n_starts, n_iterations = max(n_starts, 4), max(n_iterations, 100)
+    return search.best_of_starts(method, n_starts, n_iterations, seed)
 
 
 def adaptive(
@@ -301,10 +333,9 @@ def adaptive(
     (ASAM, 2102.11600) with p = ∞; 20 iterations of projected sign ascent, after the evaluation of
     Andriushchenko et al. (2302.07011). A lower bound, like every search.
     """
-    x = objective.vector(x)
-    search = _Search(objective, x, _identity(objective.n_params), epsilon, margin=0.0)
-    message = _best_of_starts(search, "ascent", 1, 20, TOLERANCE, checks.seed(seed))
-    return search.result("ascent", message, TOLERANCE)
+    space = _identity(objective.n_params)
+    search = _Search(objective, objective.vector(x), space, epsilon, margin=0.0)
+    return search.best_of_starts("ascent", 1, 20, checks.seed(seed))
 
 
 def average(
@@ -313,9 +344,8 @@ def average(
     """Average-case sharpness: the mean rise under noise N(0, ε²) on every weight, ≈ ½ ε² tr H.
 
     The quantity that PAC-Bayes bounds contain (Neyshabur et al., 1706.08947). ``value`` is a mean
-    over ``n_samples`` pairs of perturbations ±δ, in which the slope at x cancels, with its standard
-    error; ``converged`` means that it is known to a tenth of itself. The value is negative where
-    the loss falls on average.
+    over ``n_samples`` pairs of perturbations ±δ, in which the slope at x cancels, negative where
+    the loss falls on average; ``converged`` means that it is known to a tenth of itself.
     """
     epsilon = checks.real("epsilon", epsilon, above=0)
     n_samples = checks.whole("n_samples", n_samples, least=2)
@@ -346,9 +376,8 @@ def sam(
 ) -> SharpnessResult:
     """The rise along SAM's step: f(x + ε g/‖g‖) − f(x) with the gradient g at x.
 
-    Foret et al. (2010.01412), whose ρ = 0.05 is the default ε. To first order ε ‖g‖: at a minimum,
-    where g is 0, there is no such step; ``value`` is then 0, ``converged`` False, and the message
-    says so. ``seed`` is not used: nothing is random.
+    Foret et al. (2010.01412), whose ρ = 0.05 is the default ε. To first order ε ‖g‖: where g is 0,
+    ``value`` is 0, ``converged`` False. ``seed`` is not used: nothing is random.
     """
     epsilon, x = checks.real("epsilon", epsilon, above=0), objective.vector(x)
     base, g = objective.value_and_grad(x)
@@ -382,65 +411,23 @@ def _finite(loss: float, where: str, remedy: str = "") -> float:
     return loss
 
 
-def _as_subspace(
+def _as_space(
     subspace: int | Tensor | RandomSubspace | None, objective: Objective, seed: int
-) -> _Subspace:
+) -> _Space:
     n = objective.n_params
     if subspace is None:
         return _identity(n)
     if isinstance(subspace, int | float | np.generic):
         p = checks.whole("subspace", subspace, least=1, most=n)
-        subspace = RandomSubspace(n, p, seed=seed, device=objective.device)
+        return RandomSubspace(n, p, seed=seed, device=objective.device)
     if not isinstance(subspace, RandomSubspace):
         subspace = torch.as_tensor(subspace, dtype=objective.dtype, device=objective.device)
     shape = tuple(subspace.shape)
     if len(shape) != 2 or shape[0] != n or shape[1] < 1:
         raise ValueError(f"subspace must have shape ({n}, p), got {shape}")
     if isinstance(subspace, RandomSubspace):
-        return _Subspace(shape[1], subspace.apply, subspace.transpose, subspace.pinv)
+        return subspace
     a = checks.finite("subspace", subspace, "give a matrix of finite numbers")
     if not a.any():
         raise ValueError("subspace has no entry but 0: it gives no direction to search along")
-    return _Subspace(shape[1], a.mv, a.T.mv, lambda x: torch.linalg.pinv(a) @ x)
-
-
-def _best_of_starts(
-    search: _Search, method: str, n_starts: int, n_iterations: int, tolerance: float, seed: int
-) -> str:
-    rng, outcomes = np.random.default_rng(seed), []
-    best = (-math.inf, search.best_u, math.inf)
-    for _ in range(n_starts):
-        search.best_rise = -math.inf
-        vertex = search.vertex(rng)
-        message = ""
-        if method != "ascent":
-            message = search.lbfgsb(vertex, n_iterations)
-            vertex = search.best_u
-        if method != "lbfgsb":
-            message = search.sign_ascent(vertex, n_iterations, tolerance)
-        outcomes.append((search.best_rise, message))
-        best = max(best, (search.best_rise, search.best_u, search.best_gap), key=lambda b: b[0])
-    search.best_rise, search.best_u, search.best_gap = best
-    message = max(outcomes)[1]
-    if n_starts == 1:
-        return message
-    agree = sum(rise >= best[0] - 0.01 * abs(best[0]) for rise, _ in outcomes)
-    return f"{agree} of {n_starts} starts reach the highest point found; {message}"
-
-
-def _enumerate_vertices(search: _Search) -> str:
-    p = search.subspace.p
-    if p > MAX_VERTEX_DIM:
-        raise ValueError(
-            f"method 'vertices' evaluates 2^p corners and takes p up to {MAX_VERTEX_DIM}, got "
-            f"p = {p}; use method 'converged'"
-        )
-    for corner in product((-1.0, 1.0), repeat=p):
-        u = torch.tensor(corner).to(search.x)
-        rise = search.rise(search.objective.value(search.point(u)))
-        search.n_evaluations += 1
-        if rise > search.best_rise:
-            search.best_rise, search.best_u = rise, u
-    search.best_rise = -math.inf
-    search.evaluate(search.best_u)  # for the gap at the best of them
-    return f"all {2**p} vertices; exact where f is convex along A"
+    return _Matrix(shape[1], a.mv, a.T.mv, lambda x: torch.linalg.pinv(a) @ x)

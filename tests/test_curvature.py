@@ -83,12 +83,12 @@ ZERO = np.zeros(len(SPECTRUM))
 # Eigenvalues
 
 
-@pytest.mark.parametrize("end", ["largest", "smallest", "both"])
+@pytest.mark.parametrize("end", ["largest", "smallest"])
 def test_eigenvalues_of_a_known_spectrum(end):
     found = curvature.eigenvalues(BOWL, ZERO, 3, end=end, tolerance=1e-8)
     largest = [9.0, 5.5, 5.0]
     smallest = np.linspace(-1, 1, 120)[2::-1]
-    exact = {"largest": largest, "smallest": smallest, "both": [*largest, *smallest]}[end]
+    exact = largest if end == "largest" else smallest
     np.testing.assert_allclose(found.values, exact, rtol=1e-7)
     assert found.converged
     vectors = found.vectors.numpy()
@@ -107,21 +107,21 @@ def test_the_error_estimate_covers_the_error(tolerance):
         assert (error <= tolerance * found.values).all()
 
 
-def test_a_single_vector_may_miss_an_eigenvalue():
+def test_a_single_vector_may_miss_an_eigenvalue(monkeypatch):
     """Why the block has two: this start is nearly orthogonal to the eigenvector of 5."""
     options = {"tolerance": 1e-3, "seed": 68}
-    single = curvature.eigenvalues(BOWL, ZERO, 3, block_size=1, **options)
-    assert single.converged
-    assert single.values[2] == pytest.approx(3.0, abs=0.01)
     pair = curvature.eigenvalues(BOWL, ZERO, 3, **options)
     assert pair.values[2] == pytest.approx(5.0, rel=1e-3)
+    monkeypatch.setattr(curvature, "BLOCK", 1)
+    single = curvature.eigenvalues(BOWL, ZERO, 3, **options)
+    assert single.converged
+    assert single.values[2] == pytest.approx(3.0, abs=0.01)
 
 
 def test_residuals_are_reported_before_convergence():
     found = curvature.eigenvalues(BOWL, ZERO, 3, tolerance=1e-10, max_products=8)
     assert not found.converged
     assert found.n_products == 8
-    assert "of 3 eigenvalues within 1e-10 after 8 products" in found.message
     v = found.vectors.numpy()
     residuals = np.linalg.norm(v @ BOWL.h - found.values[:, None] * v, axis=1)
     np.testing.assert_allclose(residuals, found.residuals, rtol=1e-6)
@@ -140,24 +140,24 @@ def test_all_eigenvalues_of_a_small_matrix():
     assert found.converged
 
 
-def test_repeated_eigenvalues_need_a_block():
-    spectrum = [4.0, 4.0, 4.0, *np.linspace(0, 1, 50)]
+def test_repeated_eigenvalues_need_a_block(monkeypatch):
+    spectrum = [4.0, 4.0, *np.linspace(0, 1, 50)]
     bowl = Quadratic(spectrum)
-    found = curvature.eigenvalues(bowl, np.zeros(53), 3, block_size=3, tolerance=1e-6)
-    np.testing.assert_allclose(found.values, [4.0] * 3, rtol=1e-6)
-    single = curvature.eigenvalues(bowl, np.zeros(53), 3, max_products=12, block_size=1)
+    found = curvature.eigenvalues(bowl, np.zeros(52), 2, tolerance=1e-6)
+    np.testing.assert_allclose(found.values, [4.0] * 2, rtol=1e-6)
+    monkeypatch.setattr(curvature, "BLOCK", 1)
+    single = curvature.eigenvalues(bowl, np.zeros(52), 2, max_products=12)
     assert single.values[1] < 1.1  # one vector sees one copy
 
 
-@pytest.mark.parametrize("block_size", [1, 2])
-def test_a_matrix_of_low_rank(block_size):
+@pytest.mark.parametrize("block", [1, 2])
+def test_a_matrix_of_low_rank(block, monkeypatch):
     """The Krylov space ends after four steps: the search goes on from new directions."""
     spectrum = np.zeros(40)
     spectrum[:3] = 5.0, 2.0, -1.0
     bowl = Quadratic(spectrum)
-    found = curvature.eigenvalues(
-        bowl, np.zeros(40), 4, max_products=40, block_size=block_size, tolerance=1e-9
-    )
+    monkeypatch.setattr(curvature, "BLOCK", block)
+    found = curvature.eigenvalues(bowl, np.zeros(40), 4, max_products=40, tolerance=1e-9)
     np.testing.assert_allclose(found.values, [5.0, 2.0, 0.0, 0.0], atol=1e-9)
     assert curvature.eigenvalues(bowl, np.zeros(40), 1, end="smallest").values == pytest.approx(
         [-1]
@@ -520,8 +520,8 @@ AT_0 = np.zeros(60)
 
 
 def test_numbers_of_numpy_are_numbers():
-    plain = curvature.eigenvalues(BOWL, ZERO, 3, max_products=20, block_size=1, seed=2)
-    options = {"max_products": np.int64(20), "block_size": np.int8(1), "seed": np.uint64(2)}
+    plain = curvature.eigenvalues(BOWL, ZERO, 3, max_products=20, seed=2)
+    options = {"max_products": np.int64(20), "seed": np.uint64(2)}
     scalars = curvature.eigenvalues(BOWL, ZERO, np.arange(4)[3], **options)
     np.testing.assert_array_equal(plain.values, scalars.values)
     trace = curvature.trace(BOWL, ZERO, n_products=np.float64(5), seed=np.int32(2))
@@ -533,7 +533,6 @@ def test_numbers_of_numpy_are_numbers():
     [
         (lambda: curvature.eigenvalues(BOWL, ZERO, 0), "k must be at least 1 .* got 0"),
         (lambda: curvature.eigenvalues(BOWL, ZERO, 200), "k must be .* at most 124, got 200"),
-        (lambda: curvature.eigenvalues(BOWL, ZERO, 100, end="both"), "at most 62, got 100"),
         (lambda: curvature.eigenvalues(BOWL, ZERO, 2, end="top"), "got 'top'"),
         (lambda: curvature.eigenvalues(BOWL, ZERO, 5, max_products=3), "at least 5, got 3"),
         (lambda: curvature.eigenvalues(BOWL, ZERO, 1.5), "k must be a whole number, got 1.5"),

@@ -119,7 +119,7 @@ def test_bad_input_is_refused(pair):
     small, large, objectives, _ = pair
     with pytest.raises(ValueError, match="path must be 'linear' or 'sincos', got 'geodesic'"):
         interpolate(objectives, small.w, large.w, path="geodesic")
-    with pytest.raises(ValueError, match="alpha must be a finite number, got nan"):
+    with pytest.raises(ValueError, match="alphas must be finite"):
         interpolate(objectives, small.w, large.w, alphas=[0.5, np.nan])
     with pytest.raises(ValueError, match="expected a vector of shape"):
         interpolate(objectives, small.w, large.w[:-1])

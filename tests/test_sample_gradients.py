@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from synthetic import gaussian_classes
 from torch import nn
 
-from lecture6 import sample_gradients
 from lecture6.models import flat_parameters, local_seed
 from lecture6.sample_gradients import SamplePass
 
@@ -25,11 +24,6 @@ def convolutional():
     conv, pool = nn.Conv2d(2, 3, 3, padding=1), nn.MaxPool2d(3, 2, padding=1)
     norm = nn.BatchNorm2d(3)  # by running statistics
     return nn.Sequential(conv, norm, nn.ReLU(), pool, nn.Flatten(), nn.Linear(27, 3))
-
-
-def normalised():
-    norm = nn.BatchNorm1d(6, track_running_stats=False)
-    return nn.Sequential(nn.Linear(5, 6), norm, nn.ReLU(), nn.Linear(6, 3))
 
 
 class Odd(nn.Module):
@@ -54,11 +48,7 @@ class Odd(nn.Module):
 def build(make, data, dtype=F64):
     with local_seed(0):
         model = make().to(dtype).eval()
-    slices, start = {}, 0
-    for name, p in model.named_parameters():
-        slices[name] = slice(start, start + p.numel())
-        start += p.numel()
-    return SamplePass(model, slices, data.x_train, data.y_train), flat_parameters(model)
+    return SamplePass(model, data.x_train, data.y_train), flat_parameters(model)
 
 
 def random(*shape, seed=1):
@@ -108,21 +98,3 @@ def test_gradients_hold_at_other_weights_and_keep_no_graph():
     found = gradients(w, DATA.x_train, DATA.y_train)
     torch.testing.assert_close(found.combine(random(50) * 0 + 1 / 50), exact)
     assert not any(t.requires_grad for layer in found.layers for t in layer[2:])
-
-
-def test_pieces_are_the_samples_and_not_large(monkeypatch):
-    gradients, _ = build(convolutional, IMAGES)
-    assert [len(y) for _, y in gradients.pieces(IMAGES.x_train, IMAGES.y_train, 20)] == [20, 20, 10]
-    monkeypatch.setattr(sample_gradients, "PIECE", 6 * gradients.loose - 1)
-    pieces = list(gradients.pieces(IMAGES.x_train, IMAGES.y_train, 20))
-    assert max(len(y) for _, y in pieces) == 5
-    assert torch.equal(torch.cat([x for x, _ in pieces]), IMAGES.x_train)
-    assert torch.equal(torch.cat([y for _, y in pieces]), IMAGES.y_train)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, F64])
-def test_a_network_that_mixes_samples_is_refused(dtype):
-    with pytest.raises(ValueError, match=r'mixes the samples .* batch_norm="running"'):
-        build(normalised, DATA, dtype)
-    gradients, w = build(dense, DATA, dtype)
-    gradients.check_separate(w, DATA.x_train)
