@@ -105,7 +105,7 @@ def run_study(study, profile, jobs, folder, replace, backend, scheduler, dry_run
     torchrun --nproc-per-node 8 -m lecture6 run ...
     """
     chosen = STUDIES[study]
-    if rank() > 0:  # the process of rank 0 says and writes everything
+    if rank():  # the process of rank 0 says and writes everything
         if not dry_run:
             run(chosen, profile)
         return
