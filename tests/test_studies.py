@@ -680,7 +680,7 @@ def test_a_full_disk_is_one_clear_error_and_loses_nothing(tmp_path, small_disk):
 
 def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StudyError, match=r"cannot write in .*nothing was run.*--folder"):
+    with pytest.raises(StudyError, match=r"cannot write in .*Nothing was run.*--folder"):
         run(toy(tmp_path / "log"), "smoke", folder=tmp_path / "file")
     assert not (tmp_path / "log").exists()
 

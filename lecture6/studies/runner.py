@@ -24,7 +24,7 @@ from functools import lru_cache
 from importlib import import_module, metadata
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -42,8 +42,7 @@ POLL = 2.0  # seconds between looks at what other runners have finished
 DIED = "the worker process died, twice (killed, or short of memory?): run again, with fewer --jobs"
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """What a run has to do; ``seconds`` is an estimate for one trial at a time."""
 
     trials: list[Trial]
@@ -51,8 +50,7 @@ class Plan:
     seconds: float
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What a run did: how many trials it finished, and those that failed, by their errors."""
 
     finished: int
@@ -116,7 +114,9 @@ def run(
     trials. A trial that raises in one process ends it with exit code 1.
     """
     if rank():
-        _follow()
+        with _channel() as share:
+            while share(None):
+                pass
         return Outcome(0, {})
     if jobs is not None:
         jobs = checks.whole("jobs", jobs, least=1)
@@ -380,9 +380,9 @@ def rank() -> int | None:
 
 @contextlib.contextmanager
 def _channel() -> Iterator[Callable[[tuple | None], tuple[str, None] | None]]:
-    """How torchrun's processes do a job, which rank 0 names and the others are sent.
+    """How torchrun's processes do a job together: that of rank 0, who gives None at the end.
 
-    Each gets its answer; None when rank 0 has no more jobs. An error is the end of the process.
+    Each gets the answer, or None at the end. An error is the end of the process.
     """
     with parallel.from_torchrun() as group:
         # it stays open however long a trial takes, or another runner
@@ -416,13 +416,6 @@ def _leader() -> Iterator[tuple[_Submit, int]]:
         share(None)
 
 
-def _follow() -> None:
-    """In another process: take part in each job that rank 0 sends, until there are no more."""
-    with _channel() as share:
-        while share(None):
-            pass
-
-
 # ---- what came of it ---------------------------------------------------------------------------
 
 
@@ -450,10 +443,7 @@ def collect(
             "same --folder and --data"
         )
     records = [saved["record"] for saved in found]
-
-    def seen(what: str) -> list:
-        return sorted({r[what] for r in records})
-
+    dates = [record["date"] for record in records]
     checksums = {pair for r in records for pair in r["data"].items()}
     data_sets = dict(sorted(checksums))
     if changed := [name for name, checksum in checksums if data_sets[name] != checksum]:
@@ -468,10 +458,8 @@ def collect(
         "trials": [len(found), len(trials)],
         "data": data_sets,
         "seeds": sorted({s["parameters"]["seed"] for s in found if "seed" in s["parameters"]}),
-        "device": seen("device"),
-        "threads": seen("threads"),
+        **{what: sorted({r[what] for r in records}) for what in ("device", "threads", "code")},
         "libraries": {n: sorted({r["libraries"][n] for r in records}) for n in LIBRARIES},
-        "code": seen("code"),
-        "date": [min(seen("date")), max(seen("date"))],
+        "date": [min(dates), max(dates)],
         "seconds": round(sum(r["seconds"] for r in records)),
     }
