@@ -28,7 +28,7 @@ def _start(trait: TraitType) -> TraitType:
 
 
 class Explorable(anywidget.AnyWidget):
-    """What the three have in common. ``module`` names the file, ``about`` says what it shows.
+    """What the three have in common: ``module`` names the file, ``about`` says what it shows.
 
     ``Walkers(lr=0.02)`` raises ValueError for a start value that no control can show.
     """
