@@ -10,7 +10,6 @@ import click
 
 from lecture6.studies import STUDIES, Study, StudyError, collect, plan, results, run
 from lecture6.studies.runner import duration, rank
-from lecture6.studies.trials import default_folder
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _kept = "Where finished trials are kept. [default: $LECTURE6_STUDIES, else a cache folder]"
@@ -113,7 +112,7 @@ def run_study(study, profile, jobs, folder, replace, backend, scheduler, dry_run
     click.echo(
         f"{study} at profile {profile}: {len(todo.trials)} trials, {len(todo.finished)} finished, "
         f"{len(todo.trials) - len(todo.finished)} to run, about "
-        f"{duration(todo.seconds / (jobs or 1))}; kept in {(folder or default_folder()) / study}"
+        f"{duration(todo.seconds / (jobs or 1))}; kept in {todo.folder}"
     )
     if dry_run:
         for trial in todo.trials:

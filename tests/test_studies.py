@@ -241,7 +241,7 @@ def test_a_function_without_a_place_is_refused():
         return {}
 
     study = Study("toy", "", trial, {"smoke": [{"i": 0}]}, lambda p: 1.0)
-    with pytest.raises(StudyError, match="top-level function"):
+    with pytest.raises(StudyError, match="at its top level"):
         study.trials("smoke")
 
 

@@ -45,6 +45,7 @@ DIED = "the worker process died, twice (killed, or short of memory?): run again,
 class Plan(NamedTuple):
     """What a run has to do; ``seconds`` is an estimate for one trial at a time."""
 
+    folder: Path
     trials: list[Trial]
     finished: list[Trial]
     seconds: float
@@ -74,7 +75,7 @@ def _plan(trials: list[Trial], files: TrialFiles) -> Plan:
             took += saved["record"]["seconds"]
         else:
             left += trial.cost
-    return Plan(trials, finished, left * (took / expected if expected else 1.0))
+    return Plan(files.folder, trials, finished, left * (took / expected if expected else 1.0))
 
 
 def duration(seconds: float) -> str:
@@ -99,7 +100,7 @@ def run(
     Arguments:
         jobs: trials at a time; default: one a GPU, or a worker of the cluster, else 1, which runs
             in this process
-        folder: where finished trials are kept; default: :func:`default_folder`
+        folder: where finished trials are kept; default: ``LECTURE6_STUDIES``, else a cache folder
         replace: data sets to use in the place of others, e.g. ``{"cifar10": "cifar10_jpeg"}``
         backend: "loky" (processes on this machine) or "dask" (the cluster at ``scheduler``, whose
             workers have the same lecture6 and the data)
@@ -159,32 +160,31 @@ class _Round:
     failed: dict[str, list[Trial]] = field(default_factory=dict)
     died: set[str] = field(default_factory=set)
     finished: int = 0
+    n_left: int | None = None  # as the bar shows
 
     def run(self) -> Outcome:
-        self.show_progress()
         try:
             while todo := self.left():
                 self.fill(todo)
                 if not self.flying:  # what is left is in another runner's hands
                     time.sleep(POLL)
-                    self.show_progress()
                 for future in wait(self.flying, POLL, FIRST_COMPLETED).done:
                     self.land(future)
-                    self.show_progress()
-                self.bar.refresh()
         finally:
             for lock in self.locks.values():
                 lock.release()
         return Outcome(self.finished, self.failed)
 
     def left(self) -> list[Trial]:
+        """What is neither finished nor failed; the bar shows how much that is."""
         failed = {trial.key for trials in self.failed.values() for trial in trials}
-        return [t for t in self.trials if t.key not in failed and not self.files.path(t).exists()]
-
-    def show_progress(self) -> None:
-        self.bar.n = len(self.trials) - len(self.left())
-        seconds = _plan(self.trials, self.files).seconds / self.n_jobs
-        self.bar.set_postfix_str(f"about {duration(seconds)} left")
+        todo = [t for t in self.trials if t.key not in failed and not self.files.path(t).exists()]
+        if self.n_left != len(todo):
+            self.n_left, self.bar.n = len(todo), len(self.trials) - len(todo)
+            seconds = _plan(self.trials, self.files).seconds / self.n_jobs
+            self.bar.set_postfix_str(f"about {duration(seconds)} left")
+        self.bar.refresh()
+        return todo
 
     def fill(self, todo: list[Trial]) -> None:
         """Start trials until ``n_jobs`` are in flight."""
@@ -360,10 +360,10 @@ def _cluster(scheduler: str, jobs: int | None) -> Iterator[tuple[_Submit, int]]:
     """The workers of a Dask cluster."""
     try:
         from distributed import Client
+
+        client = Client(scheduler, timeout=10)
     except ModuleNotFoundError:
         raise StudyError("backend 'dask' needs Dask: pip install distributed") from None
-    try:
-        client = Client(scheduler, timeout=10)
     except (OSError, ValueError) as error:
         raise StudyError(f"no Dask scheduler answers at {scheduler}: {error}") from None
     with client:

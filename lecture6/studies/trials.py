@@ -45,7 +45,6 @@ class Rows(dict[str, list[dict[str, Any]]]):
     """
 
     def add(self, kind: str, **columns: Any) -> None:
-        """Add a row."""
         self.setdefault(kind, []).append(columns)
 
 
@@ -156,10 +155,8 @@ def code_digest(function: Function) -> str:
     function that is not at the top level of a module with a source file.
     """
     module, name = function.__module__, function.__qualname__
-    if module == "__main__":
-        raise StudyError(f"{name} must be in a module that workers can import")
-    if getattr(sys.modules[module], name, None) is not function:
-        raise StudyError(f"{name} must be a top-level function of its module")
+    if module == "__main__" or getattr(sys.modules[module], name, None) is not function:
+        raise StudyError(f"{name} must be in a module that workers can import, at its top level")
     used = sorted(_used_modules(module).items())
     return hashlib.sha256(json.dumps([module, name, used]).encode()).hexdigest()
 
@@ -195,16 +192,14 @@ def _read_module(name: str) -> tuple[str, list[str]]:
         spec = util.find_spec(name)
         tree = ast.parse(Path(str(spec and spec.origin)).read_bytes())
     except (OSError, ValueError, SyntaxError) as error:
-        raise StudyError(
-            f"the source of module {name!r} cannot be read ({error}); define the trial in a file"
-        ) from None
-    package = name if spec and spec.submodule_search_locations else name.rpartition(".")[0]
+        what = f"the source of module {name!r} cannot be read ({error})"
+        raise StudyError(f"{what}; define the trial in a file") from None
     imported: list[str] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             imported += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):  # "from a import b": b may be a module, too
-            source = util.resolve_name("." * node.level + (node.module or ""), package)
+            source = util.resolve_name("." * node.level + (node.module or ""), spec and spec.parent)
             imported += [source, *(f"{source}.{alias.name}" for alias in node.names)]
         elif isinstance(node, _DOCUMENTED) and ast.get_docstring(node) is not None:
             node.body = node.body[1:] or [ast.Pass()]
@@ -214,16 +209,15 @@ def _read_module(name: str) -> tuple[str, list[str]]:
 # ---- the files ---------------------------------------------------------------------------------
 
 
-def default_folder() -> Path:
-    """Where finished trials are kept: ``LECTURE6_STUDIES``, else ``~/.cache/lecture6/studies``."""
-    return Path(os.environ.get("LECTURE6_STUDIES") or "~/.cache/lecture6/studies").expanduser()
-
-
 class TrialFiles:
-    """The finished trials of a study, a file each in ``folder`` (default: default_folder())."""
+    """The finished trials of a study, a file each.
+
+    ``folder`` holds a folder a study; default: ``LECTURE6_STUDIES``, else a cache folder.
+    """
 
     def __init__(self, study: Study, folder: Path | None = None) -> None:
-        self.folder = (folder or default_folder()) / study.name
+        default = os.environ.get("LECTURE6_STUDIES") or "~/.cache/lecture6/studies"
+        self.folder = (folder or Path(default).expanduser()) / study.name
 
     def path(self, trial: Trial, suffix: str = ".json") -> Path:
         """The file of a finished trial; others that stand beside it by their suffix."""
