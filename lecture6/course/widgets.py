@@ -95,10 +95,9 @@ def static(
         if name in figures:
             raise ValueError(f"two values of {labels} have the same name: {name}")
         figures[name] = figure_of(*values)
-    counts = {name: len(figure.data) for name, figure in figures.items()}
-    fewest, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
-    if counts[fewest] < counts[most]:
-        shows = " and ".join(f"{name} shows {counts[name]}" for name in (fewest, most))
+    counts = {len(figures[name].data): name for name in reversed(figures)}
+    if len(counts) > 1:
+        shows = " and ".join(f"{counts[n]} shows {n}" for n in (min(counts), max(counts)))
         raise ValueError(f"every value of {labels} must show as many curves, but {shows}")
     shown = figures[", ".join(list(slider.options)[slider.start] for slider in sliders)]
     moving = _moving(list(figures.values()))

@@ -98,8 +98,7 @@ def run(
     """Run the trials of ``study`` that are not finished yet; call it again after an interruption.
 
     Arguments:
-        jobs: trials at a time; default: one a GPU, or a worker of the cluster, else 1, which runs
-            in this process
+        jobs: trials at a time; default: one a GPU or worker of the cluster, else 1, in this process
         folder: where finished trials are kept; default: ``LECTURE6_STUDIES``, else a cache folder
         replace: data sets to use in the place of others, e.g. ``{"cifar10": "cifar10_jpeg"}``
         backend: "loky" (processes on this machine) or "dask" (the cluster at ``scheduler``, whose
@@ -107,8 +106,8 @@ def run(
 
     A trial that raises, or whose worker process dies twice, is reported in the Outcome, and the
     others go on. Raises ValueError for an impossible number of jobs, and StudyError before anything
-    is computed for a folder that cannot be written, a folder of images that is not there and a
-    cluster that cannot be reached, and later when a finished trial cannot be written.
+    is computed for a folder that cannot be written, images that are not there and a cluster that
+    cannot be reached, and later when a finished trial cannot be written.
 
     Under torchrun every process calls this. Rank 0 does the above, each trial with all processes;
     the others, with the same lecture6 and the same images at the same path, only take part in the

@@ -32,9 +32,8 @@ class Stored:
     def caption(self) -> str:
         """One line for a figure: profile, trials, data, seeds, device, dates, commit."""
         r = self.record
-        done, in_all = r["trials"]
-        of = "" if done == in_all else f" of {in_all}"
-        what = f"stored study {r['study']}, profile {r['profile']}, {done}{of} trials"
+        trials = " of ".join(map(str, dict.fromkeys(r["trials"])))
+        what = f"stored study {r['study']}, profile {r['profile']}, {trials} trials"
         seeds = f"seeds {', '.join(map(str, r['seeds']))}" if r["seeds"] else "no seeds"
         dates = " to ".join(dict.fromkeys(r["date"]))
         return self._computed(what, ", ".join(r["data"]), seeds, date=dates)
