@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import click
-import pandas as pd
 
 from lecture6.studies import STUDIES, Study, StudyError, collect, plan, results, run
 from lecture6.studies.runner import duration, rank
-from lecture6.studies.trials import default_folder
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
-_folder = click.option(
-    "--folder",
-    type=_FOLDER,
-    help="Where finished trials are kept. [default: $LECTURE6_STUDIES, else a cache folder]",
-)
+_kept = "Where finished trials are kept. [default: $LECTURE6_STUDIES, else a cache folder]"
+_folder = click.option("--folder", type=_FOLDER, help=_kept)
 _profile = click.option(
     "--profile",
     default=lambda: os.environ.get("LECTURE6_PROFILE", "full"),
@@ -36,10 +32,10 @@ _study = click.argument("study", type=click.Choice(list(STUDIES)))
 
 
 class _Commands(click.Group):
-    """Says errors in one line; in the order in which they are needed."""
+    """In the order of their definition; says errors in one line."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return ["list", "run", "collect", "show"]
+        return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> None:
         try:
@@ -85,7 +81,9 @@ def list_studies() -> None:
             trials = study.trials(profile)
             seconds = duration(sum(t.cost for t in trials))
             click.echo(f"  {profile:8}{len(trials):4} trials, about {seconds} one after another")
-        stored = results.load(study.name).caption if results.has(study.name) else "none"
+        stored = "none"
+        with suppress(FileNotFoundError):
+            stored = results.load(study.name).caption
         click.echo(f"  stored results: {stored}")
 
 
@@ -105,22 +103,20 @@ def run_study(study, profile, jobs, folder, replace, backend, scheduler, dry_run
     torchrun --nproc-per-node 8 -m lecture6 run ...
     """
     chosen = STUDIES[study]
-    if rank() > 0:  # the process of rank 0 says and writes everything
+    if rank():  # the process of rank 0 says and writes everything
         if not dry_run:
             run(chosen, profile)
         return
     where = {"folder": folder, "replace": _replacements(replace, chosen, profile)}
     todo = plan(chosen, profile, **where)
-    left = len(todo.trials) - len(todo.finished)
     click.echo(
         f"{study} at profile {profile}: {len(todo.trials)} trials, {len(todo.finished)} finished, "
-        f"{left} to run, about {duration(todo.seconds / (jobs or 1))}; kept in "
-        f"{(folder or default_folder()) / study}"
+        f"{len(todo.trials) - len(todo.finished)} to run, about "
+        f"{duration(todo.seconds / (jobs or 1))}; kept in {todo.folder}"
     )
     if dry_run:
-        finished = {t.key for t in todo.finished}
         for trial in todo.trials:
-            state = "finished" if trial.key in finished else duration(trial.cost)
+            state = "finished" if trial in todo.finished else duration(trial.cost)
             click.echo(f"  {state:>8}  {trial}")
         return
     outcome = run(chosen, profile, jobs=jobs, backend=backend, scheduler=scheduler, **where)
@@ -150,19 +146,16 @@ def collect_study(study, profile, folder, replace, partial, to) -> None:
 @main.command("show")
 @_study
 @click.option("--rows", type=click.IntRange(0), default=10, show_default=True)
-@click.option(
-    "--from", "folder", type=_FOLDER, help="Where collect put it with --to. [default: the package]"
-)
+@click.option("--from", "folder", type=_FOLDER, help="Where collect put it. [default: the package]")
 def show_study(study: str, rows: int, folder: Path | None) -> None:
     """What is stored of STUDY: how it was computed, and the first rows of each table."""
     stored = results.load(study, folder=folder)
     for key, value in stored.record.items():
         if key != "tables":
             click.echo(f"{key:10} {value}")
-    with pd.option_context("display.width", 200, "display.max_columns", None):
-        for kind, table in stored.tables.items():
-            shown = table.head(rows).to_string(index=False)
-            click.echo(f"\n{kind}, {len(table):,} rows:\n{shown}")
+    for kind, table in stored.tables.items():
+        shown = table.head(rows).to_string(index=False, line_width=200)
+        click.echo(f"\n{kind}, {len(table):,} rows:\n{shown}")
 
 
 if __name__ == "__main__":

@@ -126,11 +126,11 @@ def weights(w: Any, n_params: int, *, dtype: torch.dtype, device: torch.device) 
 
     Raises ValueError for another shape, and for weights that are not finite.
     """
-    w = torch.as_tensor(w).detach()
-    if w.shape != (n_params,) or w.is_complex():
-        kind = "complex " if w.is_complex() else ""
-        raise ValueError(f"expected a vector of shape ({n_params},), got {kind}{tuple(w.shape)}")
-    w = w.to(device, dtype)
+    if w.is_complex() if isinstance(w, Tensor) else np.iscomplexobj(w):
+        raise ValueError("expected a vector of real numbers, got complex ones: take its real part")
+    w = torch.as_tensor(w, dtype=dtype, device=device).detach()
+    if w.shape != (n_params,):
+        raise ValueError(f"expected a vector of shape ({n_params},), got {tuple(w.shape)}")
     return finite("w", w, "training diverged, or the vector is of something else")
 
 

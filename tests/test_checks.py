@@ -357,6 +357,14 @@ def test_weights_that_diverged_are_named(of):
             function()
 
 
+def test_w_may_be_a_list_and_loses_no_digit():
+    kind = {"dtype": torch.float64, "device": torch.device("cpu")}
+    assert checks.weights([0.1, 1 / 3], 2, **kind).tolist() == [0.1, 1 / 3]
+    for w in ([1j, 0], np.array([1j, 0]), torch.tensor([1j, 0])):
+        with pytest.raises(ValueError, match="expected a vector of real numbers, got complex"):
+            checks.weights(w, 2, **kind)
+
+
 def test_large_numbers_are_finite():
     big = torch.full((4, 3), torch.finfo(torch.float32).max)
     assert checks.finite("x", big, "") is big

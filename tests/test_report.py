@@ -46,11 +46,10 @@ def test_interval_by_hand():
     assert found.high == pytest.approx(5 + 3.182446 * error, rel=1e-6)
 
 
-@pytest.mark.parametrize("level", [0.68, 0.95, 0.99])
-def test_interval_is_scipys(level):
+def test_interval_is_scipys():
     values = np.random.default_rng(0).normal(size=7)
-    theirs = stats.ttest_1samp(values, 0).confidence_interval(level)
-    ours = interval(iter(values), level)
+    theirs = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    ours = interval(iter(values))
     assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high))
 
 
@@ -87,22 +86,17 @@ def test_an_interval_of_one_seed_is_refused(of, values):
 @each_interval
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), None, "1", [1.0, 2.0], True])
 def test_an_interval_of_what_is_no_number_is_refused(of, value):
-    with pytest.raises(ValueError, match=r"the value of each seed must be a (finite )?number, got"):
+    with pytest.raises(
+        ValueError, match=r"the value of each seed must be a (finite )?number.*, got"
+    ):
         of([1.0, value])
 
 
 @each_interval
-@pytest.mark.parametrize("level", [2, 1, 0, -0.5, 95, float("nan"), "0.95"])
-def test_a_level_that_is_no_share_is_refused(of, level):
-    with pytest.raises(ValueError, match=r"level must be a .*number.*, got"):
-        of([1.0, 2.0], level)
-
-
-@each_interval
 def test_an_interval_takes_numbers_of_any_kind(of):
-    expected = of([1.0, 2.0, 4.0], 0.5)
-    assert of(np.array([1, 2, 4], dtype=np.int32), np.float64(0.5)) == expected
-    assert of(pd.Series([1.0, 2.0, 4.0]), 0.5) == of(torch.tensor([1, 2, 4]), 0.5) == expected
+    expected = of([1.0, 2.0, 4.0])
+    assert of(np.array([1, 2, 4], dtype=np.int32)) == expected
+    assert of(pd.Series([1.0, 2.0, 4.0])) == of(torch.tensor([1, 2, 4])) == expected
 
 
 # ---- provenance -----------------------------------------------------------------------------
@@ -177,7 +171,7 @@ def test_a_geometric_interval_is_that_of_the_logarithms():
         (2**logs.mean, 2**logs.low, 2**logs.high)
     )
     assert found.n_seeds == 4
-    with pytest.raises(ValueError, match="positive values, got"):
+    with pytest.raises(ValueError, match="each seed must be a finite number and above 0, got 0"):
         report.geometric_interval([1.0, 0.0])
 
 

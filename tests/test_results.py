@@ -77,7 +77,7 @@ def test_a_table_that_is_not_that_of_its_record_is_refused(tmp_path, spoil):
     [path] = tmp_path.glob("toy.history.*.parquet")
     spoil(path)
     with pytest.raises(
-        results.ResultsError, match=r"toy\.history\..* is not the table that toy\.js"
+        results.ResultsError, match=r"toy\.json .*does not fit.* \(.*toy\.history\."
     ):
         results.load("toy", folder=tmp_path)
 
@@ -110,7 +110,6 @@ def test_rows_are_selected_by_value_in_every_table():
 def test_results_that_are_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no results of 'toy' .* lecture6 run toy"):
         results.load("toy", folder=tmp_path)
-    assert not results.has("toy")
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])

@@ -241,7 +241,7 @@ def test_a_function_without_a_place_is_refused():
         return {}
 
     study = Study("toy", "", trial, {"smoke": [{"i": 0}]}, lambda p: 1.0)
-    with pytest.raises(StudyError, match="top-level function"):
+    with pytest.raises(StudyError, match="at its top level"):
         study.trials("smoke")
 
 
@@ -369,7 +369,7 @@ def listing(*, i):
 
 def test_a_worker_with_other_code_is_refused(tmp_path):
     trial = toy(tmp_path / "log").trials("smoke")[0]
-    answer, error = runner._work(trial, "toy_study", "_without_sizes", "another digest", "")
+    answer, error = runner._work(trial, ("toy_study", "_without_sizes", "another digest", ""))
     assert answer is None
     assert "the worker has other code than the runner: lecture6" in error
     assert not (tmp_path / "log").exists()
@@ -680,7 +680,7 @@ def test_a_full_disk_is_one_clear_error_and_loses_nothing(tmp_path, small_disk):
 
 def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StudyError, match=r"cannot write in .*nothing was run.*--folder"):
+    with pytest.raises(StudyError, match=r"cannot write in .*Nothing was run.*--folder"):
         run(toy(tmp_path / "log"), "smoke", folder=tmp_path / "file")
     assert not (tmp_path / "log").exists()
 

@@ -42,10 +42,9 @@ def check(number: str | float, value: Any) -> Feedback:
     """Whether ``value`` answers exercise ``number``, and if not, by how much it is off.
 
     ``value``: a number, or a list, array or tensor of the shape that the exercise asks for; for a
-    question of yes and no, of booleans. ``...`` stands where there is no answer yet.
-
-    Raises nothing: of a number that no exercise has, and of what cannot be an answer (another
-    shape, NaN, a word, 1 and 0 for yes and no), it says so.
+    question of yes and no, of booleans. ``...`` stands where there is no answer yet. Nothing is
+    raised: of an unknown number, and of what cannot be an answer (another shape, NaN, a word, 1 and
+    0 for yes and no), it says so.
     """
     number, value = str(number).strip(), _plain(value)
     if number not in ANSWERS:
@@ -125,26 +124,20 @@ def _updates_to_forget() -> int:
     return int(norm.num_batches_tracked)
 
 
-def _second_order_limit() -> float:
-    """The ηh at which (1 − ηh)⁸ − (1 − 8ηh) is 10 % less than C(8, 2)(ηh)²."""
-    return brentq(lambda x: ((1 - x) ** 8 - (1 - 8 * x)) / (28 * x**2) - 0.9, 1e-3, 0.5)
-
-
 def _nesterov_edge(m: float) -> float:
     """The ηh at which Nesterov's v ← m v + ηh w, w ← w − ηh w − m v turns unstable."""
 
-    def radius(x: float) -> float:
-        return np.abs(np.linalg.eigvals([[1 - x - m * x, -m * m], [x, m]])).max()
+    def excess(x: float) -> float:
+        return np.abs(np.linalg.eigvals([[1 - x - m * x, -m * m], [x, m]])).max() - 1
 
-    return brentq(lambda x: radius(x) - 1, 0.5, 2.5)
+    return brentq(excess, 0.5, 2.5)
 
 
 def _epoch_power() -> float:
     """d log(variance at the end of a shuffled epoch)/d log(ηh), at small ηh."""
-    variances = [
-        equilibrium.epoch_end_variance(x, 64, 4, sampling="epoch") for x in (1e-4, 1.01e-4)
-    ]
-    return math.log(variances[1] / variances[0]) / math.log(1.01)
+    at = (1e-4, 1.01e-4)
+    low, high = (equilibrium.epoch_end_variance(x, 64, 4, sampling="epoch") for x in at)
+    return math.log(high / low) / math.log(1.01)
 
 
 def _peak(rate: float) -> float:
@@ -153,30 +146,16 @@ def _peak(rate: float) -> float:
     return rate * float(np.exp(np.log(found.B_opt / found.lr).mean()))
 
 
-def _equal_shares(h: float) -> list[float]:
-    """Where two wells, one higher by 1, of curvatures h and 16 hold the same: by (26), exactly."""
-    pair = toys.TwoWells((h, 16.0), (-1.0, 1.0), (1.0, 0.0))
+def _equal_shares() -> list[float]:
+    """Where two wells, one higher by 1, of curvatures 1 and 16 hold the same: by (26), exactly."""
+    pair = toys.TwoWells((1.0, 16.0), (-1.0, 1.0), (1.0, 0.0))
 
     def excess(T: float) -> float:
         law = equilibrium.Gibbs(pair.losses, T, -12, 6)
         return law.probability(lambda w: w[:, 0] < pair.saddle) - 0.5
 
-    return [
-        brentq(lambda T: equilibrium.laplace((1.0, 0), (h, 16.0), T)[0] - 0.5, 0.1, 2.0),
-        brentq(excess, 0.1, 2.0),
-    ]
-
-
-def _product_curvature() -> float:
-    """λ_max of ½(w₁w₂ − 1)² at (3, ⅓)."""
-    f = FunctionObjective(lambda w: 0.5 * (w[0] * w[1] - 1) ** 2, n_params=2)
-    return float(np.linalg.eigvalsh(curvature.matrix(f, torch.tensor([3.0, 1 / 3])))[-1])
-
-
-def _away() -> float:
-    """Definition 2 for 100 x² at x = 0.3."""
-    parabola = FunctionObjective(lambda w: 100 * w[0] ** 2, n_params=1)
-    return sharpness.worst_case(parabola, [0.3], epsilon=1e-3).value
+    by_formula = brentq(lambda T: equilibrium.laplace((1.0, 0), (1.0, 16.0), T)[0] - 0.5, 0.1, 2.0)
+    return [by_formula, brentq(excess, 0.1, 2.0)]
 
 
 def _within_5_percent(momentum: float) -> float:
@@ -198,14 +177,9 @@ def _without_a_drift() -> float:
     return float(density([0.0])[0] / density([3.0])[0])
 
 
-TOLERANCES = {
-    "1.4": 1e-4,
-    "3.1": 1e-3,
-    "3.3": 1e-3,
-    "3.4": 0.2,
-    "4.2": 0.1,
-    "5.4": 0.25,
-}  # else 1 %
+_PARABOLA = FunctionObjective(lambda w: 100 * w[0] ** 2, n_params=1)
+_PRODUCT = FunctionObjective(lambda w: 0.5 * (w[0] * w[1] - 1) ** 2, n_params=2)
+TOLERANCES = {"1.4": 1e-4, "3.1": 1e-3, "3.3": 1e-3, "3.4": 0.2, "4.2": 0.1, "5.4": 0.25}
 ANSWERS: dict[str, Callable[[], Any]] = {
     # Generalization
     "1.1": lambda: 100 * math.sqrt(0.1 * 0.9 / 10_000),  # a binomial's standard deviation
@@ -216,15 +190,16 @@ ANSWERS: dict[str, Callable[[], Any]] = {
     "2.1": lambda: [_bits(spectrum) for spectrum in ((1, 4, 16), (1e-9, 4, 16))],
     "2.2": lambda: [1e-4 * 110, 1e-4 * 200],  # Definition 2 at ε = 10⁻³
     "2.3": lambda: [25**0.25, 2 * math.sqrt(100 * 4)],  # the minimum of T₁/α² + α²T₂
-    "2.4": _product_curvature,
+    "2.4": lambda: np.linalg.eigvalsh(curvature.matrix(_PRODUCT, torch.tensor([3.0, 1 / 3])))[-1],
     # Batch size
     "3.1": lambda: 100 * math.ceil(60_000 / 256) / 10,  # the updates of train.train
-    "3.2": _away,
+    "3.2": lambda: sharpness.worst_case(_PARABOLA, [0.3], epsilon=1e-3).value,  # Definition 2
     "3.3": _updates_to_forget,
     "3.4": lambda: 100 * 20**2 / 10_000,  # E[(Σ|a_j·g|)²]/(Σ|g_i|)²
     # Linear scaling
     "4.1": lambda: 32,  # kn against k
-    "4.2": _second_order_limit,
+    # the ηh at which (1 − ηh)⁸ − (1 − 8ηh) is 10 % less than C(8, 2)(ηh)²
+    "4.2": lambda: brentq(lambda x: ((1 - x) ** 8 - (1 - 8 * x)) / (28 * x**2) - 0.9, 1e-3, 0.5),
     "4.3": lambda: 10 * _nesterov_edge(0.9) / 2,  # eigenvalues of the recursion
     "4.4": lambda: [True, False],  # found by training
     # Noise scale
@@ -232,16 +207,13 @@ ANSWERS: dict[str, Callable[[], Any]] = {
         covariance_factor(6, 2, sampling="without_replacement")
         / covariance_factor(6, 2, sampling="with_replacement")
     ),
-    "5.2": lambda: [
-        batch_size_for(noise_scale(0.1, 64, 60_000), 0.1, 60_000, momentum=0.9),
-        0.01,
-    ],
+    "5.2": lambda: [batch_size_for(noise_scale(0.1, 64, 60_000), 0.1, 60_000, momentum=0.9), 0.01],
     "5.3": lambda: 12 / 0.1,  # the fourth cumulant of a mean
     "5.4": lambda: _peak(1.5),
     "5.5": _epoch_power,
     # Equilibrium
     "6.1": lambda: [_within_5_percent(m) for m in (0.0, 0.9)],
-    "6.2": lambda: _equal_shares(1.0),
+    "6.2": _equal_shares,
     "6.3": lambda: brentq(lambda T: equilibrium.kramers_time(1.0, -1.0, 1.0, T) - 1e4, 0.05, 1.0),
     "6.4": lambda: equilibrium.excess_loss([1.0, 30.0], 0.05, 1),
     "6.5": _without_a_drift,

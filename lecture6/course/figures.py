@@ -2,8 +2,7 @@
 
 Nothing is computed here beyond means and ranges over seeds. Every figure carries a text description
 in ``layout.meta["description"]``, which the book shows under it and reads to screen readers, and
-every one of a run, as its subtitle, the line that says of which
-(:func:`lecture6.course.report.provenance` or a stored study's). Colours are Okabe and Ito's, safe
+every one of a run, as its subtitle, the line that says of which. Colours are Okabe and Ito's, safe
 for colour-blind readers. Every function raises ValueError for a table that is empty or lacks a
 column, and for more curves than colours.
 """
@@ -125,21 +124,21 @@ def schematic(layers: pd.DataFrame, title: str) -> go.Figure:
         shape, parameters = block["output"].iloc[-1], int(block["parameters"].sum())
         text = "×".join(map(str, shape)) + (f" · {parameters:,} parameters" if parameters else "")
         rows.append((f"{number}. {' + '.join(names)}", math.prod(shape), text))
-    blocks = pd.DataFrame(rows, columns=["block", "size", "text"])
+    names, lengths, texts = zip(*rows, strict=True)
     total = f"{int(layers['parameters'].sum()):,} parameters"
     gives = "; ".join(f"{name} gives {text}" for name, _, text in rows)
     what = f"{title} as a stack of {len(rows)} blocks from input to output"
     figure = _figure(f"{title}: {total}", f"{what}: {gives}. In all {total}.")
     bar = {"orientation": "h", "marker": {"color": BLUE, "opacity": 0.35}, "hoverinfo": "y+text"}
-    figure.add_bar(y=blocks["block"], x=blocks["size"], hovertext=blocks["text"], **bar)
+    figure.add_bar(y=names, x=lengths, hovertext=texts, **bar)
     place = {"x": 0, "xref": "paper", "xanchor": "left", "xshift": 6, "align": "left"}
     for name, _, text in rows:  # annotations, unlike bar text, are never cut
         words = {"text": f"<b>{name}</b><br>{text}", "showarrow": False, "font": {"size": 12}}
         figure.add_annotation(y=name, **words, **place)
-    length = "Values per sample after the block"
-    figure.update_xaxes(type="log", dtick=1, title_text=length, range=[0, 5.2])
-    figure.update_yaxes(autorange="reversed", showgrid=False, showticklabels=False)
-    return figure.update_layout(height=170 + 46 * len(rows), hovermode="closest")
+    x = {"title": "Values per sample after the block", "type": "log", "dtick": 1, "range": [0, 5.2]}
+    y = {"autorange": "reversed", "showgrid": False, "showticklabels": False}
+    height = 170 + 46 * len(rows)
+    return figure.update_layout(xaxis=x, yaxis=y, height=height, hovermode="closest")
 
 
 def accuracy(history: pd.DataFrame, *, title: str, provenance: str, x: str = "epoch") -> go.Figure:
@@ -158,9 +157,9 @@ def accuracy(history: pd.DataFrame, *, title: str, provenance: str, x: str = "ep
         name = f"{label}, {split}"
         _band(figure, rows, x, "accuracy", name, colours[label], dash=_DASH[split])
         _describe(figure, f"{name}: {_course(rows, x, 'accuracy', '.1f')}.")
-    figure.update_xaxes(title_text=names[x])
     low = percent.loc[percent["epoch"] > 0, "accuracy"].min()
-    return figure.update_yaxes(title_text="Accuracy, %", range=[max(0.0, low - 5), 101])
+    axis = {"title": "Accuracy, %", "range": [max(0.0, low - 5), 101]}
+    return figure.update_layout(xaxis_title=names[x], yaxis=axis)
 
 
 def interpolation(table: pd.DataFrame, *, title: str, provenance: str) -> go.Figure:
@@ -171,14 +170,14 @@ def interpolation(table: pd.DataFrame, *, title: str, provenance: str) -> go.Fig
     """
     percent = _checked(_checked(table, "split"), "alpha", "loss", "accuracy", finite=True)
     percent = percent.assign(accuracy=100 * percent["accuracy"])
-    n_pairs = percent["seed"].nunique() if "seed" in percent else 1
+    n = percent["seed"].nunique() if "seed" in percent else 1
     what = "Cross-entropy and accuracy against the position α on the path, mean and range of"
-    what += f" {n_pairs} pair{'s' * (n_pairs > 1)} of solutions."
+    what += f" {n} pair{'s' * (n > 1)} of solutions."
     figure = _figure(title, what, provenance)
     for split, rows in percent.groupby("split", sort=False):
         for y, colour, yaxis in (("loss", BLUE, "y"), ("accuracy", ORANGE, "y2")):
-            look = {"dash": _DASH[split], "yaxis": yaxis}
-            _band(figure, rows, "alpha", y, f"{y}, {split}", colour, **look)
+            name, dash = f"{y}, {split}", _DASH[split]
+            _band(figure, rows, "alpha", y, name, colour, dash=dash, yaxis=yaxis)
         means = rows.groupby("alpha")[["loss", "accuracy"]].mean()
         for a in sorted({means.index[0], 0.0, 1.0, means.index[-1]} & {*means.index}):
             loss, percents = means.loc[a]
@@ -188,8 +187,8 @@ def interpolation(table: pd.DataFrame, *, title: str, provenance: str) -> go.Fig
     for alpha, name in ((0, "small batch"), (1, "large batch")):
         figure.add_vline(alpha, line={"width": 1, "dash": "dot"})
         figure.add_annotation(x=alpha, text=name, **place)
-    figure.update_xaxes(title_text="Position α on the path")
-    figure.update_yaxes(title_text="Cross-entropy", rangemode="tozero")
+    axis = {"title": "Cross-entropy", "rangemode": "tozero"}
+    figure.update_layout(xaxis_title="Position α on the path", yaxis=axis)
     return _right_axis(figure, "Accuracy, %", range=[0, 102], tickmode="linear", dtick=20)
 
 
@@ -199,10 +198,9 @@ def accuracy_and_sharpness(table: pd.DataFrame, *, title: str, provenance: str) 
     ``table``: one row a run and ε, with columns batch_size, seed, accuracy (fraction), epsilon,
     sharpness (per cent, Definition 2). At most two ε.
     """
-    percent = _checked(table, "seed", "accuracy", "sharpness")
-    percent = _checked(percent, "batch_size", "epsilon", finite=True)
-    percent = percent.assign(accuracy=100 * percent["accuracy"])
     x = "batch_size"
+    percent = _checked(_checked(table, "seed", "accuracy", "sharpness"), x, "epsilon", finite=True)
+    percent = percent.assign(accuracy=100 * percent["accuracy"])
     what = f"Test accuracy and sharpness against batch size{_over(table)}."
     what += f" Accuracy in per cent goes {_course(percent, x, 'accuracy', '.1f')}."
     figure = _figure(title, what, provenance)
@@ -215,9 +213,8 @@ def accuracy_and_sharpness(table: pd.DataFrame, *, title: str, provenance: str) 
         _band(figure, rows, x, "sharpness", f"sharpness, {name}", colour, yaxis="y2", **look)
         _describe(figure, f"Sharpness at {name} goes {course} per cent.")
     sizes = sorted(percent[x].unique())
-    ticks = {"tickvals": sizes, "ticktext": [f"{size:,}" for size in sizes]}
-    figure.update_xaxes(type="log", title_text="Batch size", **ticks)
-    figure.update_yaxes(title_text="Test accuracy, %")
+    axis = {"tickvals": sizes, "ticktext": [f"{size:,}" for size in sizes], "title": "Batch size"}
+    figure.update_layout(xaxis=axis | {"type": "log"}, yaxis_title="Test accuracy, %")
     return _right_axis(figure, "Sharpness φ, %", type="log", tickmode="linear", dtick="D2")
 
 
@@ -236,13 +233,11 @@ def sharpness_box(curve: pd.DataFrame, boxes: pd.DataFrame, *, title: str) -> go
         low, high = b.x - b.half_width, b.x + b.half_width
         what = f"{b.name}: box {low:.2f} to {high:.2f}, largest loss {b.loss_max:.3g} at"
         _describe(figure, f"{what} {b.x_max:.2f}, sharpness {b.sharpness:.3g} per cent.")
-        shade = {"fillcolor": colour, "opacity": 0.18, "line_width": 0}
-        figure.add_vrect(low, high, **shade)
+        figure.add_vrect(low, high, fillcolor=colour, opacity=0.18, line_width=0)
         name, mark = f"{b.name}: φ = {b.sharpness:.3g} %", {"color": colour, "size": 11}
         figure.add_scatter(x=[b.x_max], y=[b.loss_max], mode="markers", marker=mark, name=name)
-    figure.update_xaxes(title_text="Parameter x")
-    figure.update_yaxes(title_text="Loss", range=[-0.05, 1.15])
-    return figure.update_layout(hovermode="closest")
+    axis = {"title": "Loss", "range": [-0.05, 1.15]}
+    return figure.update_layout(xaxis_title="Parameter x", yaxis=axis, hovermode="closest")
 
 
 def curves(
@@ -308,7 +303,8 @@ def noise_scale_and_gain(
     on the curve of g, ``predicted``, a batch size, by a line.
     """
     table = _checked(_checked(table, "gain"), "batch_size", "g", finite=True)
-    table, known = (rows.sort_values("batch_size") for rows in (table, table.dropna(subset="gain")))
+    table = table.sort_values("batch_size")
+    known = table.dropna(subset="gain")
     predicted = checks.real("predicted", predicted, above=0)
     off = table["batch_size"] - checks.real("batch_size", batch_size, above=0)
     chosen = table.loc[off.abs().idxmin()]
@@ -333,8 +329,8 @@ def noise_scale_and_gain(
     figure.add_scatter(x=known["batch_size"], y=known["gain"], yaxis="y2", **line)
     figure.update_xaxes(title_text="Batch size B", type="log", dtick=1)
     figure.update_yaxes(title_text="Noise scale g", type="log", dtick=1, exponentformat="power")
-    axis = {"range": [-1.5, 1], "tickmode": "linear", "dtick": 0.5}
-    return _right_axis(figure, "Gain in test accuracy, points", **axis)
+    title = "Gain in test accuracy, points"
+    return _right_axis(figure, title, range=[-1.5, 1], tickmode="linear", dtick=0.5)
 
 
 def contour(
@@ -407,6 +403,7 @@ def spectrum(
     mark = {"color": ORANGE, "symbol": "line-ns-open", "size": 16, "line": {"width": 2}}
     shown = {"mode": "markers", "name": "leading eigenvalues", "marker": mark}
     figure.add_scatter(x=outliers, y=[1.0] * len(outliers), **shown)
+<<<<<<< HEAD
     figure.update_xaxes(title_text="Eigenvalue of the Hessian, λ")
     figure.update_yaxes(title_text="Eigenvalues per unit of λ")
     return figure.update_yaxes(type="log", exponentformat="power")
@@ -426,3 +423,7 @@ def layer_table(model: nn.Sequential, input_shape: tuple[int, ...]) -> pd.DataFr
             x, size = layer(x), sum(p.numel() for p in layer.parameters())
             rows.append((type(layer).__name__, tuple(x.shape[1:]), size))
     return pd.DataFrame(rows, columns=["layer", "output", "parameters"])
+=======
+    axis = {"title": "Eigenvalues per unit of λ", "type": "log", "exponentformat": "power"}
+    return figure.update_layout(xaxis_title="Eigenvalue of the Hessian, λ", yaxis=axis)
+>>>>>>> 9bb7064ff6f49562622f9dfc1dd7aed2688f546c

@@ -54,7 +54,7 @@ def provenance(profile: str, data: str, seeds: Sequence[int]) -> str:
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over seeds with its Student-t confidence interval; prints as mean [low, high]."""
+    """A mean over seeds with its 95 % confidence interval; prints as mean [low, high]."""
 
     mean: float
     low: float
@@ -70,35 +70,29 @@ class Interval:
         return f"{self.mean:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
 
 
-def interval(values: Iterable[float], level: float = 0.95) -> Interval:
-    """Mean of one value a seed and its two-sided t-interval, which covers a share ``level``.
+def interval(values: Iterable[float]) -> Interval:
+    """Mean of one value a seed and its two-sided Student-t interval.
 
-    Raises ValueError for fewer than 2 values, values that are not finite, and a ``level`` that
-    does not lie between 0 and 1.
+    Raises ValueError for fewer than 2 values, and values that are not finite.
     """
     values = _one_a_seed(values)
-    level = checks.real("level", level, above=0, below=1)
-    half = stats.sem(values) * stats.t.ppf(0.5 + level / 2, len(values) - 1)
-    mean = float(values.mean())
-    return Interval(mean, float(mean - half), float(mean + half), len(values))
+    mean, half = values.mean(), stats.sem(values) * stats.t.ppf(0.975, len(values) - 1)
+    return Interval(float(mean), float(mean - half), float(mean + half), len(values))
 
 
-def geometric_interval(values: Iterable[float], level: float = 0.95) -> Interval:
+def geometric_interval(values: Iterable[float]) -> Interval:
     """The same for positive values that differ by factors: of their logarithms, exponentiated."""
-    values = _one_a_seed(values)
-    if not (values > 0).all():
-        raise ValueError(f"a geometric mean needs positive values, got {values.tolist()}")
-    log = interval(np.log(values), level)
-    low, high = float(np.exp(log.low)), float(np.exp(log.high))
-    return Interval(float(np.exp(log.mean)), low, high, log.n_seeds)
+    log = interval(np.log(_one_a_seed(values, above=0)))
+    mean, low, high = np.exp([log.mean, log.low, log.high]).tolist()
+    return Interval(mean, low, high, log.n_seeds)
 
 
-def _one_a_seed(values: Iterable[float]) -> np.ndarray:
+def _one_a_seed(values: Iterable[float], **bounds: float) -> np.ndarray:
     values = values if isinstance(values, Iterable) else [values]
-    checked = np.asarray([checks.real("the value of each seed", value) for value in values])
+    checked = [checks.real("the value of each seed", value, **bounds) for value in values]
     if len(checked) < 2:
         raise ValueError(f"an interval needs at least 2 seeds, got {len(checked)}")
-    return checked
+    return np.asarray(checked)
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,9 @@
 """Explorers: sliders, and one pure function from their values to a figure.
 
-With a kernel the sliders are live and the function is called for each combination of values that
-the reader chooses; in the rendered book, where no kernel runs, the same function is called for
-every combination beforehand and Plotly's own sliders show the results. Which of the two is decided
-here, by the environment variable ``LECTURE6_STATIC`` that the book's build sets, never in a
-notebook.
+With a kernel the sliders are live; in the rendered book, where no kernel runs, the same function is
+called for every combination of values beforehand and Plotly's own sliders show the results. Which
+of the two is decided here, by the environment variable ``LECTURE6_STATIC`` that the book's build
+sets, never in a notebook.
 """
 
 from __future__ import annotations
@@ -44,10 +43,9 @@ def explore(
     shown first, 0 for a label that it leaves out. Returns an ipywidgets box, or in the book a
     Plotly figure with sliders (:func:`static`).
 
-    Raises:
-        ValueError: there is no control, or one without values, with one that is neither a number
-            nor a word, or with two of the same name (numbers show six digits); ``start`` names no
-            control, or an index that its control does not have.
+    Raises ValueError where there is no control, or one without values, with one that is neither a
+    number nor a word, or with two of the same name (numbers show six digits), and where ``start``
+    names no control, or an index that its control does not have.
     """
     if os.environ.get("LECTURE6_STATIC"):
         return static(figure_of, controls, start=start)
@@ -86,10 +84,8 @@ def static(
     shapes and annotations; the rest of the layout, as the axes, stays that of the start. Every
     figure must set the same attributes of its curves: Plotly keeps what a frame does not set.
 
-    Raises:
-        ValueError: as :func:`explore`; and if two frames would have the same name, or the figures
-            have different numbers of curves (of a frame with fewer, Plotly would leave the last
-            one's standing).
+    Raises ValueError as :func:`explore`, for two frames of the same name, and for figures of
+    different numbers of curves (of a frame with fewer, Plotly would leave the last one's standing).
     """
     sliders = _sliders(controls, start)
     labels, figures = ", ".join(controls), {}
@@ -99,10 +95,9 @@ def static(
         if name in figures:
             raise ValueError(f"two values of {labels} have the same name: {name}")
         figures[name] = figure_of(*values)
-    counts = {name: len(figure.data) for name, figure in figures.items()}
-    fewest, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
-    if counts[fewest] < counts[most]:
-        shows = " and ".join(f"{name} shows {counts[name]}" for name in (fewest, most))
+    counts = {len(figures[name].data): name for name in reversed(figures)}
+    if len(counts) > 1:
+        shows = " and ".join(f"{counts[n]} shows {n}" for n in (min(counts), max(counts)))
         raise ValueError(f"every value of {labels} must show as many curves, but {shows}")
     shown = figures[", ".join(list(slider.options)[slider.start] for slider in sliders)]
     moving = _moving(list(figures.values()))
@@ -117,13 +112,12 @@ def static(
     ]
     explorer = go.Figure(data=shown.data, layout=shown.layout, frames=frames)
     at_once = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}}
+    method = "animate" if len(sliders) == 1 else "skip"
     explorer.layout.sliders = [
         {
             "active": slider.start,
             "steps": [
-                {"label": name, "method": "animate", "args": [[name], at_once]}
-                if len(sliders) == 1
-                else {"label": name, "method": "skip"}
+                {"label": name, "method": method, "args": [[name], at_once]}
                 for name in slider.options
             ],
             "currentvalue": {"prefix": f"{slider.label} = "},

@@ -1,11 +1,9 @@
 """Running a grid of trials so that nothing finished is lost, and nothing is done twice.
 
-Every finished trial is one file, written atomically, under the key of the trial. So a killed run
-continues where it stopped. The runner, not the worker, writes: workers of a cluster need no shared
-folder. Runners that share a folder hold a lock on each trial they have in flight.
-
-Where torchrun has started several processes, they share each trial: the one of rank 0 is the
-runner, which plans, locks and writes, and sends the others what to compute with it.
+Every finished trial is one file, so a killed run continues where it stopped. The runner, not the
+worker, writes: workers of a cluster need no shared folder. Runners that share a folder hold a lock
+on each trial they have in flight. Of several processes that torchrun has started, that of rank 0 is
+the runner, and all of them share each trial.
 """
 
 from __future__ import annotations
@@ -18,16 +16,15 @@ import math
 import os
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from dataclasses import dataclass, field
 from datetime import date, timedelta
-from functools import lru_cache, partial
+from functools import lru_cache
 from importlib import import_module, metadata
 from pathlib import Path
-from threading import Lock, Thread
-from typing import Any
+from threading import Lock
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -45,17 +42,16 @@ POLL = 2.0  # seconds between looks at what other runners have finished
 DIED = "the worker process died, twice (killed, or short of memory?): run again, with fewer --jobs"
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a run has to do: ``seconds`` is an estimate for one trial at a time."""
+class Plan(NamedTuple):
+    """What a run has to do; ``seconds`` is an estimate for one trial at a time."""
 
+    folder: Path
     trials: list[Trial]
     finished: list[Trial]
     seconds: float
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What a run did: how many trials it finished, and those that failed, by their errors."""
 
     finished: int
@@ -63,27 +59,23 @@ class Outcome:
 
 
 def plan(
-    study: Study,
-    profile: str,
-    *,
-    folder: Path | None = None,
-    replace: Mapping[str, str] | None = None,
+    study: Study, profile: str, *, folder: Path | None = None, replace: dict[str, str] | None = None
 ) -> Plan:
     """What is done, what is left to do, and how long that takes, corrected by what was measured."""
-    trials, files = study.trials(profile, replace), TrialFiles(study, folder)
-    finished = [t for t in trials if files.path(t).exists()]
-    return Plan(trials, finished, _seconds_left(trials, files))
+    return _plan(study.trials(profile, replace), TrialFiles(study, folder))
 
 
-def _seconds_left(trials: list[Trial], files: TrialFiles) -> float:
+def _plan(trials: list[Trial], files: TrialFiles) -> Plan:
+    finished: list[Trial] = []
     expected = took = left = 0.0
     for trial in trials:
         if saved := files.read(trial):
+            finished.append(trial)
             expected += trial.cost
             took += saved["record"]["seconds"]
         else:
             left += trial.cost
-    return left * (took / expected if expected else 1.0)
+    return Plan(files.folder, trials, finished, left * (took / expected if expected else 1.0))
 
 
 def duration(seconds: float) -> str:
@@ -106,32 +98,34 @@ def run(
     """Run the trials of ``study`` that are not finished yet; call it again after an interruption.
 
     Arguments:
-        jobs: trials at a time. Default: one a GPU where there are GPUs, else 1, which runs in
-            this process. On a cluster, trials in flight; default: one a worker.
-        folder: where finished trials are kept; default: :func:`default_folder`
+        jobs: trials at a time; default: one a GPU or worker of the cluster, else 1, in this process
+        folder: where finished trials are kept; default: ``LECTURE6_STUDIES``, else a cache folder
         replace: data sets to use in the place of others, e.g. ``{"cifar10": "cifar10_jpeg"}``
         backend: "loky" (processes on this machine) or "dask" (the cluster at ``scheduler``, whose
             workers have the same lecture6 and the data)
 
     A trial that raises, or whose worker process dies twice, is reported in the Outcome, and the
     others go on. Raises ValueError for an impossible number of jobs, and StudyError before anything
-    is computed for a folder that cannot be written, a folder of images that is not there and a
-    cluster that cannot be reached, and later when a finished trial cannot be written.
+    is computed for a folder that cannot be written, images that are not there and a cluster that
+    cannot be reached, and later when a finished trial cannot be written.
 
-    Under torchrun every process calls this. Rank 0 does what is said above, each trial with all
-    processes; the others, on machines with the same lecture6 and the same images at the same path,
-    only take part in the trials. A trial that raises in one process ends it with exit code 1.
+    Under torchrun every process calls this. Rank 0 does the above, each trial with all processes;
+    the others, with the same lecture6 and the same images at the same path, only take part in the
+    trials. A trial that raises in one process ends it with exit code 1.
     """
-    if rank() > 0:
-        _follow()
+    if rank():
+        with _channel() as share:
+            while share(None):
+                pass
         return Outcome(0, {})
-    jobs = jobs if jobs is None else checks.whole("jobs", jobs, least=1)
+    if jobs is not None:
+        jobs = checks.whole("jobs", jobs, least=1)
     trials, files = study.trials(profile, replace), TrialFiles(study, folder)
     function = study.trial_of(profile)
     files.check_writable()
     for name in {t.parameters["images"] for t in trials if "images" in t.parameters}:
-        _image_folder(name)
-    if under_torchrun() and "workers" not in inspect.signature(function).parameters:
+        _files_digest(name)
+    if rank() is not None and "workers" not in inspect.signature(function).parameters:
         raise StudyError(
             f"a trial of {study.name} at profile {profile} cannot be shared by several processes: "
             "run the study without torchrun, with --jobs"
@@ -146,6 +140,7 @@ def run(
 
 
 _Submit = Callable[..., Future]  # as that of concurrent.futures.Executor
+_Job = tuple[str, str, str, str]  # a trial's function: module, name, digest; the code's version
 
 
 @dataclass
@@ -156,82 +151,72 @@ class _Round:
     files: TrialFiles
     submit: _Submit
     n_jobs: int
-    job: tuple[str, str, str, str]  # of _work
+    job: _Job
     keep_checkpoints: bool
     bar: tqdm
-    flying: dict[Future, tuple[Trial, FileLock]] = field(default_factory=dict)
+    flying: dict[Future, Trial] = field(default_factory=dict)
+    locks: dict[str, FileLock] = field(default_factory=dict)  # on those in flight, by their keys
     failed: dict[str, list[Trial]] = field(default_factory=dict)
-    deaths: Counter[str] = field(default_factory=Counter)
+    died: set[str] = field(default_factory=set)
     finished: int = 0
+    n_left: int | None = None  # as the bar shows
 
     def run(self) -> Outcome:
-        self.show_progress()
         try:
             while todo := self.left():
                 self.fill(todo)
                 if not self.flying:  # what is left is in another runner's hands
                     time.sleep(POLL)
-                    self.show_progress()
                 for future in wait(self.flying, POLL, FIRST_COMPLETED).done:
                     self.land(future)
-                    self.show_progress()
-                self.bar.refresh()
         finally:
-            for _, lock in self.flying.values():
+            for lock in self.locks.values():
                 lock.release()
         return Outcome(self.finished, self.failed)
 
     def left(self) -> list[Trial]:
+        """What is neither finished nor failed; the bar shows how much that is."""
         failed = {trial.key for trials in self.failed.values() for trial in trials}
-        return [t for t in self.trials if t.key not in failed and not self.files.path(t).exists()]
-
-    def show_progress(self) -> None:
-        self.bar.n = len(self.trials) - len(self.left())
-        seconds = _seconds_left(self.trials, self.files) / self.n_jobs
-        self.bar.set_postfix_str(f"about {duration(seconds)} left")
+        todo = [t for t in self.trials if t.key not in failed and not self.files.path(t).exists()]
+        if self.n_left != len(todo):
+            self.n_left, self.bar.n = len(todo), len(self.trials) - len(todo)
+            seconds = _plan(self.trials, self.files).seconds / self.n_jobs
+            self.bar.set_postfix_str(f"about {duration(seconds)} left")
+        self.bar.refresh()
+        return todo
 
     def fill(self, todo: list[Trial]) -> None:
         """Start trials until ``n_jobs`` are in flight."""
-        in_flight = {trial.key for trial, _ in self.flying.values()}
         for trial in todo:
             if len(self.flying) == self.n_jobs:
                 return
-            if trial.key in in_flight or not (lock := self.files.claim(trial)):
+            if trial.key in self.locks or not (lock := self.files.claim(trial)):
                 continue
+            self.locks[trial.key] = lock
             checkpoint = self.files.path(trial, ".checkpoint") if self.keep_checkpoints else None
             try:
-                self.flying[self.submit(_work, trial, *self.job, checkpoint)] = trial, lock
+                self.flying[self.submit(_work, trial, self.job, checkpoint)] = trial
             except BrokenExecutor:  # the next round has a new one
-                lock.release()
+                self.locks.pop(trial.key).release()
                 return
-            except BaseException:
-                lock.release()
-                raise
 
     def land(self, future: Future) -> None:
         """Keep what a trial has given, or its error; one whose worker died has a second try."""
-        trial, lock = self.flying.pop(future)
+        trial, content = self.flying.pop(future), None
         try:
-            content, error = _answer(future)
-            if content is not None:
-                self.files.write(trial, content)
-                self.finished += 1
-        finally:
-            lock.release()
-        if error == DIED and not self.deaths[trial.key]:
-            self.deaths[trial.key] += 1
+            content, error = future.result()
+        except BrokenExecutor:
+            error = DIED
+        except Exception as lost:  # of the cluster: a worker that cannot import, or dies too often
+            error = f"{type(lost).__name__}: {lost}"
+        if content is not None:
+            self.files.write(trial, content)
+            self.finished += 1
+        self.locks.pop(trial.key).release()
+        if error == DIED and trial.key not in self.died:
+            self.died.add(trial.key)
         elif error is not None:
             self.failed.setdefault(error, []).append(trial)
-
-
-def _answer(future: Future) -> tuple[str | None, str | None]:
-    """What a trial has given, or its error."""
-    try:
-        return future.result()
-    except BrokenExecutor:
-        return None, DIED
-    except Exception as lost:  # of the cluster: a worker that cannot import, or dies too often
-        return None, f"{type(lost).__name__}: {lost}"
 
 
 # ---- in the worker -----------------------------------------------------------------------------
@@ -242,22 +227,13 @@ _one_at_a_time = Lock()
 
 
 def _work(
-    trial: Trial,
-    module: str,
-    name: str,
-    digest: str,
-    code: str,
-    checkpoint: Path | None = None,
-    runner: int | None = None,
-    workers: parallel.Group | None = None,
+    trial: Trial, job: _Job, checkpoint: Path | None = None, workers: parallel.Group | None = None
 ) -> tuple[str, None] | tuple[None, str]:
     """The rows of a trial and how they came about, as JSON; or else its error.
 
-    The function is named and not sent, so that a worker that lacks it can say so. ``runner``: the
-    process without which this one shall not go on.
+    The function is named and not sent, so that a worker that lacks it can say so.
     """
-    if runner is not None:
-        _end_with(runner)
+    (module, name, digest, code), parameters, sources = job, dict(trial.parameters), {}
     try:
         # torchrun's processes each have the GPU of their rank
         with _one_at_a_time, contextlib.nullcontext() if workers else _own_gpu():
@@ -265,22 +241,20 @@ def _work(
             if code_digest(function) != digest:
                 here = f"lecture6 {metadata.version('lecture6')} in {Path(__file__).parents[1]}"
                 raise StudyError(f"the worker has other code than the runner: {here}")
+            if images := parameters.get("images"):
+                sources[images] = _files_digest(images)
             started = time.monotonic()
-            parameters, sources = dict(trial.parameters), {}
+            if "data" in parameters:
+                loaded = parameters["data"] = _load(parameters["data"])
+                sources[loaded.name] = loaded.checksum
             offered = {"checkpoint": checkpoint, "workers": workers}
             wanted = offered.keys() & inspect.signature(function).parameters.keys()
-            if "data" in parameters:
-                parameters["data"] = _load(parameters["data"])
-                sources = {parameters["data"].name: parameters["data"].checksum}
             rows = function(**parameters, **{name: offered[name] for name in wanted})
             if not isinstance(rows, Mapping):
                 raise TypeError(f"a trial returns rows by kind, got a {type(rows).__name__}")
-            seconds = round(time.monotonic() - started, 2)
-            if "images" in parameters:
-                sources = {parameters["images"]: _files_digest(parameters["images"])}
             record = {
                 "data": sources,
-                "seconds": seconds,
+                "seconds": round(time.monotonic() - started, 2),
                 "date": date.today().isoformat(),
                 "device": (f"{workers.size} × " if workers else "") + device_name(),
                 "threads": torch.get_num_threads(),
@@ -296,8 +270,12 @@ def _work(
 _load = lru_cache(maxsize=1)(data.load)
 
 
-def _image_folder(name: str) -> Path:
-    """The folder of the data set ``imagefolder:PATH``; StudyError when it is not there."""
+@lru_cache
+def _files_digest(name: str) -> str:
+    """SHA-256 of the relative names and the sizes of all files of images "imagefolder:PATH".
+
+    The bytes are not read, which would take as long as an epoch. Raises StudyError without images.
+    """
     kind, _, path = name.partition(":")
     folder = Path(path).expanduser()
     if kind != "imagefolder" or not (folder / "train").is_dir():
@@ -305,31 +283,9 @@ def _image_folder(name: str) -> Path:
             f"the study reads images from a folder, and {name!r} is none that is there: name one "
             "with class folders in PATH/train and PATH/val by --data imagefolder:PATH"
         )
-    return folder
-
-
-@lru_cache
-def _files_digest(name: str) -> str:
-    """SHA-256 of a folder of images: of the relative name and the size of every file in it.
-
-    The bytes are not read, which would take as long as an epoch.
-    """
-    folder = _image_folder(name)
     files = [Path(where, f) for where, _, fs in os.walk(folder, followlinks=True) for f in fs]
     sizes = sorted((f.relative_to(folder).as_posix(), f.stat().st_size) for f in files)
     return hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
-
-
-@lru_cache
-def _end_with(runner: int) -> None:
-    """Let a worker process end when the runner that started it is killed, not a trial later."""
-
-    def watch() -> None:
-        while os.getppid() == runner:
-            time.sleep(1)
-        os._exit(1)
-
-    Thread(target=watch, daemon=True).start()
 
 
 @contextlib.contextmanager
@@ -355,11 +311,10 @@ def _backend(
     backend: str, scheduler: str | None, jobs: int | None
 ) -> contextlib.AbstractContextManager[tuple[_Submit, int]]:
     """How to start a trial, and how many are in flight at a time."""
-    if under_torchrun():
+    if rank() is not None:
         if backend != "loky" or scheduler or jobs not in (None, 1):
             raise StudyError(
-                "torchrun's processes share one trial at a time: leave out --jobs and --backend, "
-                f"got {jobs} and {backend!r}"
+                "torchrun's processes share one trial at a time: leave out --jobs and --backend"
             )
         return _leader()
     if backend == "loky" and not scheduler:
@@ -387,11 +342,13 @@ def _processes(jobs: int) -> Iterator[tuple[_Submit, int]]:
     settings = {
         "max_workers": jobs,
         "timeout": 300,  # seconds that a worker without a trial stays
+        "initializer": parallel.end_with,  # this process: not a trial later
+        "initargs": (os.getpid(),),
         "env": {f"{name}_NUM_THREADS": threads for name in ("OMP", "MKL", "OPENBLAS")},
     }
     try:
         # asked for at every trial, since one whose worker died is broken
-        yield lambda *job: get_reusable_executor(**settings).submit(*job, os.getpid()), jobs
+        yield lambda *job: get_reusable_executor(**settings).submit(*job), jobs
     except BaseException:
         get_reusable_executor(**settings).shutdown(kill_workers=True)
         raise
@@ -402,78 +359,60 @@ def _cluster(scheduler: str, jobs: int | None) -> Iterator[tuple[_Submit, int]]:
     """The workers of a Dask cluster."""
     try:
         from distributed import Client
+
+        client = Client(scheduler, timeout=10)
     except ModuleNotFoundError:
         raise StudyError("backend 'dask' needs Dask: pip install distributed") from None
-    try:
-        client = Client(scheduler, timeout=10)
     except (OSError, ValueError) as error:
         raise StudyError(f"no Dask scheduler answers at {scheduler}: {error}") from None
     with client:
         n_workers = len(client.nthreads())
         if not n_workers:
             raise StudyError(f"the Dask cluster at {scheduler} has no workers: start some first")
-        try:
-            client.run(exec, f"import {__name__}")
-        except Exception as error:
-            raise StudyError(f"a worker at {scheduler} cannot import lecture6: {error}") from None
         yield client.get_executor().submit, jobs or n_workers
 
 
-def under_torchrun() -> bool:
-    """Whether torchrun has started several processes, of which this is one."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
-def rank() -> int:
-    """Of this process among those that torchrun started; 0 when it is alone."""
-    return int(os.environ["RANK"]) if under_torchrun() else 0
+def rank() -> int | None:
+    """Of this process among several that torchrun started; None when it is alone."""
+    return int(os.environ["RANK"]) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
 
 
 @contextlib.contextmanager
-def _channel() -> Iterator[tuple[parallel.Group, Callable[[tuple | None], tuple | None]]]:
-    """The group of torchrun's processes, and how rank 0 sends the others a job, or None: no more.
+def _channel() -> Iterator[Callable[[tuple | None], tuple[str, None] | None]]:
+    """How torchrun's processes do a job together: that of rank 0, who gives None at the end.
 
-    Every process calls the function; that of rank 0 with what it sends.
+    Each gets the answer, or None at the end. An error is the end of the process.
     """
     with parallel.from_torchrun() as group:
         # it stays open however long a trial takes, or another runner
         channel = dist.new_group(backend="gloo", timeout=timedelta(days=365))
 
-        def broadcast(job: tuple | None = None) -> tuple | None:
+        def share(job: tuple | None) -> tuple[str, None] | None:
             sent = [job]
-            dist.broadcast_object_list(sent, group=channel)  # type: ignore[arg-type]
-            return sent[0]
+            dist.broadcast_object_list(sent, group=channel)
+            if sent[0] is None:
+                return None
+            answer, error = _work(*sent[0], workers=group)
+            if answer is None:
+                words = f"rank {group.rank}: {sent[0][0]} failed: {error}"
+                print(words, file=sys.stderr, flush=True)
+                # not sys.exit: taking leave of the others would wait for them, and they for this
+                os._exit(1)
+            return answer, None
 
-        yield group, broadcast
+        yield share
 
 
 @contextlib.contextmanager
 def _leader() -> Iterator[tuple[_Submit, int]]:
     """In the process of rank 0: run jobs in all processes, and let the others go at the end."""
-    with _channel() as (group, broadcast):
+    with _channel() as share:
         try:
-            yield lambda function, *job: _here(_share, group, broadcast(job)), 1
+            yield lambda _, *job: _here(share, job), 1
         except StudyError:
-            broadcast(None)
+            share(None)
             raise
-        broadcast(None)
-
-
-def _follow() -> None:
-    """In another process: take part in each job that rank 0 sends, until there are no more."""
-    with _channel() as (group, broadcast):
-        while job := broadcast(None):
-            _share(group, job)
-
-
-def _share(group: parallel.Group, job: tuple) -> tuple[str, None]:
-    """This process's part of a job; an error is the end of the process."""
-    answer, error = partial(_work, workers=group)(*job)
-    if answer is None:
-        print(f"rank {group.rank}: {job[0]} failed: {error}", file=sys.stderr, flush=True)
-        # not sys.exit: taking leave of the others would wait for them, and they for this process
-        os._exit(1)
-    return answer, None
+        share(None)
 
 
 # ---- what came of it ---------------------------------------------------------------------------
@@ -487,16 +426,15 @@ def collect(
     replace: Mapping[str, str] | None = None,
     partial: bool = False,
 ) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
-    """The tables of all finished trials by kind, and the record of how they came about.
+    """The tables of all finished trials by kind (:func:`tabulate`), in the order of the grid.
 
-    Trials stand in the order of the grid, whatever the order in which they ran (:func:`tabulate`).
-    The record: study, profile, notes, trials (finished and in all), data (name to SHA-256), seeds,
-    device, threads, libraries, code (commit), date (first, last), seconds (summed over the trials).
-    Raises StudyError while trials are missing, unless ``partial``, when there are none, and when a
-    data set changed on the way.
+    And the record of how they came about: study, profile, notes, trials (finished and in all), data
+    (name to SHA-256), seeds, device, threads, libraries, code (commit), date (first, last), seconds
+    (summed over the trials). Raises StudyError while trials are missing, unless ``partial``, when
+    there are none, and when a data set changed on the way.
     """
     trials, files = study.trials(profile, replace), TrialFiles(study, folder)
-    found = [saved for t in trials if (saved := files.read(t))]
+    found = [saved for trial in trials if (saved := files.read(trial))]
     if not found or (len(found) < len(trials) and not partial):
         raise StudyError(
             f"{len(found)} of the {len(trials)} trials of {study.name} at profile {profile} are "
@@ -504,27 +442,23 @@ def collect(
             "same --folder and --data"
         )
     records = [saved["record"] for saved in found]
-
-    def seen(what: str) -> list:
-        return sorted({r[what] for r in records})
-
+    dates = [record["date"] for record in records]
     checksums = {pair for r in records for pair in r["data"].items()}
-    if changed := [n for n, k in Counter(name for name, _ in checksums).items() if k > 1]:
+    data_sets = dict(sorted(checksums))
+    if changed := [name for name, checksum in checksums if data_sets[name] != checksum]:
         raise StudyError(
-            f"{', '.join(changed)} changed between trials: delete the trials in {files.folder} and "
-            "run the study again"
+            f"{changed[0]} changed between trials: delete the trials in {files.folder} and run the "
+            "study again"
         )
     return tabulate((saved["parameters"], saved["rows"]) for saved in found), {
         "study": study.name,
         "profile": profile,
         "notes": study.notes,
         "trials": [len(found), len(trials)],
-        "data": dict(sorted(checksums)),
+        "data": data_sets,
         "seeds": sorted({s["parameters"]["seed"] for s in found if "seed" in s["parameters"]}),
-        "device": seen("device"),
-        "threads": seen("threads"),
+        **{what: sorted({r[what] for r in records}) for what in ("device", "threads", "code")},
         "libraries": {n: sorted({r["libraries"][n] for r in records}) for n in LIBRARIES},
-        "code": seen("code"),
-        "date": [min(seen("date")), max(seen("date"))],
+        "date": [min(dates), max(dates)],
         "seconds": round(sum(r["seconds"] for r in records)),
     }

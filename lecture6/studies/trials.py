@@ -1,10 +1,8 @@
 """What a study is made of: trials, the keys that they are known by, and the files they leave.
 
 A trial is a pure function of its parameters that returns rows of tables, and every finished one is
-a file under its key: a digest of its parameters and of the code that it can use. That is all of
-each module that the trial's module imports, and that these import in turn, within lecture6 and the
-trial's own package. A change of code in any of them makes the trial anew; comments, docstrings and
-layout do not count.
+a file under its key: a digest of its parameters and of all code that it can use. A change in any of
+the modules makes the trial anew; comments, docstrings and layout do not count.
 """
 
 from __future__ import annotations
@@ -15,7 +13,8 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import util
@@ -29,13 +28,9 @@ from filelock import FileLock, Timeout
 
 from lecture6.checkpoints import write_atomically
 
-DATA_SETS = ("data", "images")  # parameters that name a data set
+DATA_SETS = {"data", "images"}  # parameters that name a data set
 # what plans, runs and keeps trials, and makes no number of them
 _MACHINERY = ("lecture6.studies", __name__, "lecture6.studies.runner", "lecture6.studies.results")
-_NO_ROOM = (
-    "Finished trials are safe: make room, or choose another folder with --folder or "
-    "LECTURE6_STUDIES, and run the same command again"
-)
 
 
 class StudyError(RuntimeError):
@@ -45,13 +40,12 @@ class StudyError(RuntimeError):
 class Rows(dict[str, list[dict[str, Any]]]):
     """What a trial returns: the rows of its tables, by their kind.
 
-    Kind "runs" has one row for each run, with ``n_updates``, and ``diverged`` where that may
-    happen: True if the loss stopped being finite; there are then no other rows. Kind "history" has
-    one for each evaluation and split.
+    Kind "runs" has one row for each run, with ``n_updates``, and ``diverged`` where that may happen
+    (the loss stopped being finite: it has no other rows). Kind "history" has one for each
+    evaluation and split.
     """
 
     def add(self, kind: str, **columns: Any) -> None:
-        """Add a row."""
         self.setdefault(kind, []).append(columns)
 
     def add_all(self, kind: str, table: pd.DataFrame, **columns: Any) -> None:
@@ -72,17 +66,15 @@ class Study:
     set (:func:`lecture6.data.load`); the trial is given the Dataset itself. One called ``images``
     names a data set "imagefolder:PATH" that the trial reads itself.
 
-    Two arguments of a trial are no parameters, but come from the runner. ``checkpoint`` is the path
-    of a file of its own, in which it may keep what it continues from after an interruption; it is
-    deleted when the trial has finished, and is None on a Dask cluster, whose workers may have no
-    folder in common. ``workers`` is the :class:`lecture6.parallel.Group` of processes that share
-    the trial (:mod:`lecture6.studies.runner`), None for one.
+    A trial may take two more arguments, which the runner gives. ``checkpoint``: the path of a file
+    of its own, to continue from after an interruption, deleted when the trial has finished; None on
+    a Dask cluster, whose workers may have no folder in common. ``workers``: the
+    :class:`lecture6.parallel.Group` of torchrun's processes that share the trial, else None.
 
-    ``grids`` maps a profile to its list of parameters, most wanted trial first; parameters are
-    numbers, strings, and lists of them. ``own_trials`` maps a profile to a trial in the place of
-    ``trial``. ``cost(parameters)`` is the expected time of a trial in seconds, for the plan; times
-    measured on the way correct it. ``notes`` says what is less than the paper's; it goes into the
-    record of the results.
+    ``grids`` maps a profile to its list of parameters (numbers, strings, and lists of them), most
+    wanted trial first; ``own_trials`` maps a profile to a trial in the place of ``trial``.
+    ``cost(parameters)`` is the expected time of a trial in seconds. ``notes`` says what is less
+    than the paper's; it goes into the record of the results.
     """
 
     name: str
@@ -94,7 +86,6 @@ class Study:
     own_trials: Mapping[str, Function] = field(default_factory=dict)
 
     def trial_of(self, profile: str) -> Function:
-        """The trial of a profile."""
         return self.own_trials.get(profile, self.trial)
 
     def data_sets(self, profile: str) -> list[str]:
@@ -104,8 +95,7 @@ class Study:
         """
         if profile not in self.grids:
             raise StudyError(f"{self.name} has profiles {', '.join(self.grids)}, not {profile!r}")
-        grid = self.grids[profile]
-        return sorted({str(p[kind]) for p in grid for kind in DATA_SETS if kind in p})
+        return sorted({str(p[kind]) for p in self.grids[profile] for kind in p.keys() & DATA_SETS})
 
     def trials(self, profile: str, replace: Mapping[str, str] | None = None) -> list[Trial]:
         """The trials of a profile; ``replace`` puts data sets in the place of others.
@@ -123,15 +113,13 @@ class Study:
         trials = {}  # two equal trials are one
         for given in self.grids[profile]:
             parameters = {k: v.item() if isinstance(v, np.generic) else v for k, v in given.items()}
-            names = {kind: parameters[kind] for kind in DATA_SETS if kind in parameters}
-            parameters |= {kind: replace.get(name, name) for kind, name in names.items()}
+            for kind in parameters.keys() & DATA_SETS:
+                parameters[kind] = replace.get(parameters[kind], parameters[kind])
             try:
                 text = json.dumps([self.name, parameters, code], sort_keys=True, allow_nan=False)
             except (TypeError, ValueError) as error:
-                raise StudyError(
-                    f"parameters must be finite numbers, strings and lists of them: {error} in "
-                    f"{parameters}"
-                ) from None
+                what = "parameters must be finite numbers, strings and lists of them"
+                raise StudyError(f"{what}: {error} in {parameters}") from None
             key = hashlib.sha256(text.encode()).hexdigest()[:20]
             trials[key] = Trial(key, parameters, self.cost(given))
         return list(trials.values())
@@ -161,11 +149,9 @@ def tabulate(trials: Iterable[tuple[dict, Mapping[str, list[dict]]]]) -> dict[st
     """
     lines: dict[str, list[dict]] = {}
     for parameters, rows in trials:
-        texts = {
-            k: ", ".join(map(str, v)) if isinstance(v, list) else v for k, v in parameters.items()
-        }
+        lists = {k: ", ".join(map(str, v)) for k, v in parameters.items() if isinstance(v, list)}
         for kind, own in rows.items():
-            lines.setdefault(kind, []).extend(texts | row for row in own)
+            lines.setdefault(kind, []).extend(parameters | lists | row for row in own)
     return {kind: pd.DataFrame(own) for kind, own in lines.items()}
 
 
@@ -173,16 +159,15 @@ def tabulate(trials: Iterable[tuple[dict, Mapping[str, list[dict]]]]) -> dict[st
 
 
 def code_digest(function: Function) -> str:
-    """SHA-256 of the code that a trial can use (see the module), and of the loading of its data.
+    """SHA-256 of the code that a trial can use, and of the loading of its data.
 
-    Modules count that are imported by a statement, wherever it stands. Raises StudyError for a
+    That is all of each module that its own imports by a statement, wherever it stands, and that
+    these import in turn, within lecture6 and the trial's own package. Raises StudyError for a
     function that is not at the top level of a module with a source file.
     """
     module, name = function.__module__, function.__qualname__
-    if module == "__main__":
-        raise StudyError(f"{name} must be in a module that workers can import")
-    if getattr(sys.modules[module], name, None) is not function:
-        raise StudyError(f"{name} must be a top-level function of its module")
+    if module == "__main__" or getattr(sys.modules[module], name, None) is not function:
+        raise StudyError(f"{name} must be in a module that workers can import, at its top level")
     used = sorted(_used_modules(module).items())
     return hashlib.sha256(json.dumps([module, name, used]).encode()).hexdigest()
 
@@ -218,16 +203,14 @@ def _read_module(name: str) -> tuple[str, list[str]]:
         spec = util.find_spec(name)
         tree = ast.parse(Path(str(spec and spec.origin)).read_bytes())
     except (OSError, ValueError, SyntaxError) as error:
-        raise StudyError(
-            f"the source of module {name!r} cannot be read ({error}); define the trial in a file"
-        ) from None
-    package = name if spec and spec.submodule_search_locations else name.rpartition(".")[0]
+        what = f"the source of module {name!r} cannot be read ({error})"
+        raise StudyError(f"{what}; define the trial in a file") from None
     imported: list[str] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             imported += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):  # "from a import b": b may be a module, too
-            source = util.resolve_name("." * node.level + (node.module or ""), package)
+            source = util.resolve_name("." * node.level + (node.module or ""), spec and spec.parent)
             imported += [source, *(f"{source}.{alias.name}" for alias in node.names)]
         elif isinstance(node, _DOCUMENTED) and ast.get_docstring(node) is not None:
             node.body = node.body[1:] or [ast.Pass()]
@@ -237,16 +220,15 @@ def _read_module(name: str) -> tuple[str, list[str]]:
 # ---- the files ---------------------------------------------------------------------------------
 
 
-def default_folder() -> Path:
-    """Where finished trials are kept: ``LECTURE6_STUDIES``, else ``~/.cache/lecture6/studies``."""
-    return Path(os.environ.get("LECTURE6_STUDIES") or "~/.cache/lecture6/studies").expanduser()
-
-
 class TrialFiles:
-    """The finished trials of a study, a file each in ``folder`` (default: default_folder())."""
+    """The finished trials of a study, a file each.
+
+    ``folder`` holds a folder a study; default: ``LECTURE6_STUDIES``, else a cache folder.
+    """
 
     def __init__(self, study: Study, folder: Path | None = None) -> None:
-        self.folder = (folder or default_folder()) / study.name
+        default = os.environ.get("LECTURE6_STUDIES") or "~/.cache/lecture6/studies"
+        self.folder = (folder or Path(default).expanduser()) / study.name
 
     def path(self, trial: Trial, suffix: str = ".json") -> Path:
         """The file of a finished trial; others that stand beside it by their suffix."""
@@ -259,45 +241,38 @@ class TrialFiles:
             return json.loads(path.read_bytes())
         except FileNotFoundError:
             return None
-        except OSError as error:
-            raise StudyError(f"cannot read {path}: {error.strerror}") from None
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise StudyError(
-                f"{path} is damaged ({error}): delete it and run the study again"
+                f"{path} is damaged or cannot be read ({error}): delete it and run the study again"
             ) from None
 
     def write(self, trial: Trial, content: str) -> None:
         """Keep a trial that has finished; its checkpoint goes."""
-        path = self.path(trial)
-        try:
-            write_atomically(path, content.encode())
-        except OSError as error:
-            raise StudyError(f"cannot write {path}: {error.strerror}. {_NO_ROOM}") from None
+        with self._writing():
+            write_atomically(self.path(trial), content.encode())
         self.path(trial, ".checkpoint").unlink(missing_ok=True)
 
     def claim(self, trial: Trial) -> FileLock | None:
         """A lock on a trial that nobody has finished or has in flight, else None."""
         lock = FileLock(self.path(trial, ".lock"), blocking=False)
-        try:
+        with self._writing(), suppress(Timeout):
             lock.acquire()
-        except Timeout:
-            return None
-        except OSError as error:
-            raise StudyError(
-                f"cannot write in {self.folder}: {error.strerror}. {_NO_ROOM}"
-            ) from None
         if self.path(trial).exists():  # another runner was faster
             lock.release()
-            return None
-        return lock
+        return lock if lock.is_locked else None
 
     def check_writable(self) -> None:
         """Raise StudyError when nothing can be written here."""
-        try:
+        with self._writing("Nothing was run"):
             self.folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.folder).close()
+
+    @contextmanager
+    def _writing(self, so_far: str = "Finished trials are safe") -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise StudyError(
-                f"cannot write in {self.folder}: {error.strerror}; nothing was run. Choose another "
-                "folder with --folder or LECTURE6_STUDIES"
+                f"cannot write in {self.folder}: {error.strerror}. {so_far}: make room, or choose "
+                "another folder with --folder or LECTURE6_STUDIES, and run the same command again"
             ) from None

@@ -17,7 +17,7 @@ from typing import Any
 import anywidget
 from traitlets import Bool, Enum, Float, Int, TraitType
 
-from lecture6 import checks
+from lecture6 import checks, toys
 
 HERE = Path(__file__).parent
 MIME_TYPE = "application/vnd.lecture6.explorable+json"
@@ -28,7 +28,7 @@ def _start(trait: TraitType) -> TraitType:
 
 
 class Explorable(anywidget.AnyWidget):
-    """What the three have in common. ``module`` names the file, ``about`` says what it shows.
+    """What the three have in common: ``module`` names the file, ``about`` says what it shows.
 
     ``Walkers(lr=0.02)`` raises ValueError for a start value that no control can show.
     """
@@ -43,10 +43,8 @@ class Explorable(anywidget.AnyWidget):
     @classmethod
     def _checked(cls, name: str, value: Any) -> Any:
         """A start value as its trait takes it, which knows no NumPy scalar and lets NaN pass."""
-        if name not in cls.class_traits():
-            known = ", ".join(cls.class_traits(start=True))
-            raise ValueError(f"{cls.__name__} has no {name!r}, only {known}")
-        trait = cls.class_traits()[name]
+        traits = cls.class_traits(start=True)
+        trait = traits[checks.one_of(f"what {cls.__name__} starts with", name, traits)]
         if isinstance(trait, Int | Float):
             number = checks.whole if isinstance(trait, Int) else checks.real
             return number(name, value, least=trait.min, most=trait.max)
@@ -111,9 +109,7 @@ class Box(Explorable):
         "An explorable: the box of Definition 2 around a position on a function of Figure 6, its "
         "highest points, and the sharpness φ. It needs JavaScript."
     )
-    function = _start(
-        Enum(["100x²", "x⁸", "100(x² + y²)", "100x² + y⁸"], default_value="100x² + y⁸")
-    )
+    function = _start(Enum(list(toys.FIGURE_6), default_value="100x² + y⁸"))
     epsilon = _start(Float(1e-3, min=1e-4, max=3.2))
     x = _start(Float(0.0, min=-1.0, max=1.0))
     y = _start(Float(0.0, min=-1.0, max=1.0))

@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,6 @@ import pandas as pd
 from lecture6.checkpoints import write_atomically
 
 FOLDER = Path(__file__).parent
-# a quarter smaller than pandas' own settings for tables of a few thousand rows
-_PARQUET: dict[str, Any] = {
-    "compression": "zstd",
-    "compression_level": 19,
-    "write_statistics": False,
-    "store_schema": False,
-}
 
 
 class ResultsError(ValueError):
@@ -40,33 +32,22 @@ class Stored:
     def caption(self) -> str:
         """One line for a figure: profile, trials, data, seeds, device, dates, commit."""
         r = self.record
-        done, all_trials = r["trials"]
-        trials = f"{done} trials" if done == all_trials else f"{done} of {all_trials} trials"
-        return " · ".join(
-            [
-                f"stored study {r['study']}, profile {r['profile']}, {trials}",
-                ", ".join(r["data"]),
-                f"seeds {', '.join(map(str, r['seeds']))}" if r["seeds"] else "no seeds",
-                ", ".join(r["device"]),
-                " to ".join(dict.fromkeys(r["date"])),
-                ", ".join(r["code"]),
-            ]
-        )
+        trials = " of ".join(map(str, dict.fromkeys(r["trials"])))
+        what = f"stored study {r['study']}, profile {r['profile']}, {trials} trials"
+        seeds = f"seeds {', '.join(map(str, r['seeds']))}" if r["seeds"] else "no seeds"
+        dates = " to ".join(dict.fromkeys(r["date"]))
+        return self._computed(what, ", ".join(r["data"]), seeds, date=dates)
 
     def line(self, rows: pd.DataFrame, *what: str) -> str:
         """One line for a figure of ``rows``: profile, ``what``, seeds, device, date, commit."""
+        seeds = sorted(rows["seed"].unique())
+        numbers = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+        profile = f"stored, profile {self.record['profile']}"
+        return self._computed(profile, *what, numbers, date=self.record["date"][-1])
+
+    def _computed(self, *what: str, date: str) -> str:
         r = self.record
-        seeds = [str(seed) for seed in sorted(rows["seed"].unique())]
-        return " · ".join(
-            [
-                f"stored, profile {r['profile']}",
-                *what,
-                f"seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}",
-                ", ".join(r["device"]),
-                r["date"][-1],
-                ", ".join(r["code"]),
-            ]
-        )
+        return " · ".join([*what, ", ".join(r["device"]), date, ", ".join(r["code"])])
 
 
 def select(tables: Mapping[str, pd.DataFrame], **wanted: Any) -> dict[str, pd.DataFrame]:
@@ -75,20 +56,20 @@ def select(tables: Mapping[str, pd.DataFrame], **wanted: Any) -> dict[str, pd.Da
     A list of values stands for any of them. Raises ValueError where there is no such run, naming
     what there is.
     """
-    for i, (name, value) in enumerate(wanted.items(), 1):
+    asked = []
+    for name, value in wanted.items():
+        asked.append(f"{name} = {value!r}")
         if name not in tables["runs"]:
             there = ", ".join(tables["runs"].columns)
-            raise ValueError(f"no run has {name} = {value!r}; the parameters are {there}")
+            raise ValueError(f"no run has {asked[-1]}; the parameters are {there}")
         values = value if isinstance(value, list) else [value]
-        found = {
+        there = distinct_values(tables["runs"], name)
+        tables = {
             kind: rows[rows[name].isin(values)] if name in rows else rows.iloc[:0]
             for kind, rows in tables.items()
         }
-        if found["runs"].empty:
-            asked = ", ".join(f"{k} = {v!r}" for k, v in list(wanted.items())[:i])
-            there = distinct_values(tables["runs"], name)
-            raise ValueError(f"no run has {asked}; of {name} there is {there}")
-        tables = found
+        if tables["runs"].empty:
+            raise ValueError(f"no run has {', '.join(asked)}; of {name} there is {there}")
     return dict(tables)
 
 
@@ -113,28 +94,24 @@ def save(
     """
     folder = Path(folder or FOLDER)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.json"
-    before: dict = {}
-    with suppress(FileNotFoundError, ResultsError):
-        before = _record(path)["tables"]
     entries = {}
     for kind, table in tables.items():
         content = io.BytesIO()
-        table.to_parquet(content, index=False, **_PARQUET)
+        # a quarter smaller than pandas' own settings for tables of a few thousand rows
+        small = {"compression": "zstd", "compression_level": 19}
+        table.to_parquet(content, index=False, write_statistics=False, store_schema=False, **small)
         digest = hashlib.sha256(content.getvalue()).hexdigest()
         file = f"{name}.{kind}.{digest[:8]}.parquet"
         entries[kind] = {"file": file, "rows": len(table), "sha256": digest}
         write_atomically(folder / file, content.getvalue())
+    path = folder / f"{name}.json"
     text = json.dumps({"tables": entries, **record}, indent=1, ensure_ascii=False) + "\n"
     write_atomically(path, text.encode())
-    for file in {e["file"] for e in before.values()} - {e["file"] for e in entries.values()}:
-        (folder / file).unlink(missing_ok=True)
+    kept = [entry["file"] for entry in entries.values()]
+    for old in folder.glob(f"{name}.*.parquet"):
+        if old.name not in kept:
+            old.unlink(missing_ok=True)
     return path
-
-
-def has(name: str) -> bool:
-    """Whether results of the study ``name`` came with the package."""
-    return (FOLDER / f"{name}.json").exists()
 
 
 def load(name: str, *, folder: Path | None = None) -> Stored:
@@ -145,32 +122,23 @@ def load(name: str, *, folder: Path | None = None) -> Stored:
     package. Raises FileNotFoundError, with the command that makes them, when there are none, and
     :class:`ResultsError` when a table is not the one that the record was written for.
     """
-    folder = Path(folder or FOLDER)
-    if not (folder / f"{name}.json").exists():
+    path = Path(folder or FOLDER) / f"{name}.json"
+    if not path.exists():
         raise FileNotFoundError(
-            f"no results of {name!r} in {folder}: lecture6 run {name} --profile full, then "
+            f"no results of {name!r} in {path.parent}: lecture6 run {name} --profile full, then "
             f"lecture6 collect {name} --profile full"
         )
-    record = _record(folder / f"{name}.json")
     tables = {}
-    for kind, entry in record["tables"].items():
-        path = folder / entry["file"]
-        content = path.read_bytes() if path.exists() else b""
-        if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-            raise ResultsError(
-                f"{path} is not the table that {name}.json describes: lecture6 collect {name} again"
-            )
-        tables[kind] = pd.read_parquet(io.BytesIO(content))
-    return Stored(tables, record)
-
-
-def _record(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text("utf8"))
-        if isinstance(record["tables"], dict):
-            return record
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise ResultsError(
-        f"{path} is damaged, or of an older lecture6: lecture6 collect {path.stem} again"
-    )
+        for kind, entry in record["tables"].items():
+            content = (path.parent / entry["file"]).read_bytes()
+            if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+                raise ValueError(f"{entry['file']} is another table")
+            tables[kind] = pd.read_parquet(io.BytesIO(content))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ResultsError(
+            f"{path} is damaged, does not fit its tables, or is of an older lecture6 ({error}): "
+            f"lecture6 collect {name} again"
+        ) from None
+    return Stored(tables, record)
