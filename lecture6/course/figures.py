@@ -403,10 +403,8 @@ def spectrum(
     mark = {"color": ORANGE, "symbol": "line-ns-open", "size": 16, "line": {"width": 2}}
     shown = {"mode": "markers", "name": "leading eigenvalues", "marker": mark}
     figure.add_scatter(x=outliers, y=[1.0] * len(outliers), **shown)
-<<<<<<< HEAD
-    figure.update_xaxes(title_text="Eigenvalue of the Hessian, λ")
-    figure.update_yaxes(title_text="Eigenvalues per unit of λ")
-    return figure.update_yaxes(type="log", exponentformat="power")
+    axis = {"title": "Eigenvalues per unit of λ", "type": "log", "exponentformat": "power"}
+    return figure.update_layout(xaxis_title="Eigenvalue of the Hessian, λ", yaxis=axis)
 
 
 def layer_table(model: nn.Sequential, input_shape: tuple[int, ...]) -> pd.DataFrame:
@@ -423,7 +421,3 @@ def layer_table(model: nn.Sequential, input_shape: tuple[int, ...]) -> pd.DataFr
             x, size = layer(x), sum(p.numel() for p in layer.parameters())
             rows.append((type(layer).__name__, tuple(x.shape[1:]), size))
     return pd.DataFrame(rows, columns=["layer", "output", "parameters"])
-=======
-    axis = {"title": "Eigenvalues per unit of λ", "type": "log", "exponentformat": "power"}
-    return figure.update_layout(xaxis_title="Eigenvalue of the Hessian, λ", yaxis=axis)
->>>>>>> 9bb7064ff6f49562622f9dfc1dd7aed2688f546c
