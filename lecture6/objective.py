@@ -244,6 +244,8 @@ class NetworkObjective(FlatNetwork, Objective):
         x, y = checks.samples(x, y)
         first = next(iter(checks.parameters(model).values()))
         self.dtype, self.device = dtype or first.dtype, first.device
+        if not (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point):
+            raise ValueError(f"dtype must be one of torch's floating ones, got {dtype!r}")
         super().__init__(checks.as_dtype(copy.deepcopy(model), self.dtype).eval())
         checks.fits(self.model, x, y)
         #: (n_params,) the model's own weights
@@ -270,6 +272,8 @@ class NetworkObjective(FlatNetwork, Objective):
 
     def on(self, index: Tensor) -> NetworkObjective:
         """The loss of the mini-batch of the samples with these numbers, (n,)."""
+        if len(index) == 0:
+            raise ValueError("a mini-batch needs one sample at least, got none")
         batch = copy.copy(self)
         batch._set_samples(self.x[index], self.y[index])
         return batch
@@ -314,6 +318,7 @@ class NetworkObjective(FlatNetwork, Objective):
         with torch.no_grad():
             # beside a copy of itself, since batch norm refuses a single sample
             alone, among = (self.logits(w, part)[0] for part in (x[[0, 0]], x))
+        checks.finite("what the network makes of its samples", among, "w is too large for them")
         difference = (alone - among).abs().max().item()
         if not difference <= tolerance(w) * among.abs().max().item():
             raise ValueError(
@@ -335,7 +340,8 @@ class NetworkObjective(FlatNetwork, Objective):
         Default: a batch; fewer where they are large. Raises ValueError as :meth:`check_separate`.
         """
         w = self.vector(w)
-        return (self.per_sample(w, x, y) for x, y in self._pieces(w, most or self.batch_size))
+        most = self.batch_size if most is None else checks.whole("most", most, least=1)
+        return (self.per_sample(w, x, y) for x, y in self._pieces(w, most))
 
     def evaluate(self, w: Tensor) -> tuple[float, float]:
         """Mean loss and accuracy (fraction) at w, from one pass."""

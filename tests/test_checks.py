@@ -357,6 +357,20 @@ def test_weights_that_diverged_are_named(of):
             function()
 
 
+def test_an_objective_refuses_what_is_no_batch_no_dtype_and_no_logits():
+    f = NetworkObjective(net(), SET.x_train, SET.y_train)
+    with pytest.raises(ValueError, match="one sample at least"):
+        f.on(torch.tensor([], dtype=torch.int64))
+    for most in (0, -1, 1.5):
+        with pytest.raises(ValueError, match="most must be"):
+            f.sample_gradients(f.w, most=most)
+    for dtype in ("float64", torch.int64):
+        with pytest.raises(ValueError, match="dtype must be one of torch's floating ones"):
+            NetworkObjective(net(), SET.x_train, SET.y_train, dtype=dtype)
+    with pytest.raises(ValueError, match=r"of its samples has .* not finite.* w is too large"):
+        f.sample_gradients(f.w * 1e30)
+
+
 def test_w_may_be_a_list_and_loses_no_digit():
     kind = {"dtype": torch.float64, "device": torch.device("cpu")}
     assert checks.weights([0.1, 1 / 3], 2, **kind).tolist() == [0.1, 1 / 3]

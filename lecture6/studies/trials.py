@@ -228,7 +228,7 @@ class TrialFiles:
 
     def __init__(self, study: Study, folder: Path | None = None) -> None:
         default = os.environ.get("LECTURE6_STUDIES") or "~/.cache/lecture6/studies"
-        self.folder = (folder or Path(default).expanduser()) / study.name
+        self.folder = Path(folder or Path(default).expanduser()) / study.name
 
     def path(self, trial: Trial, suffix: str = ".json") -> Path:
         """The file of a finished trial; others that stand beside it by their suffix."""
