@@ -109,8 +109,9 @@ def seed(value: Any, name: str = "seed") -> int:
 
 def finite(name: str, values: Tensor, remedy: str) -> Tensor:
     """``values``; raises ValueError if one of them is not finite, saying which is the first."""
-    # one pass without a copy; the sum may overflow where every value is finite
-    if (values.is_floating_point() or values.is_complex()) and not values.sum().isfinite():
+    # one pass without a copy: NaN and ∞ get into the sum, which may overflow without them, too
+    total = values.sum().item()
+    if total - total != 0:  # for NaN and ∞ alone
         bad = ~values.isfinite()
         if bad.any():
             where = tuple(bad.nonzero()[0].tolist())

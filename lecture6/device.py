@@ -33,12 +33,11 @@ def has_bf16(device: torch.device) -> bool:
 
 @contextmanager
 def for_training() -> Iterator[None]:
-    """A context: gradients are recorded, cuDNN repeats itself, freed memory stays at hand."""
+    """A context in which gradients are recorded, and cuDNN repeats itself bit for bit."""
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.backends.cudnn.flags(deterministic=True, benchmark=False))
-        stack.enter_context(kept_memory())
         yield
 
 

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from lecture6 import checks
 from lecture6.checkpoints import Checkpoint, digest
 from lecture6.data import Dataset
-from lecture6.device import choose, for_training, has_bf16
+from lecture6.device import choose, for_training, has_bf16, kept_memory
 from lecture6.evaluation import evaluate, prepared
 from lecture6.models import flat_parameters, local_seed
 from lecture6.schedules import Schedule, factors
@@ -241,7 +241,7 @@ def train(
     """
     recipe = Recipe(**settings)
     team = group or Team(choose(device))
-    with for_training(), local_seed((recipe.seed + team.rank) % checks.SEEDS):
+    with for_training(), kept_memory(), local_seed((recipe.seed + team.rank) % checks.SEEDS):
         training = _Training(model, data, recipe, team, checkpoint)
         for epoch in training.epochs(progress):
             for parts in training.batches(epoch):  # one part, unless micro_batch says otherwise
