@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from scipy import stats
 from torch import Tensor
 
@@ -202,7 +201,7 @@ class Normality:
     n_samples: int
 
 
-def normality(samples: Tensor | ArrayLike) -> Normality:
+def normality(samples: Tensor | np.ndarray) -> Normality:
     """Compare ``samples`` (n, k), k directions or one (n,), with the normal law.
 
     The tail index of a normal law has no limit: it grows as the tail shrinks. For "epoch" sampling

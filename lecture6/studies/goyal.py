@@ -10,7 +10,7 @@ momentum 0.9 and weight decay 1e-4 (§5.1), every k, rule and warm-up; "base", a
 
 Tables: history, with epoch, split ("train", "test"), loss and error (a fraction); curvature, with
 epoch and lambda_max, the largest eigenvalue of the training loss's Hessian; runs
-(:class:`lecture6.studies.Rows`).
+(:class:`~lecture6.studies.trials.Rows`).
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ nothing but the rounding. Augmentation is drawn for each image and epoch from th
 
 Tables are those of the study ``goyal``: history, with epoch, split, loss and error (a fraction): of
 "train" over the mini-batches of that epoch, augmented and with the weights that each of them met,
-as Goyal plots it; of "test" over all validation images; and runs (:class:`lecture6.studies.Rows`).
+as Goyal plots it; of "test" over all validation images; and runs
+(:class:`~lecture6.studies.trials.Rows`).
 
 Of the images left over when kn does not divide their number, others in each epoch, that epoch makes
 no use, so that every part has n images; the paper does not say what it does with them.

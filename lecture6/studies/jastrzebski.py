@@ -13,7 +13,7 @@ Tables: history, with epoch, split ("train", "test"), loss and accuracy (a fract
 the training loss on ``n_curvature`` samples at each epoch of these but 0, with lambda_max and trace
 of the Hessian, lambda_max_error and trace_stderr; labels, where some are wrong, with the fraction
 of the training samples with a right and with a wrong label to which the net gives it; runs
-(:class:`lecture6.studies.Rows`), with bfloat16 besides, whether it was used.
+(:class:`~lecture6.studies.trials.Rows`), with bfloat16 besides, whether it was used.
 """
 
 from __future__ import annotations

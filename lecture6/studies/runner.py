@@ -426,7 +426,7 @@ def collect(
     replace: Mapping[str, str] | None = None,
     partial: bool = False,
 ) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
-    """The tables of all finished trials by kind (:func:`tabulate`), in the order of the grid.
+    """The tables of all finished trials by kind, in the order of the grid.
 
     And the record of how they came about: study, profile, notes, trials (finished and in all), data
     (name to SHA-256), seeds, device, threads, libraries, code (commit), date (first, last), seconds

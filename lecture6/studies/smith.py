@@ -10,7 +10,7 @@ densest from 16 to 64; "n_train", Figure 11; "float32", some of the former witho
 "epoch", some with reshuffled epochs in the place of batches drawn anew.
 
 Tables: history, with update, split ("train", "test"), loss and accuracy (a fraction); runs
-(:class:`lecture6.studies.Rows`), with bfloat16 besides, whether it was used.
+(:class:`~lecture6.studies.trials.Rows`), with bfloat16 besides, whether it was used.
 """
 
 from __future__ import annotations

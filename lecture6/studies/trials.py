@@ -69,7 +69,7 @@ class Study:
     A trial may take two more arguments, which the runner gives. ``checkpoint``: the path of a file
     of its own, to continue from after an interruption, deleted when the trial has finished; None on
     a Dask cluster, whose workers may have no folder in common. ``workers``: the
-    :class:`lecture6.parallel.Group` of torchrun's processes that share the trial, else None.
+    :class:`lecture6.parallel.group.Group` of torchrun's processes that share the trial, else None.
 
     ``grids`` maps a profile to its list of parameters (numbers, strings, and lists of them), most
     wanted trial first; ``own_trials`` maps a profile to a trial in the place of ``trial``.

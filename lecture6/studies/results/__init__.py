@@ -23,7 +23,7 @@ class ResultsError(ValueError):
 
 @dataclass(frozen=True)
 class Stored:
-    """A study's tables by kind, and how they were computed (:func:`lecture6.studies.collect`)."""
+    """A study's tables by kind, and their record (:func:`lecture6.studies.runner.collect`)."""
 
     tables: dict[str, pd.DataFrame]
     record: dict[str, Any]
