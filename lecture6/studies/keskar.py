@@ -10,9 +10,9 @@ set", a pair whose sharpness is taken on all training samples.
 Tables: history, with batch_size, epoch, split ("train", "test"), loss, accuracy (a fraction) and
 distance ‖w − w₀‖; runs (:class:`~lecture6.studies.trials.Rows`), with batch_size and bfloat16
 besides, whether it was used; sharpness at the end, on ``n_sharpness`` training samples, with
-batch_size, solver ("ascent", sign ascent, or "lbfgsb", Keskar's), space ("full space", "p = 100"), epsilon,
-value in per cent, and the gap that is left, in per cent; path between a pair, with path ("linear",
-"sincos"), alpha, split, loss and accuracy.
+batch_size, solver ("ascent", sign ascent, or "lbfgsb", Keskar's), space ("full space", "p = 100"),
+epsilon, value in per cent, and the gap that is left, in per cent; path between a pair, with path
+("linear", "sincos"), alpha, split, loss and accuracy.
 """
 
 from __future__ import annotations
