@@ -40,7 +40,7 @@ class DivergenceError(ArithmeticError):
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is trained, and how: for :func:`train`, ``train_many``, workers and studies alike.
+    """How a network is trained: by :func:`train`, ``train_many``, workers and studies alike.
 
     Numbers of NumPy become Python's. Raises ValueError, naming the value and the remedy, for
     settings that cannot be trained.
@@ -48,10 +48,10 @@ class Recipe:
 
     batch_size: int  #: n, samples; with k workers that of all of them, kn
     lr: float  #: η, per update
-    epochs: int
+    epochs: int  #: passes over the training set
     optimizer: str = "sgd"  #: or "adam" (Keskar et al.; lr 1e-3 in their released code)
     momentum: float = 0.0  #: of "sgd", 0 ≤ m < 1
-    nesterov: bool = False
+    nesterov: bool = False  #: look ahead along the momentum
     weight_decay: float = 0.0  #: λ: the gradient is that of the loss plus λ w
     sampling: str = "epoch"  #: see :func:`sample_batches`
     schedule: Schedule | None = None  #: factor on ``lr`` as a function of the epoch
@@ -162,8 +162,8 @@ class Run:
     model: nn.Module  #: trained copy, in eval mode
     w0: Tensor  #: (n_params,) before the first update
     w: Tensor  #: (n_params,) after the last
-    history: pd.DataFrame
-    n_updates: int
+    history: pd.DataFrame  #: a row an evaluation and split
+    n_updates: int  #: made until the last evaluation
     precision: str  #: "float32", "bfloat16", …: what the forward and backward passes used
     stopped: str  #: why training ended
     seconds: float = math.nan  #: of wall-clock time in updates, evaluations excluded
