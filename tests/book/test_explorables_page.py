@@ -23,7 +23,7 @@ from lecture6.equilibrium import Gibbs, laplace
 from lecture6.schedules import warmup
 from lecture6.sharpness import worst_case
 
-STATIC = explorables.HERE.parents[1] / "book" / "_static"
+STATIC = explorables.HERE.parents[2] / "book" / "_static"
 TIMEOUT = 30  # seconds
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">
