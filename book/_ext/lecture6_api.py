@@ -10,7 +10,7 @@ from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).parents[2]
 PAGES = ROOT / "book" / "api"  # written before each build; git ignores them
-SECTIONS = [(name, "params_style") for name in ("Recording", "Traits")]  # beside Google's own
+SECTIONS = [("Traits", "params_style")]  # beside Google's own
 GOOGLE = Config(napoleon_custom_sections=SECTIONS)
 
 
