@@ -164,11 +164,10 @@ def fill_scorecard(app, doctree, docname):
                 rows = rows.replace(f"<td>{word}</td>", f"<td>{said}</td>")
             title = f'<tr><th colspan="{columns}" scope="rowgroup">{link}</th></tr>'
             bodies.append(f"<tbody>{title}{rows}</tbody>")
-        words = {"holds": "hold", "does not hold": "do not", "cannot tell": "cannot be told here"}
-        counts = ", ".join(f"{n} {words[verdict]}" for verdict, n in verdicts.most_common())
+        counts = "; ".join(f"{verdict}: {n}" for verdict, n in verdicts.most_common())
         # The wrappers are those of a notebook's output: a wide table scrolls, by keys too.
         html = (
-            f"<p>{verdicts.total()} claims: {counts}.</p>"
+            f"<p>{verdicts.total()} claims. {counts[:1].upper()}{counts[1:]}.</p>"
             '<div class="cell_output"><div class="output text_html">'
             f'<table class="dataframe claims">{head}{"".join(bodies)}</table></div></div>'
         )

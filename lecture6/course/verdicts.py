@@ -1,0 +1,288 @@
+"""How a claim is judged, by one rule for all chapters and studies.
+
+A claim is about an *effect*: a number with a unit, of which the replicates (seeds, draws) give an
+:class:`Interval`. What the claim says is a set of effects: those above a number, or, where it says
+"no worse" or "the same", those within a margin that was fixed before the run. The verdict is
+
+======================  =================================================================
+holds                   the interval lies in the set; for "equal" it covers the number too
+holds within the margin  it lies in the set and differs, by less than the margin
+does not hold           it lies outside
+cannot tell             it lies on both sides: not to reject is not to confirm
+seen once, not seen     one run, without replicates: no verdict
+======================  =================================================================
+
+Batch sizes, epochs and layers are not replicates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from IPython.display import HTML
+from scipy import stats
+
+from lecture6 import checks
+
+LEVEL = 0.95  # of an interval; a claim is decided at 1 − LEVEL, two-sided
+KINDS = ("above", "below", "not above", "not below", "equal")
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An effect with its 95 % confidence interval; prints as mean [low, high]."""
+
+    mean: float
+    low: float
+    high: float
+    n_seeds: int
+    ratio: bool = False  #: a factor: symmetric on the scale of logarithms
+    #: The confidence distribution, on that scale: a frozen law of scipy.stats.
+    law: Any = field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, mean: float, law: Any, n_seeds: int, *, ratio: bool = False) -> Interval:
+        """What a confidence distribution says; ``mean`` and ``law`` on the additive scale."""
+        ends = [mean, *law.ppf([(1 - LEVEL) / 2, (1 + LEVEL) / 2])]
+        mean, low, high = (np.exp(ends) if ratio else np.array(ends)).tolist()
+        return cls(mean, low, high, n_seeds, ratio, law)
+
+    @property
+    def positive(self) -> bool | None:
+        """True if the whole interval lies above 0, False if it lies below, else None."""
+        return True if self.low > 0 else False if self.high < 0 else None
+
+    def below(self, number: float) -> float:
+        """The confidence that the effect is less than ``number``, from 0 to 1."""
+        if self.ratio:
+            number = math.log(number) if number > 0 else -math.inf
+        return float(self.law.cdf(number))
+
+    def __format__(self, spec: str) -> str:
+        return f"{self.mean:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+
+
+def interval(values: Iterable[float], *, resolution: float = 0.0) -> Interval:
+    """Mean of one value a seed and its two-sided Student-t interval.
+
+    ``resolution``: the step of a grid that the values were read off: the interval is not narrower.
+    Raises ValueError for fewer than 2 values, and values that are not finite.
+    """
+    values = _one_a_seed(values)
+    return _student(values, checks.real("resolution", resolution, least=0), ratio=False)
+
+
+def geometric_interval(values: Iterable[float], *, resolution: float = 1.0) -> Interval:
+    """The same for positive values that differ by factors: symmetric in their logarithms.
+
+    ``resolution``: the factor between neighbours of the grid, 1 or more.
+    """
+    log = np.log(_one_a_seed(values, above=0))
+    return _student(log, math.log(checks.real("resolution", resolution, least=1)), ratio=True)
+
+
+def estimated(value: float, stderr: float, *, df: float = math.inf, n: int = 1) -> Interval:
+    """The interval of an estimate with a standard error, from ``n`` draws.
+
+    ``df``: the degrees of freedom of the standard error; infinite where it is known.
+    """
+    value, stderr = checks.real("value", value), checks.real("stderr", stderr, least=0)
+    return Interval.of(value, _t(df, value, stderr), checks.whole("n", n, least=1))
+
+
+def fraction(successes: int, n: int) -> Interval:
+    """The interval of a probability from the number of successes in ``n`` independent trials.
+
+    Jeffreys' (Brown, Cai & DasGupta 2001): the law Beta(successes + ½, failures + ½).
+    """
+    n = checks.whole("n", n, least=1)
+    k = checks.whole("successes", successes, least=0, most=n)
+    return Interval.of(k / n, stats.beta(k + 0.5, n - k + 0.5), n)
+
+
+def _student(values: np.ndarray, resolution: float, *, ratio: bool) -> Interval:
+    n, mean = len(values), float(values.mean())
+    half = max(stats.sem(values) * stats.t.ppf((1 + LEVEL) / 2, n - 1), resolution / 2)
+    stderr = half / stats.t.ppf((1 + LEVEL) / 2, n - 1)
+    return Interval.of(mean, _t(n - 1, mean, stderr), n, ratio=ratio)
+
+
+def _t(df: float, mean: float, stderr: float) -> Any:
+    return stats.t(df, mean, max(stderr, 1e-100))  # scipy refuses a scale of 0
+
+
+def _one_a_seed(values: Iterable[float], **bounds: float) -> np.ndarray:
+    values = values if isinstance(values, Iterable) else [values]
+    checked = [checks.real("the value of each seed", value, **bounds) for value in values]
+    if len(checked) < 2:
+        raise ValueError(f"an interval needs at least 2 seeds, got {len(checked)}")
+    return np.asarray(checked)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One row of a claims table: what is claimed, by whom, and what was found here.
+
+    ``found`` is the effect's :class:`Interval`, compared with ``than`` as ``says`` has it: "above"
+    or "below" it; "not above" or "not below" it by more than the ``margin``; "equal" to it within
+    the ``margin`` (a factor where the effect is one). Without replicates ``found`` is True or False
+    and ``varies`` "exact" (arithmetic) or "one run"; None where nothing could be found.
+
+    Raises ValueError for a margin that is missing, or that the claim has no use for.
+    """
+
+    claim: str
+    source: str
+    paper: str  #: what they found
+    found: Interval | bool | None
+    says: str = "above"
+    than: float | None = None  #: default: 0, for a factor 1
+    margin: float | None = None  #: fixed before the run
+    ours: str = ""  #: what was found, in words; default: the interval
+    unit: str = ""
+    varies: str = ""  #: over what the interval goes; default: the number of seeds
+    run: str = "this page"  #: or the stored study that it rests on
+    after: bool = False  #: whether something was chosen after the data were seen
+
+    def __post_init__(self) -> None:
+        checks.one_of(f"{self.claim!r}: says", self.says, KINDS)
+        needed = isinstance(self.found, Interval) and self.says not in ("above", "below")
+        if needed != (self.margin is not None):
+            what = "needs a margin" if needed else "has no use for a margin"
+            raise ValueError(f"{self.claim!r}: {self.says!r} {what}, got {self.margin!r}")
+        if self.margin is not None:
+            least = {"above": 1} if self._ratio else {"above": 0}
+            checks.real(f"{self.claim!r}: margin", self.margin, **least)
+        if isinstance(self.found, bool | np.bool_) and self.varies not in ("exact", "one run"):
+            raise ValueError(
+                f"{self.claim!r}: without an interval, varies must be 'exact' or 'one run', "
+                f"got {self.varies!r}"
+            )
+        if not isinstance(self.found, Interval | bool | np.bool_ | None):
+            raise ValueError(f"{self.claim!r} found: an Interval, True, False or None")
+
+    @property
+    def _ratio(self) -> bool:
+        return isinstance(self.found, Interval) and self.found.ratio
+
+    @property
+    def _than(self) -> float:
+        return self.than if self.than is not None else float(self._ratio)
+
+    @property
+    def allowed(self) -> tuple[float, float]:
+        """The ends of the effects that the claim allows."""
+        than, margin = self._than, self.margin
+        if self._ratio:
+            low, high = than / (margin or 1.0), than * (margin or 1.0)
+        else:
+            low, high = than - (margin or 0.0), than + (margin or 0.0)
+        return (
+            -math.inf if self.says in ("below", "not above") else low,
+            math.inf if self.says in ("above", "not below") else high,
+        )
+
+    @property
+    def verdict(self) -> str:
+        """See the module."""
+        found = self.found
+        if found is None:
+            return "cannot tell"
+        if not isinstance(found, Interval):
+            once = self.varies == "one run"
+            yes, no = ("seen once", "not seen") if once else ("holds", "does not hold")
+            return yes if found else no
+        low, high = self.allowed
+        if found.high < low or found.low > high:
+            return "does not hold"
+        if not (low < found.low and found.high < high):
+            return "cannot tell"
+        over = self.says != "not below" and found.low > self._than
+        under = self.says != "not above" and found.high < self._than
+        return "holds within the margin" if self.margin is not None and (over or under) else "holds"
+
+    @property
+    def p(self) -> float | None:
+        """The two-sided p-value at which the verdict was reached: 1 where it cannot tell.
+
+        None without replicates.
+        """
+        if not isinstance(self.found, Interval):
+            return None
+        if self.verdict == "cannot tell":
+            return 1.0
+        low, high = self.allowed
+        outside = max(self.found.below(low), 1 - self.found.below(high))
+        return 2 * (1 - outside if self.verdict == "does not hold" else outside)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """The p-values of several tests, adjusted by Holm (1979): each may be compared with 0.05."""
+    p = np.asarray(p, dtype=float)
+    order = np.argsort(p)
+    adjusted = np.minimum(1.0, np.maximum.accumulate((len(p) - np.arange(len(p))) * p[order]))
+    return adjusted[np.argsort(order)].tolist()
+
+
+def claims_table(claims: Iterable[Claim]) -> HTML:
+    """The claims of a chapter as an HTML table of class ``claims`` (the scorecard collects it).
+
+    Beside each verdict stands whether it would stand if all claims of the table were one test
+    (Holm); a claim about which something was chosen after the data were seen has a dagger.
+    """
+    claims = list(claims)
+    if not claims:
+        raise ValueError("a table of claims needs at least one, got none")
+    p = [c.p for c in claims]
+    adjusted = iter(holm([value for value in p if value is not None]))
+    survives = ["–" if value is None else _survives(next(adjusted), value) for value in p]
+    rows = [
+        (
+            c.claim + " †" * c.after,
+            c.source,
+            c.paper,
+            c.ours or _shown(c),
+            _margin(c),
+            c.varies or f"{getattr(c.found, 'n_seeds', '–')} seeds",
+            c.run,
+            holds,
+            c.verdict,
+        )
+        for c, holds in zip(claims, survives, strict=True)
+    ]
+    columns = [
+        "Claim",
+        "Source",
+        "There",
+        "Here",
+        "Margin",
+        "Varies",
+        "Computed",
+        "Holm",
+        "Verdict",
+    ]
+    table = pd.DataFrame(rows, columns=columns)
+    return HTML(table.to_html(classes="claims", index=False, border=0))
+
+
+def _survives(adjusted: float, p: float) -> str:
+    return "–" if p == 1 else "yes" if adjusted < 1 - LEVEL else "no"
+
+
+def _shown(claim: Claim) -> str:
+    if not isinstance(claim.found, Interval):
+        return "–"
+    spec = "#.3g" if claim.found.ratio else "+.2f"
+    return f"{claim.found:{spec}} {claim.unit}".strip()
+
+
+def _margin(claim: Claim) -> str:
+    if claim.margin is None:
+        return "–"
+    sign = "×÷ " if claim._ratio else "± " if claim.says == "equal" else ""
+    return f"{sign}{claim.margin:g} {claim.unit}".strip()
