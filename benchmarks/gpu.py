@@ -40,6 +40,7 @@ NEEDED |= {"scipy": "scipy", "tqdm": "tqdm", "pytest": "pytest", "PIL": "pillow"
 STUDIES = ("keskar", "smith", "goyal", "jastrzebski")  # runs R1 to R3, R4, R5, R6
 TESTS_SECONDS, TRIAL_SECONDS = 120.0, 240.0  # at most
 TABLE_SECONDS = 80.0  # kept for the table
+STOPPED = "stopped, they took too long"
 MARGIN = 6.0  # seconds before the end in which nothing is computed any more
 
 
@@ -101,6 +102,13 @@ class Session:
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
             self.process = None
+
+    def watch(self) -> Timer:
+        """Start what ends the process before the time is up, whatever it computes then."""
+        timer = Timer(self.left() + MARGIN / 2, self.give_up)
+        timer.daemon = True
+        timer.start()
+        return timer
 
     def give_up(self) -> None:
         """The end of the time, whatever is being computed."""
@@ -200,41 +208,56 @@ def readable(names: set[str]) -> set[str]:
 
 
 def run_study(session: Session, name: str, profile: str, there: set[str], kept: float) -> None:
-    """Run the unfinished trials of a study that fit into the time."""
-    from lecture6.studies import STUDIES, plan, run
+    """Run the unfinished trials of a study that fit into the time, less ``kept`` seconds."""
+    from lecture6.studies import STUDIES, plan
 
     study, swap = STUDIES[name], jpeg(STUDIES[name], profile)
     state = plan(study, profile, folder=session.out, replace=swap)
-    left = [trial for trial in state.trials if trial not in state.finished]
-    done, why = len(state.finished), ""
-    for trial in left[:1] if session.smoke else left:
-        if trial.parameters.get("data") not in {None, *there}:
-            why = " (data missing)"
-            continue
+    todo = [trial for trial in state.trials if trial not in state.finished]
+    reasons: dict[str, int] = {}  # why a trial is left, and how many
+    slowness = 0.0  # of one that had to be stopped: seconds over what was expected
+    for trial in todo[:1] if session.smoke else todo:
         state = plan(study, profile, folder=session.out, replace=swap)
-        expected = trial.cost * state.seconds / sum(t.cost for t in left if t not in state.finished)
+        # state.seconds is corrected by what finished trials took
+        factor = state.seconds / sum(t.cost for t in todo if t not in state.finished)
+        expected = trial.cost * max(factor, slowness)
         allowed = min(session.left(kept), TRIAL_SECONDS)
-        if expected > allowed:
-            why = " (too long for what is left)"
-            continue
-        print(f"{name}: about {expected:.0f} s: {trial}", flush=True)
-        try:
-            with limit(allowed):
-                one = alone(study, profile, trial)
-                errors = run(one, profile, folder=session.out, jobs=1).failed
-        except TimeLimitError as error:  # outside of the trial itself
-            errors = {f"TimeLimitError: {error}": [trial]}
-        done += not errors
-        for error in errors:
-            print(f"{name}: {error}", flush=True)
-            why = " (some failed)"
-            session.failed |= not error.startswith("TimeLimitError")
-        session.trials[name] = f"{done} of {len(state.trials)}"
-    session.trials[name] = f"{done} of {len(state.trials)}{why * (done < len(state.trials))}"
+        if trial.parameters.get("data", "none") not in there | {"none"}:
+            reason = "lack data"
+        elif expected >= allowed:
+            reason = "too long for the time left"
+        else:
+            print(f"{name}, about {expected:.0f} s: {trial}", flush=True)
+            reason = run_trial(session, alone(study, profile, trial), profile, allowed)
+            slowness = max(slowness, allowed / trial.cost if reason == STOPPED else 0.0)
+        if reason:
+            reasons[reason] = reasons.get(reason, 0) + 1
+        session.trials[name] = f"{len(state.finished) + (not reason)} of {len(state.trials)}"
+    n = len(plan(study, profile, folder=session.out, replace=swap).finished)
+    why = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+    session.trials[name] = f"{n} of {len(state.trials)}{why and f' ({why})'}"
+
+
+def run_trial(session: Session, one: Any, profile: str, allowed: float) -> str:
+    """Run a study of one trial; what has kept it from finishing, or ""."""
+    from lecture6.studies import run
+
+    try:
+        with limit(allowed):
+            failed = run(one, profile, folder=session.out, jobs=1).failed
+    except TimeLimitError as error:  # outside of the trial itself
+        failed = {f"TimeLimitError: {error}": []}
+    for error in failed:
+        print(f"  {error}", flush=True)
+        if error.startswith("TimeLimitError"):
+            return STOPPED
+        session.failed = True
+        return "failed"
+    return ""
 
 
 def alone(study: Any, profile: str, trial: Any) -> Any:
-    """The study of this trial and no other: of the same function and parameters, so the same key."""
+    """The study of one trial: the same function and parameters, so the same key."""
     return replace(study, grids={profile: [trial.parameters]}, cost=lambda _: trial.cost)
 
 
@@ -294,9 +317,7 @@ def main() -> None:
         sys.exit("make gpu: torch finds no CUDA GPU here; SMOKE=1 goes through it on the CPU")
     session = Session(args.seconds, args.smoke, args.out, started)
     session.out.mkdir(parents=True, exist_ok=True)
-    watchdog = Timer(session.left() + MARGIN / 2, session.give_up)
-    watchdog.daemon = True
-    watchdog.start()
+    watchdog = session.watch()
     try:
         go_through(session, args.studies)
     finally:
