@@ -53,7 +53,7 @@ class Sizes(NamedTuple):
     matrix: int = 8192
     replicas: int = 32
     n_dense: int = 4000  #: samples of the dense nets
-    n_images: int = 10_240  #: of an epoch of the convolutional nets
+    n_images: int = 5120  #: of an epoch of the convolutional nets
     n_curved: int = 2000  #: of ResNet-20's Hessian
     batch_size: int = 256
     walkers: int = 1_000_000

@@ -2,7 +2,6 @@
 
 import ast
 import csv
-import importlib.util
 import json
 import os
 import re
@@ -23,15 +22,9 @@ ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
 
-def loaded():
-    """benchmarks/gpu.py as a module."""
-    spec = importlib.util.spec_from_file_location("gpu", ROOT / "benchmarks/gpu.py")
-    module = sys.modules["gpu"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-gpu = loaded()
+sys.path.append(str(ROOT / "benchmarks"))
+import gpu  # noqa: E402
+import gpu_steps  # noqa: E402
 
 
 def make(*settings):
@@ -108,9 +101,9 @@ def test_without_a_gpu_it_says_so(tmp_path):
 HANGS = """
 import subprocess, sys, time
 sys.path.insert(0, {benchmarks!r})
-import gpu
+import gpu_steps
 from pathlib import Path
-session = gpu.Session(9.0, True, Path("out"), time.monotonic())
+session = gpu_steps.Session(9.0, True, Path("out"), time.monotonic())
 session.process = subprocess.Popen(["sleep", "1000"], start_new_session=True)
 print(session.process.pid, flush=True)
 session.watch()
@@ -136,22 +129,22 @@ def test_it_ends_before_its_time_whatever_it_computes():
 
 
 def never_ending():
-    with gpu.limit(0.05):
+    with gpu_steps.limit(0.05):
         while True:
             pass
 
 
 def test_what_takes_too_long_is_stopped():
-    with pytest.raises(gpu.TimeLimitError, match="stopped after 0 s"):
+    with pytest.raises(gpu_steps.TimeLimitError, match="stopped after 0 s"):
         never_ending()
-    with gpu.limit(0.05):
+    with gpu_steps.limit(0.05):
         pass
     time.sleep(0.1)
 
 
 @pytest.fixture
 def session(tmp_path):
-    return gpu.Session(100.0, False, tmp_path / "out")
+    return gpu_steps.Session(100.0, False, tmp_path / "out")
 
 
 def toy(tmp_path, *grid, cost=lambda p: 1.0):
@@ -165,32 +158,32 @@ def toy(tmp_path, *grid, cost=lambda p: 1.0):
 
 
 def test_trials_that_fit_run_in_the_order_of_the_grid(session, tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu, "TRIAL_SECONDS", 1.0)
+    monkeypatch.setattr(gpu_steps, "TRIAL_SECONDS", 1.0)
     grid = [{"seconds": 60}, {}, {}, {}, {"fail_until": 1}, {}]
     # 0 is stopped after 1 s, ten times what was expected: so 1, which would have fitted, does not
     costs = [0.1, 0.2, 2.0, 0.01, 0.01, 0.01]
     study = toy(tmp_path, *grid, cost=lambda p: costs[p["i"]])
     monkeypatch.setitem(STUDIES, "toy", study)
-    gpu.run_study(session, "toy", "gpu", set(), 0.0)
+    gpu_steps.run_study(session, "toy", "gpu", set(), 0.0)
     ran = (tmp_path / "log").read_text().splitlines()
     assert [line.split()[0] for line in ran] == ["0", "3", "4", "5"]
     assert session.trials["toy"] == (
         "2 of 6 (1 stopped, they took too long, 2 too long for the time left, 1 failed)"
     )
     assert session.failed
-    monkeypatch.setattr(gpu, "TRIAL_SECONDS", 100.0)
-    gpu.run_study(session, "toy", "gpu", set(), 99.0)  # no time for any of them
+    monkeypatch.setattr(gpu_steps, "TRIAL_SECONDS", 100.0)
+    gpu_steps.run_study(session, "toy", "gpu", set(), 99.0)  # no time for any of them
     assert session.trials["toy"] == "2 of 6 (4 too long for the time left)"
 
 
 def test_a_trial_without_its_data_is_left_out(session, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("LECTURE6_DATA", str(tmp_path))
-    assert gpu.readable({"digits", "cifar10_jpeg"}) == {"digits"}
+    assert gpu_steps.readable({"digits", "cifar10_jpeg"}) == {"digits"}
     said = capsys.readouterr().out
     assert "data: cifar10_jpeg is missing, its trials are left out: " in said
     assert said.endswith("data: digits\n")
     monkeypatch.setitem(STUDIES, "toy", toy(tmp_path, {"data": "cifar10_jpeg"}, {}))
-    gpu.run_study(session, "toy", "gpu", {"digits"}, 0.0)
+    gpu_steps.run_study(session, "toy", "gpu", {"digits"}, 0.0)
     assert session.trials["toy"] == "1 of 2 (1 lack data)"
     assert not session.failed
 
@@ -199,9 +192,9 @@ def test_a_trial_without_its_data_is_left_out(session, tmp_path, monkeypatch, ca
 def test_alone_a_trial_keeps_its_key(name):
     study = STUDIES[name]
     for profile in study.grids:
-        swap = gpu.jpeg(study, profile)
+        swap = gpu_steps.jpeg(study, profile)
         for trial in study.trials(profile, swap)[:5]:
-            [found] = gpu.alone(study, profile, trial).trials(profile)
+            [found] = gpu_steps.alone(study, profile, trial).trials(profile)
             assert found == trial
             assert found.parameters.get("data") != "cifar10"
     assert set(gpu.STUDIES) == set(STUDIES)
