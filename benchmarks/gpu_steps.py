@@ -125,36 +125,30 @@ def go_through(session: Session, names: Sequence[str]) -> None:
     start_tests(session)
     profile = "smoke" if session.smoke else "gpu"
     print(f"{device_name()}, {code_version()}; {session.seconds:.0f} s, {session.out}", flush=True)
-    chosen = [name for name in names if profile in STUDIES[name].grids]
+    chosen = {name: STUDIES[name] for name in names if profile in STUDIES[name].grids}
+    sets = set()
     for name in names:
-        if name not in chosen:
-            session.trials[name] = f"no profile {profile}"
-    sets = {
-        swap.get(own, own)
-        for name in chosen
-        for swap in [jpeg(STUDIES[name], profile)]
-        for own in STUDIES[name].data_sets(profile)
-    }
-    for name in chosen:
-        state = plan(
-            STUDIES[name], profile, folder=session.out, replace=jpeg(STUDIES[name], profile)
-        )
-        session.trials[name] = f"{len(state.finished)} of {len(state.trials)}"
+        session.trials[name] = f"no profile {profile}"
+        if name in chosen:
+            swap = jpeg(chosen[name], profile)
+            state = plan(chosen[name], profile, folder=session.out, replace=swap)
+            session.trials[name] = f"{len(state.finished)} of {len(state.trials)}"
+            sets |= {swap.get(used, used) for used in chosen[name].data_sets(profile)}
     there = readable(sets)
     end_tests(session)
     for name in chosen:
         run_study(session, name, profile, there, session.share(TABLE_SECONDS, 0.3))
     run_table(session)
-    for name in chosen:
-        data = "".join(f" --data {old}={new}" for old, new in jpeg(STUDIES[name], profile).items())
-        where = f"--profile {profile} --folder {session.out}{data}"
+    for name, study in chosen.items():
+        swap = "".join(f" --data {old}={new}" for old, new in jpeg(study, profile).items())
+        where = f"--profile {profile} --folder {session.out}{swap}"
         print(f"to store: lecture6 collect {name} {where} --partial", flush=True)
 
 
 def start_tests(session: Session) -> None:
     """Start the tests that need a GPU; at smoke, those that have the word in their names."""
     files = sorted(TESTS.glob("test_*.py"))
-    marked = [file for file in files if "pytest.mark.gpu" in file.read_text("utf8")]
+    marked = [file for file in files if "\n@pytest.mark.gpu" in file.read_text("utf8")]
     on_cpu = ["-k", "gpu", TESTS / "test_device.py"]
     chosen = on_cpu if session.smoke else ["--gpu", "-m", "gpu"]
     with open(session.out / "tests.log", "w") as log:
