@@ -47,8 +47,7 @@ def install(packages: list[str], wheels: Path = WHEELS, folder: Path = INSTALLED
         check=True, capture_output=True, text=True,
     ).stdout.strip()  # fmt: skip
     # Not system_site_packages: this Python may itself be of an environment, which has torch.
-    here = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
-    Path(where, "here.pth").write_text("\n".join(here) + "\n")
+    Path(where, "here.pth").write_text("\n".join(sys.path[1:]) + "\n")
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
     found = ["--disable-pip-version-check", "--no-index", "--find-links", str(wheels)]
     subprocess.run([*pip, *found, *packages], check=True)
@@ -65,7 +64,7 @@ def prepare(seconds: float, started: float) -> None:
             f"make gpu: {sys.executable} lacks {names}: where there is a network, "
             f'make wheels WHEELS="{names}", and bring the folder wheels/ here'
         )
-    print(f"missing here: {names}; installed from wheels/ into {INSTALLED}", flush=True)
+    print(f"missing here: {names}; they are taken from wheels/, into {INSTALLED}", flush=True)
     try:
         python = install(lacking)
     except subprocess.CalledProcessError:  # pip has said more
@@ -101,7 +100,7 @@ def main() -> None:
         sys.exit("make gpu: torch finds no CUDA GPU here; SMOKE=1 goes through it on the CPU")
     from gpu_steps import Session
 
-    sys.exit(Session(args.seconds, args.smoke, args.out, started).run(args.studies))
+    Session(args.seconds, args.smoke, args.out, started).run(args.studies)
 
 
 if __name__ == "__main__":
