@@ -248,7 +248,7 @@ def test_all_that_is_imported_is_known_to_be_needed():
     marked = [
         p for p in (ROOT / "tests").glob("test_*.py") if "\n@pytest.mark.gpu" in p.read_text()
     ]
-    own = {p.stem for p in (ROOT / "tests").glob("*.py")}
+    own = {p.stem for folder in ("tests", "benchmarks") for p in (ROOT / folder).glob("*.py")}
     for file in [*marked, ROOT / "tests/conftest.py"]:
         for node in ast.walk(ast.parse(file.read_text("utf8"))):
             if isinstance(node, ast.Import):
