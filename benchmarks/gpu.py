@@ -56,6 +56,8 @@ def install(packages: list[str], wheels: Path = WHEELS, folder: Path = INSTALLED
 
 def prepare(seconds: float, started: float) -> None:
     """Go on in an environment that has all packages, if this one lacks some."""
+    if find_spec("torch") is None:
+        sys.exit(f"make gpu: {sys.executable} has no PyTorch: name one that has by PYTHON=")
     if not (lacking := missing()):
         return
     names = " ".join(lacking)
