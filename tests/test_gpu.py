@@ -237,6 +237,14 @@ def test_alone_a_trial_keeps_its_key(name):
     assert set(gpu.STUDIES) == set(STUDIES)
 
 
+@pytest.mark.parametrize("name", STUDIES)
+def test_each_trial_of_profile_gpu_is_expected_to_end_in_time(name, monkeypatch):
+    """``cost`` counts a GPU's seconds where there is one; nothing is computed here."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    study = STUDIES[name]
+    assert all(study.cost(p) < gpu_steps.TRIAL_SECONDS for p in study.grids.get("gpu", []))
+
+
 # ---- a bare machine ----------------------------------------------------------------------------
 
 
