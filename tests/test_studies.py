@@ -1,6 +1,8 @@
 """The studies: real processes, real kill -9, a real full disk, a real Dask cluster."""
 
+import ast
 import contextlib
+import hashlib
 import importlib
 import json
 import linecache
@@ -143,6 +145,22 @@ def test_a_key_follows_the_code_that_matters(digest_of, old, new, same):
     before = digest_of(MODULE)
     assert old in MODULE
     assert (digest_of(MODULE.replace(old, new)) == before) == same
+
+
+VERSIONS = (  # 3.12 has type parameters and other f-strings, 3.13 leaves out empty lists
+    "class A: pass\ndef f(x, *y, **z): return {}\n",
+    "s = f'{x:.{n}f} {\"a\" + b!r:>{w}}, ' f'{m}' ''\nf('')\nt = 'η\\n'\n",
+    "try:\n    pass\nexcept* ValueError:\n    return_ = {**a, None: 1e400j}\n",
+)
+
+
+def test_every_version_of_python_makes_the_same_keys():
+    """The digest that Python 3.11.7, 3.12.1 and 3.13.0 all give, whichever runs this."""
+    trees = [study_trials._plain(ast.parse(text)) for text in VERSIONS]
+    assert hashlib.sha256(repr(trees).encode()).hexdigest()[:16] == "cf73e9053c279dc3"
+    different = ["f('')", "f()", "f(None)", "f", "f''", "x = f''", "x = f'{x}'", "return", "'None'"]
+    different += ["return None", "{**a}", "{None: a}", "{}", "[]", "a[:]", "a[::None]", "None"]
+    assert len({repr(study_trials._plain(ast.parse(text))) for text in different}) == 17
 
 
 def test_code_is_followed_into_the_package_and_not_into_what_runs_it():

@@ -214,7 +214,22 @@ def _read_module(name: str) -> tuple[str, list[str]]:
             imported += [source, *(f"{source}.{alias.name}" for alias in node.names)]
         elif isinstance(node, _DOCUMENTED) and ast.get_docstring(node) is not None:
             node.body = node.body[1:] or [ast.Pass()]
-    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest(), imported
+    return hashlib.sha256(repr(_plain(tree)).encode()).hexdigest(), imported
+
+
+def _plain(node: Any) -> Any:
+    """A syntax tree as every version of Python has it, so that one can collect another's trials.
+
+    Without its empty fields, and without the empty strings that some versions put into f-strings.
+    """
+    if isinstance(node, list):
+        return [_plain(part) for part in node]
+    if not isinstance(node, ast.AST):
+        return ascii(node)
+    if isinstance(node, ast.JoinedStr):
+        node = ast.JoinedStr([p for p in node.values if getattr(p, "value", None) != ""])
+    fields = [(name, _plain(value)) for name, value in ast.iter_fields(node)]
+    return type(node).__name__, [field for field in fields if field[1] not in ("None", [])]
 
 
 # ---- the files ---------------------------------------------------------------------------------
