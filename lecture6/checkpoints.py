@@ -101,8 +101,8 @@ class Checkpoint:
             )
         try:
             saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-            settings, state = saved["settings"], saved["state"]
-        except (RuntimeError, KeyError, TypeError, pickle.PickleError) as error:
+            settings, state = dict(saved["settings"]), saved["state"]
+        except (RuntimeError, LookupError, TypeError, ValueError, pickle.PickleError) as error:
             raise self.unreadable(error) from error
         differ = [
             f"{name}: {there!s:.99} there, {here!s:.99} here"

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
@@ -37,7 +38,6 @@ from lecture6 import checks, data, parallel
 from lecture6.provenance import code_version, device_name
 from lecture6.studies.trials import Study, StudyError, Trial, TrialFiles, code_digest, tabulate
 
-LIBRARIES = ("torch", "numpy", "scipy", "pandas")  # what decides a trial's numbers
 POLL = 2.0  # seconds between looks at what other runners have finished
 DIED = "the worker process died, twice (killed, or short of memory?): run again, with fewer --jobs"
 
@@ -259,7 +259,7 @@ def _work(
                 "device": (f"{workers.size} × " if workers else "") + device_name(),
                 "threads": torch.get_num_threads(),
                 "code": code,
-                "libraries": {name: metadata.version(name) for name in LIBRARIES},
+                "libraries": {name: metadata.version(name) for name in TrialFiles.LIBRARIES},
             }
         answer = {"key": trial.key, "parameters": trial.parameters, "record": record, "rows": rows}
         return json.dumps(answer, allow_nan=False), None
@@ -292,7 +292,8 @@ def _files_digest(name: str) -> str:
 def _own_gpu() -> Iterator[None]:
     """Make a GPU that no other trial of this user has the current one; wait for one."""
     gpus = range(torch.cuda.device_count())
-    folder = Path("~/.cache/lecture6").expanduser()
+    # a container's user may have no home
+    folder = Path(os.environ.get("HOME") or tempfile.gettempdir(), ".cache", "lecture6")
     while gpus:
         folder.mkdir(parents=True, exist_ok=True)
         for gpu in gpus:
@@ -458,7 +459,9 @@ def collect(
         "data": data_sets,
         "seeds": sorted({s["parameters"]["seed"] for s in found if "seed" in s["parameters"]}),
         **{what: sorted({r[what] for r in records}) for what in ("device", "threads", "code")},
-        "libraries": {n: sorted({r["libraries"][n] for r in records}) for n in LIBRARIES},
+        "libraries": {
+            n: sorted({r["libraries"][n] for r in records}) for n in TrialFiles.LIBRARIES
+        },
         "date": [min(dates), max(dates)],
         "seconds": round(sum(r["seconds"] for r in records)),
     }
