@@ -126,9 +126,10 @@ def _tensor(name: str, values: Any) -> Tensor:
     try:
         if np.ma.is_masked(values):
             raise TypeError("some of them are masked")
-        found = values if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))
-        len(found)
+        if not isinstance(values, Tensor):
+            values = torch.as_tensor(np.require(values, None, "W"))
+        len(values)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} must be a tensor or an array of samples: {error}") from None
-    whole = torch.can_cast(found.dtype, torch.int64) and found.dtype != torch.bool
-    return found.to(torch.int64) if name.startswith("y") and whole else found
+    whole = torch.can_cast(values.dtype, torch.int64) and values.dtype != torch.bool
+    return values.to(torch.int64) if name.startswith("y") and whole else values
