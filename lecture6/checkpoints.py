@@ -97,7 +97,7 @@ class Checkpoint:
         if head != _MARK + hashlib.sha256(content).hexdigest().encode():
             raise ValueError(
                 f"{self.path} is damaged, or not a readable checkpoint of this version of "
-                "lecture6; delete it to start afresh"
+                "lecture6; choose another one, or delete it to start afresh"
             )
         try:
             saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
