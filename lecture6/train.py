@@ -123,10 +123,7 @@ class Recipe:
         )
 
     def check_trainable(self, model: nn.Module, x: Tensor, workers: int = 1) -> None:
-        """Raise ValueError unless every mini-batch of the samples ``x`` (n, …) can be trained on.
-
-        Of a batch of one sample this is tried: batch norm takes one only if it is a map of pixels.
-        """
+        """Raise ValueError unless every mini-batch of samples ``x`` (n, …) can be trained on."""
         parameters, n_train = list(checks.parameters(model).values()), len(x)
         if not any(p.requires_grad for p in parameters):
             raise ValueError("every parameter is frozen: call requires_grad_() of one at least")
@@ -148,7 +145,7 @@ class Recipe:
             )
         if last // workers // self.n_parts(workers) > 1:
             return
-        try:
+        try:  # batch norm takes one image of several pixels, and no vector
             with torch.no_grad(), torch.random.fork_rng():
                 z = copy.deepcopy(model).train()(checks.cast(x[:1], parameters[0]))
                 F.cross_entropy(z, torch.zeros(1, dtype=torch.int64, device=z.device))

@@ -367,6 +367,24 @@ def listing(*, i):
     return [{"i": i}]
 
 
+@pytest.mark.parametrize("rows", [5, "ab", [5], [[{"i": 1}]], [{"i": 1}, None]])
+def test_a_trial_that_returns_other_rows_fails_alone(tmp_path, rows):
+    """Or else its file would be refused when it is read."""
+    grid = {"smoke": [{"rows": rows, "i": i} for i in (0, 1)]}
+    study = Study("giving", "", giving, grid, ones)
+    outcome = run(study, "smoke", folder=tmp_path)
+    assert outcome.finished == 1
+    [error] = outcome.failed
+    assert re.match(
+        "TypeError: (a trial returns a dict for each row|'int' object is not it)", error
+    )
+    assert collect(study, "smoke", folder=tmp_path, partial=True)[1]["trials"] == [1, 2]
+
+
+def giving(*, rows, i):
+    return {"runs": [{"i": i}] if i else rows}
+
+
 def test_a_worker_with_other_code_is_refused(tmp_path):
     trial = toy(tmp_path / "log").trials("smoke")[0]
     answer, error = runner._work(trial, ("toy_study", "_without_sizes", "another digest", ""))
@@ -735,6 +753,7 @@ ALTERED = {
     "key None": with_value([], "key", None),
 }
 OTHER_JSON = ["null", "[1]", "{}", "5", '"text"', "true", "[[]]", "[" * 99, "", " ", "NaN"]
+OTHER_JSON += [f"{100_000 * '['}{100_000 * ']'}"]
 
 
 def assert_all_name_it(study, path, folder):
@@ -746,7 +765,7 @@ def assert_all_name_it(study, path, folder):
         assert message.endswith("delete it and run the study again")
 
 
-@pytest.mark.parametrize("content", OTHER_JSON)
+@pytest.mark.parametrize("content", OTHER_JSON, ids=lambda content: content[:9])
 def test_valid_json_that_is_no_trial_is_named_by_all(content, tmp_path):
     """Finding B11."""
     study = toy(tmp_path / "log", n=2)

@@ -190,7 +190,7 @@ def test_frames_of_different_numbers_of_curves_are_refused():
         ({"a": ["2", 2]}, "a needs values, no two of the same name, got"),
         ({"a": [0.1, 0.1, 0.2]}, "a needs values, no two of the same name, got"),
         ({"a": [2**53, 2**53 + 1]}, "a needs values, no two of the same name, got"),
-        ({"a": ["x", "x, y"], "b": ["z", "y, z"]}, "two values of a, b have .* name: x, y, z"),
+        ({"a": ["x", "x, y"], "b": ["z", "y, z"]}, "two values of a, b have the same name"),
         ({"a": []}, "a needs values"),
         ({"a": [1, None]}, "a must be a number, got None"),
         ({"a": [1, float("nan")]}, "a must be a finite number, got nan"),

@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -136,31 +135,24 @@ def _sliders(controls: Controls, start: Mapping[str, int] | None) -> list[_Slide
         raise ValueError(f"start names {unknown}, but the controls are {list(controls)}")
     sliders = []
     for label, values in controls.items():
-        options = dict(zip(_names(label, values), values, strict=True))
-        if len(options) < len(values) or not options:
+        named = ({_name(label, value, n): value for value in values} for n in range(6, 18))
+        options = next((found for found in named if len(found) == len(values)), {})
+        if not options:
             raise ValueError(f"{label} needs values, no two of the same name, got {values}")
         first, most = start.get(label, 0), len(options) - 1
         index = checks.whole(f"start of {label}", first, least=0, most=most)
         sliders.append(_Slider(label, options, index))
     if not sliders:
         raise ValueError("there is no control: a figure alone needs no explorer")
-    frames = Counter(map(", ".join, itertools.product(*(slider.options for slider in sliders))))
-    [(name, times)] = frames.most_common(1)
-    if times > 1:
-        raise ValueError(f"two values of {', '.join(controls)} have the same name: {name}")
+    frames = [", ".join(names) for names in itertools.product(*(s.options for s in sliders))]
+    if len(set(frames)) < len(frames):
+        raise ValueError(f"two values of {', '.join(controls)} have the same name, with its commas")
     return sliders
 
 
-def _names(label: str, values: Sequence[float | str]) -> list[str]:
-    """Words as they are; numbers with six digits, or with as many as tell them apart."""
-    for digits in range(6, 18):
-        names = [
-            str(v) if isinstance(v, str | bool) else f"{checks.real(label, v):.{digits}g}"
-            for v in values
-        ]
-        if len(set(names)) == len(names):
-            break
-    return names
+def _name(label: str, value: float | str, n: int) -> str:
+    """A word as it is, a number with n digits."""
+    return str(value) if isinstance(value, str | bool) else f"{checks.real(label, value):.{n}g}"
 
 
 def _moving(figures: Sequence[go.Figure]) -> dict[int, set[str]]:

@@ -38,9 +38,8 @@ def load(name: str, *, root: str | Path | None = None, download: bool = True) ->
         raise DataError(f"unknown data set {name!r}; the known names are {', '.join(_KNOWN)}")
     if name not in _IN_FILES:  # needs no folder: a container's user may have no home
         return load_built_in(name)
-    root = Path(root or os.environ.get("LECTURE6_DATA") or "~/.cache/lecture6")
     try:
-        root = root.expanduser()
+        root = Path(root or os.environ.get("LECTURE6_DATA") or "~/.cache/lecture6").expanduser()
     except RuntimeError:
-        raise DataError(f"{name} cannot be kept: {root} needs a home folder; {REMEDY}") from None
+        raise DataError(f"there is no home folder to keep {name} in: {REMEDY}") from None
     return _IN_FILES[name](name, root, download)

@@ -38,6 +38,7 @@ from lecture6 import checks, data, parallel
 from lecture6.provenance import code_version, device_name
 from lecture6.studies.trials import Study, StudyError, Trial, TrialFiles, code_digest, tabulate
 
+LIBRARIES = TrialFiles.LIBRARIES
 POLL = 2.0  # seconds between looks at what other runners have finished
 DIED = "the worker process died, twice (killed, or short of memory?): run again, with fewer --jobs"
 
@@ -252,6 +253,8 @@ def _work(
             rows = function(**parameters, **{name: offered[name] for name in wanted})
             if not isinstance(rows, Mapping):
                 raise TypeError(f"a trial returns rows by kind, got a {type(rows).__name__}")
+            if not all(isinstance(row, dict) for kind in rows.values() for row in kind):
+                raise TypeError("a trial returns a dict for each row")
             record = {
                 "data": sources,
                 "seconds": round(time.monotonic() - started, 2),
@@ -259,7 +262,7 @@ def _work(
                 "device": (f"{workers.size} × " if workers else "") + device_name(),
                 "threads": torch.get_num_threads(),
                 "code": code,
-                "libraries": {name: metadata.version(name) for name in TrialFiles.LIBRARIES},
+                "libraries": {name: metadata.version(name) for name in LIBRARIES},
             }
         answer = {"key": trial.key, "parameters": trial.parameters, "record": record, "rows": rows}
         return json.dumps(answer, allow_nan=False), None
@@ -459,9 +462,7 @@ def collect(
         "data": data_sets,
         "seeds": sorted({s["parameters"]["seed"] for s in found if "seed" in s["parameters"]}),
         **{what: sorted({r[what] for r in records}) for what in ("device", "threads", "code")},
-        "libraries": {
-            n: sorted({r["libraries"][n] for r in records}) for n in TrialFiles.LIBRARIES
-        },
+        "libraries": {n: sorted({r["libraries"][n] for r in records}) for n in LIBRARIES},
         "date": [min(dates), max(dates)],
         "seconds": round(sum(r["seconds"] for r in records)),
     }

@@ -240,10 +240,7 @@ class TrialFiles:
         return self.folder / f"{trial.key}{suffix}"
 
     def read(self, trial: Trial) -> dict | None:
-        """A finished trial, or None. Files appear whole or not at all: a bad one was altered.
-
-        Raises StudyError for one that is not what a runner writes of this trial.
-        """
+        """A finished trial, or None. Files appear whole or not at all: a bad one was altered."""
         path = self.path(trial)
         try:
             saved = json.loads(path.read_bytes())
@@ -260,7 +257,7 @@ class TrialFiles:
             return saved
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+        except Exception as error:  # of JSON of another shape, any
             raise StudyError(
                 f"{path} is damaged or cannot be read ({type(error).__name__}: {error}): delete it "
                 "and run the study again"
