@@ -259,27 +259,42 @@ def test_b5_all_trainers_work_under_no_grad():
 
 CP1252 = """
 import sys
+from toy_study import study
 from lecture6.__main__ import main
+from lecture6.studies import STUDIES
 assert sys.stdout.encoding == "cp1252", sys.stdout.encoding
 for words in (["list"], *(["show", name] for name in sys.argv[2:]), ["run", "-h"]):
     main(words, standalone_mode=False)
-main(["run", "keskar", "--profile", "smoke", "--dry-run", "--folder", sys.argv[1]])
+for bad in (["show", "smith", "--from", sys.argv[1]], ["show", "η"]):
+    try:
+        main(bad)
+    except SystemExit as end:
+        assert end.code
+STUDIES["keskar"] = study(f"{sys.argv[1]}.log", n=2, fail_until=1)
+command = ["run", "keskar", "--profile", "smoke", "--folder", sys.argv[1]]
+main([*command, "--dry-run"], standalone_mode=False)
+main(command)
 """
 
 
 @pytest.mark.slow
 def test_b6_the_command_writes_where_the_encoding_lacks_letters(tmp_path):
     """stdout is cp1252 where it is redirected on Windows: it has no η, ε, φ or λ."""
-    old = {"PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"}
+    paths = [os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")]
+    old = {"PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0", "PYTHONPATH": os.pathsep.join(paths)}
     studies = ["keskar", "goyal", "smith", "jastrzebski"]
     command = [sys.executable, "-c", CP1252, str(tmp_path / "φ η"), *studies]
     done = subprocess.run(command, capture_output=True, env=os.environ | old, timeout=300)
     errors = done.stderr.decode("cp1252")
-    assert done.returncode == 0, errors
+    assert done.returncode == 1, errors  # of the trials that fail
+    assert "Error: no results of 'smith' in " in errors
+    assert "100%|" in errors
+    assert "failed (2 trials): ArithmeticError" in errors
     said = done.stdout.decode("cp1252")
     assert "stored results: stored study smith, profile full" in said
     assert said.count("\nlibraries ") == 4
     assert "? ?" in said  # the folder, whose letters cp1252 does not have
+    assert said.rstrip().endswith("0 trials finished, 2 failed")
 
 
 # B7 and B8 are tested in test_data.py, with real files and a user without a home
