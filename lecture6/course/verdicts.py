@@ -2,23 +2,17 @@
 
 A claim is about an *effect*: a number with a unit, of which the replicates (seeds, draws) give an
 :class:`Interval`. What the claim says is a set of effects: those above a number, or, where it says
-"no worse" or "the same", those within a margin that was fixed before the run. The verdict is
-
-======================  =================================================================
-holds                   the interval lies in the set; for "equal" it covers the number too
-holds within the margin  it lies in the set and differs, by less than the margin
-does not hold           it lies outside
-cannot tell             it lies on both sides: not to reject is not to confirm
-seen once, not seen     one run, without replicates: no verdict
-======================  =================================================================
-
+"no worse" or "the same", those within a margin that was fixed before the run. It *holds* when the
+interval lies in the set; an equality *holds within the margin* when the interval lies in the set
+and off the number. It *does not hold* when the interval lies outside. Else these runs *cannot
+tell*: not to reject is not to confirm. One run without replicates has no verdict: *seen once*.
 Batch sizes, epochs and layers are not replicates.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,8 +42,10 @@ class Interval:
     @classmethod
     def of(cls, mean: float, law: Any, n_seeds: int, *, ratio: bool = False) -> Interval:
         """What a confidence distribution says; ``mean`` and ``law`` on the additive scale."""
-        ends = [mean, *law.ppf([(1 - LEVEL) / 2, (1 + LEVEL) / 2])]
-        mean, low, high = (np.exp(ends) if ratio else np.array(ends)).tolist()
+        with np.errstate(over="ignore"):
+            ends = np.array([mean, *law.ppf([(1 - LEVEL) / 2, (1 + LEVEL) / 2])])
+            ends = np.exp(ends) if ratio else ends
+        mean, low, high = (checks.real("an end of the interval", end) for end in ends)
         return cls(mean, low, high, n_seeds, ratio, law)
 
     @property
@@ -117,6 +113,8 @@ def _t(df: float, mean: float, stderr: float) -> Any:
 
 
 def _one_a_seed(values: Iterable[float], **bounds: float) -> np.ndarray:
+    if isinstance(values, Mapping | Set) or np.ma.is_masked(values):
+        raise ValueError(f"an interval needs the values in a list or an array, got {values!r}")
     values = values if isinstance(values, Iterable) else [values]
     checked = [checks.real("the value of each seed", value, **bounds) for value in values]
     if len(checked) < 2:
