@@ -32,7 +32,7 @@ from lecture6.schedules import scale_lr
 from lecture6.studies import imagenet
 from lecture6.studies.imagenet import goyal_schedule
 from lecture6.studies.results import Stored, distinct_values
-from lecture6.studies.trials import Rows, Study, combinations
+from lecture6.studies.trials import Rows, Study, combinations, planned
 from lecture6.train import DivergenceError, train
 
 RULES, WARMUPS = ("linear", "sqrt", "none"), ("gradual", "none", "constant")
@@ -86,7 +86,7 @@ def trial(
     """
     if n_train is not None:
         data = data.subset(n_train)
-    settings = {"batch_size": k * n, "micro_batch": n if net == "ResNet-20" else None, "seed": seed}
+    settings = {"batch_size": k * n, "micro_batch": None if net == "MLP" else n, "seed": seed}
     settings |= {"optimizer": optimizer, "weight_decay": weight_decay}
     settings["lr"] = scale_lr(lr, k, rule=rule)
     settings["schedule"] = goyal_schedule(epochs, k, rule=rule, kind=warmup)
@@ -117,10 +117,12 @@ def _lambda_max(model: torch.nn.Module, data: Dataset, seed: int) -> float:
 
 
 def build(net: str, data: Dataset, seed: int) -> torch.nn.Module:
-    """ "MLP" (one hidden layer of 256) or "ResNet-20", for ``data``."""
+    """ "MLP" (one hidden layer of 256), "ResNet-20" or "ResNet-20, width 4", for ``data``."""
     if net == "MLP":
         return models.mlp(math.prod(data.input_shape), 256, data.n_classes, seed=seed)
-    return models.resnet(20, data.n_classes, in_channels=data.input_shape[0], seed=seed)
+    width = int(net.rpartition("width ")[2]) if "width" in net else 16
+    shape = {"in_channels": data.input_shape[0], "width": width}
+    return models.resnet(20, data.n_classes, **shape, seed=seed)
 
 
 def curve(
@@ -221,7 +223,8 @@ def _cost(p: dict) -> float:
     if "images" in p:
         return p["epochs"] * 1.28e6 / 1000
     samples = p["epochs"] * (p.get("n_train") or 60_000)
-    per_sample, per_update = {"MLP": (13e-6, 3.5e-4), "ResNet-20": (4e-5, 6e-3)}[p["net"]]
+    rates = {"MLP": (13e-6, 3.5e-4), "ResNet-20": (1.8e-4, 2e-3)}  # s a sample, s an update
+    per_sample, per_update = (rates | {"ResNet-20, width 4": (4e-4, 1e-3)})[p["net"]]
     products = 30 * len(p.get("curvature_at") or [])
     updates = samples / (p["k"] * p["n"])
     return samples * per_sample + updates * per_update + products * N_CURVATURE * 3 * per_sample
@@ -242,6 +245,7 @@ STUDY = Study(
         "full": _full(_MLP | {"data": "fashion_mnist", "epochs": 27}),
         "cifar10": _full(_MLP | {"net": "ResNet-20", "data": "cifar10", "epochs": 90}),
         "imagenet": _sweep(_IMAGENET, "recipe", _FIGURE_1, range(5)),
+        **planned("goyal"),
     },
     cost=_cost,
     own_trials={"imagenet": imagenet.trial},

@@ -5,34 +5,52 @@ seed. Groups of trials: "pair", the small and the large batch of Table 2 and Fig
 "grid", more batch sizes for Figure 7, at the epochs of the pairs; "equal updates", the large batch
 for as many updates as the small one makes (Hoffer et al., 1705.08741); "tuned rate", both at other
 learning rates (Shallue et al., 1811.03600); "float32", pairs trained without bfloat16; "whole
-set", a pair whose sharpness is taken on all training samples.
+set", a pair whose sharpness is taken on all training samples; "to the end", each batch size alone,
+at several rates, until it fits the training set; "sweep", several batch sizes for as many updates
+as the small one makes, measured on the way, too.
 
-Tables: history, with batch_size, epoch, split ("train", "test"), loss, accuracy (a fraction) and
-distance ‖w − w₀‖; runs (:class:`~lecture6.studies.trials.Rows`), with batch_size and bfloat16
-besides, whether it was used; sharpness at the end, on ``n_sharpness`` training samples, with
-batch_size, solver ("ascent", sign ascent, or "lbfgsb", Keskar's), space ("full space", "p = 100"),
-epsilon, value in per cent, and the gap that is left, in per cent; path between a pair, with path
-("linear", "sincos"), alpha, split, loss and accuracy.
+Tables: history, with batch_size, epoch, split ("train", "test"), loss, accuracy (a fraction),
+distance ‖w − w₀‖ and last, whether the run ended there; runs
+(:class:`~lecture6.studies.trials.Rows`), with batch_size and bfloat16 besides, whether it was used;
+sharpness, on ``n_sharpness`` training samples, with batch_size, at ("end", "epoch 50", or "loss
+0.5": the first evaluation at or below it), weights ("as trained", or "equal norms":
+:func:`lecture6.curvature.equal_layer_norms`), solver ("ascent", sign ascent, "lbfgsb", Keskar's, or
+"adaptive": :func:`lecture6.sharpness.adaptive`), space ("full space", "p = 100"), epsilon, loss on
+these samples, value in per cent, and the gap that is left, in per cent; path between a pair, with
+path ("linear", "sincos"), alpha, split, loss and accuracy.
 """
 
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 
 from lecture6 import models
+from lecture6.curvature import equal_layer_norms
 from lecture6.data import Dataset
+from lecture6.device import choose
 from lecture6.landscape import interpolate
 from lecture6.objective import NetworkObjective
-from lecture6.sharpness import KESKAR_ITERATIONS, RandomSubspace, worst_case
+from lecture6.sharpness import (
+    KESKAR_ITERATIONS,
+    RandomSubspace,
+    SharpnessResult,
+    adaptive,
+    worst_case,
+)
 from lecture6.studies.results import Stored, distinct_values, select
-from lecture6.studies.trials import Rows, Study, combinations
+from lecture6.studies.trials import Rows, Study, combinations, planned
 from lecture6.train import Run, train
 
 EPSILONS = (1e-3, 5e-4)  #: Keskar et al., Tables 3 and 4
+#: Of adaptive sharpness: the last moves a weight of 1/30, as these nets start with, by 1e-3.
+ADAPTIVE_EPSILONS = (3e-3, 1e-2, 3e-2)
 SMALL = 256
 TRAIN_SIZES = {"mnist": 60_000, "timit": 36_420, "timit:183": 36_420, "cifar10": 50_000}
 #: Keskar et al., Tables 2 (accuracy, per cent), 3 and 4 (sharpness, per cent, of a space and at ε):
@@ -76,42 +94,50 @@ def trial(
     epochs: int,
     n_train: int | None = None,
     evaluations: int = 10,
+    measure_at: list[int] | None = None,
+    losses: list[float] | None = None,
+    enough: float | None = None,
+    patience: int | None = None,
     n_sharpness: int = 0,
     n_columns: int = 100,
     lbfgsb: bool = False,
+    invariant: bool = False,
     bf16: bool = True,
 ) -> Rows:
     """Train ``net`` with each batch size from the same start; see the module for the tables.
 
     ``n_train``: a random part of the training set (None: all of it). ``evaluations``: how often a
-    run is evaluated. ``n_sharpness`` 0 leaves sharpness and paths out. ``n_columns``: of the random
-    subspace, Keskar's p. ``lbfgsb`` adds Keskar's solver, in float64. ``group`` only labels the
-    trial.
+    run is evaluated. A run ends after all ``epochs``, at a training accuracy of ``enough``, or when
+    the training loss has not improved for ``patience`` evaluations. ``n_sharpness`` 0 leaves
+    sharpness and paths out. ``measure_at`` (epochs) and ``losses`` (falling): when sharpness is
+    measured besides the end. ``n_columns``: of the random subspace, Keskar's p; 0: none. ``lbfgsb``
+    adds Keskar's solver, in float64; ``invariant`` what no length of a layer's weights changes:
+    sharpness at equal norms, and adaptive. ``group`` only labels the trial.
     """
     if n_train is not None:
         data = data.subset(n_train)
+    part = data.subset(n_sharpness) if n_sharpness else data  # the same samples in every trial
+    spaces: dict[str, RandomSubspace | None] = {"full space": None}
+    if n_sharpness and n_columns:
+        w = models.flat_parameters(build(net, data, seed)).to(choose())
+        settings = {"seed": seed, "device": w.device, "memory_limit": 2 << 30}
+        spaces[f"p = {n_columns}"] = RandomSubspace(len(w), n_columns, **settings)
     rows, runs = Rows(), []
-    settings = {"lr": lr, "epochs": epochs, "optimizer": "adam", "seed": seed, "bf16": bf16}
+    settings = {"lr": lr, "optimizer": "adam", "seed": seed, "bf16": bf16, "patience": patience}
     settings["evaluate_every"] = math.ceil(epochs / evaluations)
     for size in batch_sizes:
-        run = train(build(net, data, seed), data, batch_size=size, **settings)
+        model, own = build(net, data, seed), settings | {"batch_size": size}
+        for at, run in _moments(model, data, epochs, measure_at or [], losses or [], enough, own):
+            if n_sharpness:
+                for measured in _sharpness(run, part, spaces, seed, lbfgsb, invariant):
+                    rows.add("sharpness", batch_size=size, at=at, **measured)
         history = run.history[["epoch", "split", "loss", "accuracy", "distance"]]
+        history = history.assign(last=history["epoch"] == history["epoch"].max())
         rows.add_all("history", history, batch_size=size)
         used = run.precision == "bfloat16"
         rows.add("runs", batch_size=size, n_updates=run.n_updates, bfloat16=used)
         runs.append(run)
-    if not n_sharpness:
-        return rows
-
-    part = data.subset(n_sharpness)  # the same samples in every trial
-    w = runs[0].w
-    columns = RandomSubspace(len(w), n_columns, seed=seed, device=w.device, memory_limit=2 << 30)
-    spaces = {"full space": None, f"p = {n_columns}": columns}
-    for size, run in zip(batch_sizes, runs, strict=True):
-        for solver in ("ascent", "lbfgsb") if lbfgsb else ("ascent",):
-            for measured in _sharpness(run, part, solver, spaces, seed):
-                rows.add("sharpness", batch_size=size, solver=solver, **measured)
-    if len(runs) == 2:
+    if n_sharpness and len(runs) == 2:
         sets = {"train": (part.x_train, part.y_train), "test": (part.x_test, part.y_test)}
         objectives = {k: NetworkObjective(runs[0].model, x, y) for k, (x, y) in sets.items()}
         for path in ("linear", "sincos"):
@@ -119,17 +145,63 @@ def trial(
     return rows
 
 
+def _moments(
+    model: torch.nn.Module,
+    data: Dataset,
+    epochs: int,
+    measure_at: list[int],
+    losses: list[float],
+    enough: float | None,
+    settings: dict[str, Any],
+) -> Iterator[tuple[str, Run]]:
+    """A run when it is to be measured, by name, its "end" last; see :func:`trial`."""
+    watched = range(0, epochs, settings["evaluate_every"]) if losses or enough else ()
+    stops, ahead = sorted({*watched, *measure_at, epochs} - {0}), list(losses)
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Path(folder) / "run.pt" if len(stops) > 1 else None  # to go on from
+        for epoch in stops:
+            run = train(model, data, epochs=epoch, checkpoint=checkpoint, **settings)
+            ended = epoch == epochs or run.history["epoch"].max() < epoch  # out of patience
+            if epoch in measure_at:
+                yield f"epoch {epoch}", run
+            while ahead and run.final("train", "loss") <= ahead[0]:
+                yield f"loss {ahead.pop(0):g}", run
+            if ended or (enough is not None and run.final("train") >= enough):
+                break
+    yield "end", run
+
+
 def _sharpness(
-    run: Run, part: Dataset, solver: str, spaces: Mapping[str, RandomSubspace | None], seed: int
-) -> Iterator[dict]:
-    """Definition 2 at the end of a run, in each space and at each ε."""
-    dtype = torch.float64 if solver == "lbfgsb" else torch.float32
-    f = NetworkObjective(run.model, part.x_train, part.y_train, dtype=dtype)
-    settings = {"method": solver, "n_iterations": KESKAR_ITERATIONS, "seed": seed}
-    for space, subspace in spaces.items():
-        for epsilon in EPSILONS:
-            found = worst_case(f, run.w, epsilon=epsilon, subspace=subspace, **settings)
-            yield {"space": space, "epsilon": epsilon, "value": found.value, "gap": found.gap}
+    run: Run,
+    part: Dataset,
+    spaces: Mapping[str, RandomSubspace | None],
+    seed: int,
+    lbfgsb: bool,
+    invariant: bool,
+) -> Iterator[dict[str, Any]]:
+    """Definition 2 at the weights of a run, in each space and at each ε; see :func:`trial`."""
+    nets = {"as trained": run.model}
+    if invariant:
+        nets["equal norms"] = equal_layer_norms(run.model)
+    settings = {"n_iterations": KESKAR_ITERATIONS, "seed": seed}
+    for weights, net in nets.items():
+        for solver in ("ascent", "lbfgsb") if lbfgsb else ("ascent",):
+            dtype = torch.float64 if solver == "lbfgsb" else torch.float32
+            f = NetworkObjective(net, part.x_train, part.y_train, dtype=dtype)
+            for space, subspace in spaces.items():
+                where = {"weights": weights, "solver": solver, "space": space}
+                for epsilon in EPSILONS:
+                    box = {"epsilon": epsilon, "subspace": subspace}
+                    yield where | _shown(worst_case(f, f.w, method=solver, **box, **settings))
+    if invariant:
+        f = NetworkObjective(run.model, part.x_train, part.y_train)
+        where = {"weights": "as trained", "solver": "adaptive", "space": "full space"}
+        for epsilon in ADAPTIVE_EPSILONS:
+            yield where | _shown(adaptive(f, f.w, epsilon=epsilon, seed=seed))
+
+
+def _shown(found: SharpnessResult) -> dict[str, float]:
+    return {name: getattr(found, name) for name in ("epsilon", "loss", "value", "gap")}
 
 
 def build(net: str, data: Dataset, seed: int) -> torch.nn.Module:
@@ -155,7 +227,8 @@ def final(
 ) -> pd.DataFrame:
     """The last value of a column of the history in each run, as :func:`by_run` gives it."""
     rows = tables["history"]
-    return by_run(rows[(rows["split"] == split) & (rows["epoch"] == rows["epochs"])], column)
+    ended = rows["last"] if "last" in rows else rows["epoch"] == rows["epochs"]
+    return by_run(rows[(rows["split"] == split) & ended], column)
 
 
 def sharpness(
@@ -166,9 +239,16 @@ def sharpness(
     solver: str = "ascent",
     column: str = "value",
 ) -> pd.DataFrame:
-    """The sharpness of each run in per cent, or its "gap", as :func:`by_run` gives it."""
-    wanted = "space == @space and epsilon == @epsilon and solver == @solver"
-    return by_run(tables["sharpness"].query(wanted), column)
+    """The sharpness in per cent at the end of each run as trained, as :func:`by_run` gives it.
+
+    Or another ``column`` of the table, the "gap" say.
+    """
+    wanted = {"space": space, "epsilon": epsilon, "solver": solver}
+    wanted |= {"at": "end", "weights": "as trained"}
+    rows = tables["sharpness"]
+    for name in wanted.keys() & set(rows):  # older tables have the end alone, and no column for it
+        rows = rows[rows[name] == wanted[name]]
+    return by_run(rows, column)
 
 
 def figure_4(history: pd.DataFrame) -> pd.DataFrame:
@@ -277,15 +357,21 @@ def _small(
 
 
 def _cost(p: dict) -> float:
-    """Seconds on one core of a 2026 server with bfloat16, fitted to the first trials."""
+    """Seconds on one core of a 2026 server with bfloat16, fitted to the first trials, or a GPU."""
     # microseconds of training, milliseconds of Adam
     rates = {"F1": (21, 1.5), "F2": (42, 2.5), "C1, stride 2": (80, 1.0), "C1": (500, 3.0)}
+    if torch.cuda.is_available():  # guesses
+        rates = {"F1": (1, 1.5), "F2": (1, 2.0), "C1, stride 2": (3, 2.0), "C1": (10, 2.5)}
     per_sample, per_update = rates[p["net"]]
     n = p.get("n_train") or TRAIN_SIZES[p["data"].removesuffix("_jpeg")]
     runs, n_sharpness = len(p["batch_sizes"]), p.get("n_sharpness", 0)
-    updates = p["epochs"] * sum(math.ceil(n / size) for size in p["batch_sizes"])
-    samples = runs * n * (p["epochs"] + 1.6 * p.get("evaluations", 10))
-    samples += runs * n_sharpness * (170 + 400 * p.get("lbfgsb", False))
+    share = 0.5 if "enough" in p else 1.0  # of the epochs, which are the most that a run may take
+    epochs, evaluations = share * p["epochs"], share * p.get("evaluations", 10)
+    updates = epochs * sum(math.ceil(n / size) for size in p["batch_sizes"])
+    moments = 1 + len(p.get("measure_at", [])) + len(p.get("losses", []))
+    samples = runs * n * (epochs + 1.6 * evaluations)
+    found = (1 + 1.5 * p.get("invariant", False)) * (170 + 400 * p.get("lbfgsb", False))
+    samples += runs * n_sharpness * moments * found
     if runs == 2 and n_sharpness:
         samples += 65 * (n_sharpness + 10_000)  # two paths, on training and test samples
     return samples * per_sample / 1e6 + updates * per_update / 1e3
@@ -305,6 +391,7 @@ STUDY = Study(
         "smoke": _small(60, 5, [20, 30], range(4), 1, 2),
         "book": _small(800, 16, [200, 400], range(3), 7, 100),
         "full": _grid_full(),
+        **planned("keskar"),
     },
     cost=_cost,
 )
