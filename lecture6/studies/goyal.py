@@ -32,7 +32,7 @@ from lecture6.schedules import scale_lr
 from lecture6.studies import imagenet
 from lecture6.studies.imagenet import goyal_schedule
 from lecture6.studies.results import Stored, distinct_values
-from lecture6.studies.trials import Rows, Study, combinations, planned
+from lecture6.studies.trials import Rows, Study, combinations, grids
 from lecture6.train import DivergenceError, train
 
 RULES, WARMUPS = ("linear", "sqrt", "none"), ("gradual", "none", "constant")
@@ -245,7 +245,7 @@ STUDY = Study(
         "full": _full(_MLP | {"data": "fashion_mnist", "epochs": 27}),
         "cifar10": _full(_MLP | {"net": "ResNet-20", "data": "cifar10", "epochs": 90}),
         "imagenet": _sweep(_IMAGENET, "recipe", _FIGURE_1, range(5)),
-        **planned("goyal"),
+        **grids("goyal"),
     },
     cost=_cost,
     own_trials={"imagenet": imagenet.trial},

@@ -33,7 +33,7 @@ from lecture6.curvature import eigenvalues, trace
 from lecture6.data import Dataset
 from lecture6.objective import NetworkObjective
 from lecture6.studies.results import Stored, distinct_values
-from lecture6.studies.trials import Rows, Study, combinations, planned
+from lecture6.studies.trials import Rows, Study, combinations, grids
 from lecture6.train import DivergenceError, Run, train
 from lecture6.train_many import is_dense, train_many
 
@@ -314,7 +314,7 @@ STUDY = Study(
         "book": _grid(_MNIST, "ratio", [0.1 / 64, 0.1 / 16, 0.1 / 4], [4, 16], range(3)),
         "full": _full(_FASHION, _MEMORY),
         "cifar10": _full(_CIFAR, _MEMORY | {"data": "cifar10", "n_train": 10_000}),
-        **planned("jastrzebski"),
+        **grids("jastrzebski"),
     },
     cost=_cost,
 )

@@ -45,13 +45,12 @@ from lecture6.sharpness import (
     worst_case,
 )
 from lecture6.studies.results import Stored, distinct_values, select
-from lecture6.studies.trials import Rows, Study, combinations, planned
+from lecture6.studies.trials import Rows, Study, grids
 from lecture6.train import Run, train
 
 EPSILONS = (1e-3, 5e-4)  #: Keskar et al., Tables 3 and 4
 #: Of adaptive sharpness: the last moves a weight of 1/30, as these nets start with, by 1e-3.
 ADAPTIVE_EPSILONS = (3e-3, 1e-2, 3e-2)
-SMALL = 256
 TRAIN_SIZES = {"mnist": 60_000, "timit": 36_420, "timit:183": 36_420, "cifar10": 50_000}
 #: Keskar et al., Tables 2 (accuracy, per cent), 3 and 4 (sharpness, per cent, of a space and at ε):
 #: mean and standard deviation of 5 runs, small batch and large batch.
@@ -284,78 +283,6 @@ def caption(stored: Stored, rows: pd.DataFrame) -> str:
     return stored.line(rows, f"{net} on {data}{samples}", f"{epochs} epochs")
 
 
-def _grid_full() -> list[dict]:
-    """Most wanted first: the pairs of each network, then Figure 7, then the controls."""
-    f1 = {"net": "F1", "data": "mnist", "epochs": 20, "lr": 1e-3}
-    f2 = {"net": "F2", "data": "timit", "epochs": 50, "lr": 1e-3}
-    f2_183 = f2 | {"data": "timit:183"}
-    c1 = {"net": "C1, stride 2", "data": "cifar10", "epochs": 40, "lr": 1e-3}
-    c1_code = c1 | {"net": "C1", "epochs": 20}
-    n_sharpness = {"F1": 10_000, "F2": 5_000, "C1, stride 2": 2_500, "C1": 1_000}
-
-    def trials(base: dict, group: str, seeds, *sizes: list[int], **more) -> list[dict]:
-        more = {"n_sharpness": n_sharpness[base["net"]]} | more
-        return combinations(base | {"group": group} | more, seed=seeds, batch_sizes=sizes)
-
-    def large(base: dict) -> int:  # LB: 10 % of the training data
-        return TRAIN_SIZES[base["data"]] // 10
-
-    def pairs(base: dict, seeds, group: str = "pair", **more) -> list[dict]:
-        return trials(base, group, seeds, [SMALL, large(base)], **more)
-
-    def grid(base: dict, seed: int, sizes: list[int]) -> list[dict]:
-        return trials(base, "grid", [seed], *([size] for size in sizes), evaluations=1)
-
-    def equal_updates(base: dict) -> list[dict]:
-        n = TRAIN_SIZES[base["data"]]
-        ratio = math.ceil(n / SMALL) / math.ceil(n / large(base))
-        epochs = round(base["epochs"] * ratio)
-        return trials(base, "equal updates", range(3), [large(base)], epochs=epochs)
-
-    def tuned(base: dict, small: list[float], large_batch: list[float]) -> list[dict]:
-        base = base | {"group": "tuned rate", "evaluations": 1}  # beside the pairs' 1e-3
-        return [
-            *combinations(base, batch_sizes=[[large(base)]], lr=large_batch, seed=range(3)),
-            *combinations(base, batch_sizes=[[SMALL]], lr=small, seed=range(3)),
-        ]
-
-    f2_sizes = [128, 512, 1024, 2048, 7284, 18_210]  # to a half of the training data
-    c1_sizes = [128, 512, 1024, 2048, 10_000]  # to a fifth: half of it takes 10 GB
-    return [
-        *pairs(f1, [0], lbfgsb=True),
-        *pairs(f2, [0], lbfgsb=True),
-        *pairs(f1, [1, 2, 3, 4]),
-        *pairs(f2, [1, 2, 3, 4]),
-        *pairs(c1, [0, 1, 2]),
-        *grid(f2, 0, f2_sizes),
-        *grid(c1, 0, c1_sizes),
-        *pairs(f2_183, [0, 1, 2, 3, 4]),
-        *tuned(f1, [2.5e-4, 5e-4, 2e-3], [2e-3, 4e-3, 8e-3]),
-        *equal_updates(f1),
-        *tuned(c1, [5e-4, 2e-3], [2e-3, 4e-3]),
-        *tuned(f2, [2.5e-4, 5e-4, 2e-3], [2e-3, 4e-3, 8e-3]),
-        *grid(f2, 1, f2_sizes),
-        *equal_updates(f2),
-        *grid(c1, 1, c1_sizes),
-        *pairs(c1, [3, 4]),
-        *grid(f2, 2, f2_sizes),
-        *grid(c1, 2, c1_sizes),
-        *pairs(f1, [0, 1], "float32", bf16=False),
-        *pairs(f1, [0], "whole set", n_sharpness=60_000),
-        *pairs(c1_code, [0, 1, 2]),
-    ]
-
-
-def _small(
-    n_train: int, small: int, sizes: list[int], seeds: range, epochs: int, n_columns: int
-) -> list[dict]:
-    base = {"net": "F1", "data": "mnist5k", "n_train": n_train, "epochs": epochs, "lr": 1e-3}
-    base |= {"n_sharpness": n_train // 2, "n_columns": n_columns}
-    pair, singles = [small, n_train // 10], [[size] for size in sizes]
-    pairs = combinations(base | {"group": "pair"}, seed=seeds, batch_sizes=[pair])
-    return pairs + combinations(base | {"group": "grid"}, batch_sizes=singles, seed=seeds)
-
-
 def _cost(p: dict) -> float:
     """Seconds on one core of a 2026 server with bfloat16, fitted to the first trials, or a GPU."""
     # microseconds of training, milliseconds of Adam
@@ -387,11 +314,6 @@ STUDY = Study(
     "ascent, and by the paper's L-BFGS-B for seed 0 of F1 and F2; training in bfloat16 where the "
     "processor has it.",
     trial=trial,
-    grids={
-        "smoke": _small(60, 5, [20, 30], range(4), 1, 2),
-        "book": _small(800, 16, [200, 400], range(3), 7, 100),
-        "full": _grid_full(),
-        **planned("keskar"),
-    },
+    grids=grids("keskar"),
     cost=_cost,
 )

@@ -27,7 +27,7 @@ from numpy.typing import ArrayLike
 from lecture6 import models
 from lecture6.data import Dataset
 from lecture6.studies.results import Stored, distinct_values
-from lecture6.studies.trials import Rows, Study, planned
+from lecture6.studies.trials import Rows, Study, grids
 from lecture6.train_many import train_many
 
 HIDDEN = 800
@@ -96,7 +96,8 @@ def final(tables: Mapping[str, pd.DataFrame], split: str = "test") -> pd.DataFra
     by = ["lr", "momentum", "n_train", "batch_size", "seed"]
     history, runs = tables["history"], tables["runs"]
     found = history[history["split"] == split].sort_values("update")
-    found = found.groupby([*by, "group", "sampling"], as_index=False).last()
+    runs_of = [*by, *found.columns.intersection(["group", "sampling", "subset"])]
+    found = found.groupby(runs_of, as_index=False, dropna=False).last()
     found = pd.concat([found, runs[runs["diverged"]].assign(accuracy=GUESS)])
     if found.duplicated(by).any():
         raise ValueError(
@@ -236,11 +237,12 @@ def _full() -> list[dict]:
 
 def _cost(p: dict) -> float:
     """Seconds on one core of a 2026 server with bfloat16, fitted to the first trials, or a GPU."""
-    size, replicas = p["hidden"] / HIDDEN, p.get("replicas", 1)
+    size, replicas, n = p["hidden"] / HIDDEN, p.get("replicas", 1), p["n_train"]
     if torch.cuda.is_available():
-        return p["updates"] * 3e-4 + 2.0  # a guess
+        return p["updates"] * 4e-4 + 2.0  # a guess
     per_sample = size * (8e-6 if p.get("bf16") else 2.6e-5)
-    return replicas * (p["updates"] * (3e-4 * size + p["batch_size"] * per_sample) + 1.0)
+    per_update = 3e-4 * size + p["batch_size"] * per_sample + n * 1.5e-8  # a draw shuffles all
+    return replicas * (p["updates"] * per_update + 4e-5 * n + 1.0)
 
 
 STUDY = Study(
@@ -264,7 +266,7 @@ STUDY = Study(
             _NEAR,
         ),
         "full": _full(),
-        **planned("smith"),
+        **grids("smith"),
     },
     cost=_cost,
 )

@@ -143,12 +143,12 @@ def combinations(base: dict, **axes: Iterable) -> list[dict]:
     return [base | dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
 
 
-def planned(study: str) -> dict[str, list[dict]]:
-    """The grids of a study in ``plans.toml``, which says how to read them, by profile."""
-    plans = tomllib.loads(Path(__file__).with_name("plans.toml").read_text("utf8"))
+def grids(study: str) -> dict[str, list[dict]]:
+    """The grids of a study in ``grids.toml``, which says how to read them, by profile."""
+    written = tomllib.loads(Path(__file__).with_name("grids.toml").read_text("utf8"))
     return {
         profile: [parameters for block in blocks for parameters in _expanded(block, {})]
-        for profile, blocks in plans[study].items()
+        for profile, blocks in written[study].items()
     }
 
 
