@@ -1107,6 +1107,12 @@ def test_the_settled_grids_go_on_anywhere_and_decide_what_they_say():
         assert (near[1:] / near[:-1]).max() < 1.26  # 2^(1/4), and whole numbers
 
 
+def test_a_trial_for_a_gpu_takes_at_most_four_minutes_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for study in STUDIES.values():
+        assert max(map(study.cost, study.grids["gpu"])) <= 240
+
+
 TINY = {"epochs": 2, "evaluations": 2, "n_sharpness": 10, "updates": 4, "n_train": 24}
 TINY |= {"batch_size": 8, "k": 2, "n": 4, "n_curvature": 10, "hidden": 12, "measure_at": [1]}
 SHAPES = {"F2": (360,), "F1": (1, 8, 8), None: (1, 8, 8), "256-256-256": (1, 8, 8)}

@@ -117,12 +117,12 @@ def _lambda_max(model: torch.nn.Module, data: Dataset, seed: int) -> float:
 
 
 def build(net: str, data: Dataset, seed: int) -> torch.nn.Module:
-    """ "MLP" (one hidden layer of 256), "ResNet-20" or "ResNet-20, width 4", for ``data``."""
+    """ "MLP" (one hidden layer of 256), "ResNet-20", or "ResNet-8, width 8", for ``data``."""
     if net == "MLP":
         return models.mlp(math.prod(data.input_shape), 256, data.n_classes, seed=seed)
-    width = int(net.rpartition("width ")[2]) if "width" in net else 16
-    shape = {"in_channels": data.input_shape[0], "width": width}
-    return models.resnet(20, data.n_classes, **shape, seed=seed)
+    depth, _, width = net.removeprefix("ResNet-").partition(", width ")
+    shape = {"in_channels": data.input_shape[0], "width": int(width or 16)}
+    return models.resnet(int(depth), data.n_classes, **shape, seed=seed)
 
 
 def curve(
@@ -223,8 +223,8 @@ def _cost(p: dict) -> float:
     if "images" in p:
         return p["epochs"] * 1.28e6 / 1000
     samples = p["epochs"] * (p.get("n_train") or 60_000)
-    rates = {"MLP": (13e-6, 3.5e-4), "ResNet-20": (1.8e-4, 2e-3)}  # s a sample, s an update
-    per_sample, per_update = (rates | {"ResNet-20, width 4": (4e-4, 1e-3)})[p["net"]]
+    rates = {"MLP": (13e-6, 3.5e-4), "ResNet-20": (1.8e-4, 2e-3), "ResNet-8, width 8": (5e-4, 0.0)}
+    per_sample, per_update = rates[p["net"]]
     products = 30 * len(p.get("curvature_at") or [])
     updates = samples / (p["k"] * p["n"])
     return samples * per_sample + updates * per_update + products * N_CURVATURE * 3 * per_sample

@@ -293,7 +293,7 @@ _CIFAR |= {"evaluate_every": 50, "n_curvature": 5000}
 def _cost(p: dict) -> float:
     """Seconds on one core of a 2026 server with bfloat16, fitted to the first trials."""
     if p["net"] == "VGG-11":
-        return p["epochs"] * 20.0  # of a GPU: a guess
+        return p["epochs"] * 6.0 + 30.0  # of a GPU: a guess
     n = p["n_train"]
     updates = p["epochs"] * n / p["batch_size"]
     evaluations = p["epochs"] / p["evaluate_every"]
