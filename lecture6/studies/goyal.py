@@ -233,11 +233,11 @@ def _cost(p: dict) -> float:
 STUDY = Study(
     name="goyal",
     about="Linear scaling: mini-batch, learning rate and warm-up (Goyal et al., 1706.02677)",
-    notes="Less than the paper's: profile full is one hidden layer of 256 without batch norm on "
-    "Fashion-MNIST, not ResNet-50 on ImageNet, for 27 epochs with Goyal's schedule of 90 shrunk to "
-    "them; the images are not augmented; mini-batches of n = 32 to 4,096. Profiles cifar10 (a "
-    "ResNet-20, each 32 samples normalised by themselves) and imagenet (the paper's own) are for "
-    "GPUs.",
+    notes="Profiles evidence and gpu are run R5 of the plan. Less than the paper's: profile full "
+    "is one hidden layer of 256 without batch norm on Fashion-MNIST, not ResNet-50 on ImageNet, "
+    "for 27 epochs with Goyal's schedule of 90 shrunk to them; the images are not augmented; "
+    "mini-batches of n = 32 to 4,096. Profiles cifar10 (a ResNet-20, each 32 samples normalised "
+    "by themselves) and imagenet (the paper's own) are for GPUs.",
     trial=trial,
     grids={
         "smoke": _recipe(_MLP | {"n_train": 300, "epochs": 2}, [1, 4], range(2), [0, 2]),

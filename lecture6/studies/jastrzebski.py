@@ -305,9 +305,10 @@ def _cost(p: dict) -> float:
 STUDY = Study(
     name="jastrzebski",
     about="Learning rate over batch size, and where SGD ends (Jastrzębski et al., 1711.04623)",
-    notes="Less than the paper's: profile full is three hidden layers of 256 on 10,000 images of "
-    "Fashion-MNIST, without batch norm, not VGG-11 on CIFAR-10 (profile cifar10, for a GPU); "
-    "batches of at least 32 are trained in bfloat16.",
+    notes="Profiles evidence and gpu are run R6 of the plan, in float32. Less than the paper's: "
+    "profile full is three hidden layers of 256 on 10,000 images of Fashion-MNIST, without batch "
+    "norm, not VGG-11 on CIFAR-10 (profile cifar10, for a GPU); batches of at least 32 are trained "
+    "in bfloat16.",
     trial=trial,
     grids={
         "smoke": _grid(_DIGITS, "ratio", [0.01, 0.04], [5, 20], range(2)),

@@ -51,6 +51,7 @@ from lecture6.train import Run, train
 EPSILONS = (1e-3, 5e-4)  #: Keskar et al., Tables 3 and 4
 #: Of adaptive sharpness: the last moves a weight of 1/30, as these nets start with, by 1e-3.
 ADAPTIVE_EPSILONS = (3e-3, 1e-2, 3e-2)
+SHOWN = ("epsilon", "loss", "value", "gap")  # of a SharpnessResult
 TRAIN_SIZES = {"mnist": 60_000, "timit": 36_420, "timit:183": 36_420, "cifar10": 50_000}
 #: Keskar et al., Tables 2 (accuracy, per cent), 3 and 4 (sharpness, per cent, of a space and at ε):
 #: mean and standard deviation of 5 runs, small batch and large batch.
@@ -128,8 +129,9 @@ def trial(
         model, own = build(net, data, seed), settings | {"batch_size": size}
         for at, run in _moments(model, data, epochs, measure_at or [], losses or [], enough, own):
             if n_sharpness:
-                for measured in _sharpness(run, part, spaces, seed, lbfgsb, invariant):
-                    rows.add("sharpness", batch_size=size, at=at, **measured)
+                for where, found in _sharpness(run, part, spaces, seed, lbfgsb, invariant):
+                    shown = {name: getattr(found, name) for name in SHOWN}
+                    rows.add("sharpness", batch_size=size, at=at, **where, **shown)
         history = run.history[["epoch", "split", "loss", "accuracy", "distance"]]
         history = history.assign(last=history["epoch"] == history["epoch"].max())
         rows.add_all("history", history, batch_size=size)
@@ -177,7 +179,7 @@ def _sharpness(
     seed: int,
     lbfgsb: bool,
     invariant: bool,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[tuple[dict[str, str], SharpnessResult]]:
     """Definition 2 at the weights of a run, in each space and at each ε; see :func:`trial`."""
     nets = {"as trained": run.model}
     if invariant:
@@ -191,16 +193,12 @@ def _sharpness(
                 where = {"weights": weights, "solver": solver, "space": space}
                 for epsilon in EPSILONS:
                     box = {"epsilon": epsilon, "subspace": subspace}
-                    yield where | _shown(worst_case(f, f.w, method=solver, **box, **settings))
+                    yield where, worst_case(f, f.w, method=solver, **box, **settings)
     if invariant:
         f = NetworkObjective(run.model, part.x_train, part.y_train)
         where = {"weights": "as trained", "solver": "adaptive", "space": "full space"}
         for epsilon in ADAPTIVE_EPSILONS:
-            yield where | _shown(adaptive(f, f.w, epsilon=epsilon, seed=seed))
-
-
-def _shown(found: SharpnessResult) -> dict[str, float]:
-    return {name: getattr(found, name) for name in ("epsilon", "loss", "value", "gap")}
+            yield where, adaptive(f, f.w, epsilon=epsilon, seed=seed)
 
 
 def build(net: str, data: Dataset, seed: int) -> torch.nn.Module:
@@ -308,9 +306,10 @@ def _cost(p: dict) -> float:
 STUDY = Study(
     name="keskar",
     about="Small and large batches: accuracy, sharpness, distance (Keskar et al., 1609.04836)",
-    notes="Less than the paper's: a fixed number of epochs (20 for F1, 50 for F2, 40 for C1), not "
-    "until the loss ceases to improve; F2 on the TIMIT sample, 5 % of the corpus, with stand-ins "
-    "for the HMM states; C1 with stride 2, as in the paper's text, a sixth of the released code's "
+    notes="Profiles evidence and gpu are runs R1 to R3 of the plan, in float32. Profile full is "
+    "less than the paper's: a fixed number of epochs (20 for F1, 50 for F2, 40 for C1), not until "
+    "the loss ceases to improve; F2 on the TIMIT sample, 5 % of the corpus, with stand-ins for "
+    "the HMM states; C1 with stride 2, as in the paper's text, a sixth of the released code's "
     "parameters; sharpness on 10,000 (F1), 5,000 (F2) and 2,500 (C1) training samples, by sign "
     "ascent, and by the paper's L-BFGS-B for seed 0 of F1 and F2; training in bfloat16 where the "
     "processor has it.",

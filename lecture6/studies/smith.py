@@ -248,9 +248,10 @@ def _cost(p: dict) -> float:
 STUDY = Study(
     name="smith",
     about="The optimal batch size against η and N (Smith & Le, 1710.06451)",
-    notes="Less than the paper's: 3,000/η updates at a momentum of 0, and 300/η at 0.9, where the "
-    "paper has 10,000/η at 0.9; rates that PyTorch's initial weights can be trained with; 10,000 "
-    "updates in Figure 11, without momentum. Batches of at least 32 are trained in bfloat16.",
+    notes="Profiles evidence and gpu are run R4 of the plan, in float32. Profile full is less than "
+    "the paper's: 3,000/η updates at a momentum of 0, and 300/η at 0.9, where the paper has "
+    "10,000/η at 0.9; rates that PyTorch's initial weights can be trained with; 10,000 updates in "
+    "Figure 11, without momentum. Batches of at least 32 are trained in bfloat16.",
     trial=trial,
     grids={
         "smoke": _figure_10(
