@@ -1134,7 +1134,7 @@ def kinds():
                 found.setdefault(key, p)
     slow = {"VGG-11": [pytest.mark.slow]}  # products with its Hessian
     return [
-        pytest.param(key[0], p, id=" ".join(map(str, key[:4])), marks=slow.get(key[2], []))
+        pytest.param(key[0], p, id=" ".join(map(str, key)), marks=slow.get(key[2], []))
         for key, p in found.items()
     ]
 
@@ -1142,6 +1142,7 @@ def kinds():
 @pytest.mark.parametrize(("name", "point"), kinds())
 def test_every_kind_of_trial_runs(one_thread, monkeypatch, name, point):
     monkeypatch.setattr(keskar_study, "build", BUILD)  # and not a test's small net
+    monkeypatch.setattr(models, "N_HIDDEN", 12)  # of F1 and F2
     p = {key: TINY.get(key, value) for key, value in point.items() if key != "data"}
     if name == "keskar":
         p |= {"batch_sizes": [6, 12][: len(p["batch_sizes"])], "n_columns": p.get("n_columns", 2)}
