@@ -367,6 +367,18 @@ def test_a_trial_that_returns_no_rows_by_kind_says_so(tmp_path):
     assert error == "TypeError: a trial returns rows by kind, got a list"
 
 
+def several(*, seed):
+    return {"runs": [{"seed": seed + 1}, {"seed": seed}]}
+
+
+def test_the_record_has_the_seeds_of_trials_with_several(tmp_path):
+    study = Study("several", "", several, {"smoke": [{"seed": 3}, {"seed": 7}]}, ones)
+    run(study, "smoke", folder=tmp_path)
+    tables, record = collect(study, "smoke", folder=tmp_path)
+    assert record["seeds"] == [3, 4, 7, 8]
+    assert tables["runs"]["seed"].to_list() == [4, 3, 8, 7]
+
+
 def listing(*, i):
     return [{"i": i}]
 
