@@ -185,7 +185,7 @@ def test_an_item_has_a_home_that_speaks_of_it(item):
 
 # ---- the errata ------------------------------------------------------------------------------
 
-ERRATA = [f"E{n}" for n in range(1, 15)] + [f"I{n}" for n in range(1, 23)]
+ERRATA = [f"E{n}" for n in range(1, 18)] + [f"I{n}" for n in range(1, 29)]
 ENTRY = re.compile(r"^\(([ei]\d+)\)=\n### (.*?)(?=^\([ei]\d+\)=|^## |\Z)", re.MULTILINE | re.DOTALL)
 ENTRIES = dict(ENTRY.findall(text_of("errata.md")))
 
