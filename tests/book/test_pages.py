@@ -202,6 +202,13 @@ def test_an_erratum_says_what_is_printed_what_is_right_and_why(name):
     assert re.findall(r"^(\w+)\n: \S", entry, re.MULTILINE) == ["Printed", right, "Why"]
 
 
+@each_chapter
+def test_a_chapter_refers_to_errata_that_exist(path):
+    linked = re.findall(r"\(\.\./book/errata\.md#([\w-]+)\)", path.read_text("utf8"))
+    assert linked
+    assert broken(" ".join(f"[](errata.md#{anchor})" for anchor in linked)) == []
+
+
 # ---- notation and glossary -------------------------------------------------------------------
 
 NOTATION = [row for row in rows(text_of("notation.md")) if len(row) == 5]
