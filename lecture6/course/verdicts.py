@@ -2,16 +2,10 @@
 
 A claim is about an *effect*: a number with a unit, of which the replicates (seeds, draws) give an
 :class:`Interval`. What the claim says is a set of effects: those above a number, or, where it says
-"no worse" or "the same", those within a margin that was fixed before the run. The verdict is
-
-======================  =================================================================
-holds                   the interval lies in the set; for "equal" it covers the number too
-holds within the margin  it lies in the set and differs, by less than the margin
-does not hold           it lies outside
-cannot tell             it lies on both sides: not to reject is not to confirm
-seen once, not seen     one run, without replicates: no verdict
-======================  =================================================================
-
+"no worse" or "the same", those within a margin that was fixed before the run. It *holds* when the
+interval lies in the set; an equality *holds within the margin* when the interval lies in the set
+and off the number. It *does not hold* when the interval lies outside. Else these runs *cannot
+tell*: not to reject is not to confirm. One run without replicates has no verdict: *seen once*.
 Batch sizes, epochs and layers are not replicates.
 """
 
