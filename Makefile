@@ -18,7 +18,7 @@ NBVAL := OMP_NUM_THREADS=1 LECTURE6_PROFILE=smoke $(BIN)/python -m pytest --nbva
 # The kernels of .venv win over any of the same name under the home folder.
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: help book serve test test-fast lint unit notebooks browser lock exercises repository clean
+.PHONY: help book serve test test-fast lint unit notebooks browser lock exercises repository gpu wheels clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
@@ -80,6 +80,21 @@ exercises: $(INSTALLED) ## write the cells for the answers into the notebooks
 
 repository: ## make repository URL=https://github.com/owner/name [BRANCH=main]
 	@$(PYTHON) book/repository.py "$(URL)" $(BRANCH)
+
+# On a bare machine, with the Python that has PyTorch, there is no .venv, and none is made.
+SECONDS ?= 540
+RESULTS ?= gpu-results
+gpu: ## the runs that are owed on a GPU: make gpu SECONDS=540 [STUDIES="keskar smith"] [SMOKE=1]
+	@PYTHONPATH="$(CURDIR)" $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) \
+	  benchmarks/gpu.py --seconds $(SECONDS) --out "$(RESULTS)" $(if $(SMOKE),--smoke) \
+	  $(if $(STUDIES),--studies $(STUDIES))
+
+WHEELS ?= $(shell $(PYTHON) benchmarks/gpu.py --needs)
+wheels: ## - what it needs beside PyTorch, for Python 3.12 on Linux, x86_64, without a network there
+	$(PYTHON) -m pip download --quiet --disable-pip-version-check --dest wheels \
+	  --only-binary=:all: --python-version 3.12 --implementation cp \
+	  $(addprefix --platform ,manylinux_2_28_x86_64 manylinux_2_27_x86_64 manylinux_2_17_x86_64 \
+	  manylinux2014_x86_64) $(WHEELS)
 
 clean: ## remove the rendered book and the cache of executed notebooks
 	rm -rf _build book/api

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -32,12 +33,14 @@ _study = click.argument("study", type=click.Choice(list(STUDIES)))
 
 
 class _Commands(click.Group):
-    """In the order of their definition; says errors in one line."""
+    """In the order of their definition; says errors in one line, in any encoding."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> None:
+        with suppress(AttributeError):  # a notebook's stdout takes all characters
+            sys.stdout.reconfigure(errors="replace")  # where cp1252 has no η, a question mark
         try:
             return super().invoke(ctx)
         except BrokenPipeError:  # of `lecture6 … | head`: click's own

@@ -97,12 +97,12 @@ class Checkpoint:
         if head != _MARK + hashlib.sha256(content).hexdigest().encode():
             raise ValueError(
                 f"{self.path} is damaged, or not a readable checkpoint of this version of "
-                "lecture6; delete it to start afresh"
+                "lecture6; choose another one, or delete it to start afresh"
             )
         try:
             saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-            settings, state = saved["settings"], saved["state"]
-        except (RuntimeError, KeyError, TypeError, pickle.PickleError) as error:
+            settings, state = dict(saved["settings"]), saved["state"]
+        except (RuntimeError, LookupError, TypeError, ValueError, pickle.PickleError) as error:
             raise self.unreadable(error) from error
         differ = [
             f"{name}: {there!s:.99} there, {here!s:.99} here"

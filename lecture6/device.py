@@ -15,7 +15,7 @@ def choose(device: str | torch.device | None = None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-        torch.empty(0, device=chosen)
+        torch.zeros(1, device=chosen).item()  # which "meta" has not
     except (RuntimeError, AssertionError, TypeError) as error:  # a build without CUDA asserts
         raise ValueError(
             f"device {device!r} cannot be used here ({str(error).splitlines()[0]}); leave it out, "

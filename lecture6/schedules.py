@@ -17,7 +17,7 @@ Schedule = Callable[[float], float]  #: epoch (a fraction) -> factor on the lear
 
 def step_decay(milestones: Iterable[float], factor: float = 0.1) -> Schedule:
     """Multiply the learning rate by ``factor`` at each of ``milestones``, in epochs."""
-    milestones = tuple(milestones)
+    milestones = [real("each of the milestones", milestone) for milestone in milestones]
     return lambda epoch: factor ** sum(epoch >= milestone for milestone in milestones)
 
 

@@ -11,7 +11,7 @@ import copy
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
@@ -122,9 +122,10 @@ class Recipe:
             weight_decay=self.weight_decay,
         )
 
-    def check_trainable(self, model: nn.Module, n_train: int, workers: int = 1) -> None:
-        """Raise ValueError unless every mini-batch of ``n_train`` samples can be trained on."""
-        if not any(p.requires_grad for p in checks.parameters(model).values()):
+    def check_trainable(self, model: nn.Module, x: Tensor, workers: int = 1) -> None:
+        """Raise ValueError unless every mini-batch of samples ``x`` (n, …) can be trained on."""
+        parameters, n_train = list(checks.parameters(model).values()), len(x)
+        if not any(p.requires_grad for p in parameters):
             raise ValueError("every parameter is frozen: call requires_grad_() of one at least")
         if self.batch_size > n_train:
             raise ValueError(
@@ -142,12 +143,18 @@ class Recipe:
                 f"batch_size {self.batch_size} leaves a last batch of {last} of the {n_train} "
                 f"samples for {workers} workers; choose another batch_size, or fewer workers"
             )
-        normalised = any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in model.modules())
-        if normalised and last // workers // self.n_parts(workers) <= 1:
+        if last // workers // self.n_parts(workers) > 1:
+            return
+        try:  # batch norm takes one image of several pixels, and no vector
+            with torch.no_grad(), torch.random.fork_rng():
+                z = copy.deepcopy(model).train()(checks.cast(x[:1], parameters[0]))
+                F.cross_entropy(z, torch.zeros(1, dtype=torch.int64, device=z.device))
+        except Exception as error:  # whatever the user's forward raises
             raise ValueError(
                 f"batch_size {self.batch_size} gives a batch of 1 sample of the {n_train}, which "
-                "batch norm cannot normalise; choose another batch size, or another micro_batch"
-            )
+                f"the network cannot be trained on ({error}); choose another batch size, or "
+                "another micro_batch"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -315,12 +322,12 @@ class _Training:
         checkpoint: str | os.PathLike | None,
     ) -> None:
         self.recipe, self.team = recipe, team
-        recipe.check_trainable(model, len(data.x_train), team.size)
-        self.updates_per_epoch = recipe.updates_per_epoch(len(data.x_train))
-        self.n_parts = recipe.n_parts(team.size)
-        self.factors = factors(recipe.schedule, recipe.epochs, self.updates_per_epoch)
         self.model = copy.deepcopy(model).to(team.device)
         self.x, self.y, self.sets = prepared(self.model, data)
+        recipe.check_trainable(self.model, self.x, team.size)
+        self.updates_per_epoch = recipe.updates_per_epoch(len(self.x))
+        self.n_parts = recipe.n_parts(team.size)
+        self.factors = factors(recipe.schedule, recipe.epochs, self.updates_per_epoch)
         if self.x.dim() == 4:
             self.x = self.x.contiguous(memory_format=torch.channels_last)
         self.w0 = checks.finite("the model", flat_parameters(self.model), "build it anew")
@@ -338,14 +345,15 @@ class _Training:
 
     def _identity(self, data: Dataset) -> dict[str, Any]:
         """All that the result depends on, but for how many epochs are run."""
-        known = {f.name: getattr(self.recipe, f.name) for f in fields(self.recipe)}
-        known = {k: v for k, v in known.items() if k not in ("epochs", "patience", "schedule")}
+        without = {"epochs", "patience", "schedule", "micro_batch"}
+        known = {name: v for name, v in vars(self.recipe).items() if name not in without}
         frozen = [name for name, p in self.model.named_parameters() if not p.requires_grad]
         schedule = [f"a schedule: {self.recipe.schedule is not None}"]
         if self.recipe.schedule is not None:
             schedule += [digest(torch.tensor(epoch)) for epoch in self.factors]
         return known | {
             "bf16": self.bf16,
+            "parts of a batch": self.n_parts,
             "data": str(data.name),
             "training set": digest(*map(torch.as_tensor, (data.x_train, data.y_train))),
             "test set": digest(*map(torch.as_tensor, (data.x_test, data.y_test))),
@@ -447,9 +455,9 @@ class _Training:
             self.generator.set_state(state["generator"])
             # of a view, set_rng_state would read past the end: it takes no offset
             torch.set_rng_state(state["rng"][rank].clone())
-            if device.type == "cuda":
+            if device.type == "cuda" and state["cuda_rng"] is not None:  # None: begun on a CPU
                 torch.cuda.set_rng_state(state["cuda_rng"][rank].clone(), device)
-        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        except (LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
             raise self.checkpoint.unreadable(error) from error
         checks.finite(f"{self.checkpoint.path}", flat_parameters(self.model), "delete it")
         if self.epoch > self.recipe.epochs:

@@ -59,7 +59,7 @@ def train_many(
     """
     models = list(models)
     rates = np.broadcast_to(np.asarray(lr), np.shape(lr) or len(models)).tolist()
-    seeds = list(range(len(models))) if seeds is None else list(seeds)
+    seeds = list(range(len(models))) if seeds is None else np.ravel(seeds).tolist()
     _check_replicas(models, rates, seeds)
     if others := settings.keys() & {f.name for f in fields(Recipe)} - SETTINGS:
         raise ValueError(f"train_many has no {', '.join(sorted(others))}: train one by one")
@@ -76,11 +76,11 @@ class _Replicas:
         self, models: list[nn.Module], data: Dataset, recipes: list[Recipe], device: torch.device
     ) -> None:
         self.recipe, self.recipes, self.device = recipes[0], recipes, device
-        self.recipe.check_trainable(models[0], len(data.x_train))
         self.models = [copy.deepcopy(model).to(device) for model in models]
         for i, model in enumerate(models):
             checks.finite(f"model {i}", flat_parameters(model), "build it anew")
         self.x, self.y, self.sets = prepared(self.models[0], data)
+        self.recipe.check_trainable(self.models[0], self.x)
         self.bf16 = self.recipe.bf16 and has_bf16(device)
         self.x = self.x.bfloat16() if self.bf16 else self.x
         self.w0 = [flat_parameters(model) for model in self.models]
@@ -232,3 +232,5 @@ def _check_replicas(models: list[nn.Module], rates: list[float], seeds: list[int
             "train_many moves every parameter of a net of dense layers and ReLU, such as "
             "lecture6.models.mlp makes; train other nets, and frozen parameters, by train()"
         )
+    if len({p.dtype for m in models for p in m.parameters()}) > 1:
+        raise ValueError("the models must have one precision: call float() or double() of each")

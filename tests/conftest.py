@@ -35,7 +35,9 @@ def pytest_collection_modifyitems(config, items):
     if config.getoption("gpu"):
         return
     for item in items:
-        if any(name in item.keywords for name in GPU_MARKERS):
+        if any(
+            item.get_closest_marker(name) for name in GPU_MARKERS
+        ):  # not its name, or a folder's
             item.add_marker(pytest.mark.skip(reason="needs pytest --gpu"))
 
 

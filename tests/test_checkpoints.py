@@ -1,5 +1,6 @@
 """Files that are whole or not there: what is saved, what is refused, and what a full disk says."""
 
+import hashlib
 import io
 import math
 import os
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from lecture6 import data, models
+from lecture6 import checkpoints, data, models
 from lecture6.checkpoints import Checkpoint, digest, write_atomically
 from lecture6.models import local_seed
 from lecture6.schedules import step_decay, warmup
@@ -72,6 +73,7 @@ def test_the_digest_is_of_the_content_whatever_the_type_and_layout():
 
 
 def test_every_single_flipped_bit_is_found(tmp_path):
+    """Finding B12: 7 of 8 were accepted."""
     file = tmp_path / "run.pt"
     run(checkpoint=file)
     whole = file.read_bytes()
@@ -85,13 +87,47 @@ def test_every_single_flipped_bit_is_found(tmp_path):
     assert run(checkpoint=file, epochs=2).history.equals(run(epochs=2).history)
 
 
-@pytest.mark.parametrize("missing", ["model", "optimizer", "rows", "progress", "rng"])
+@pytest.mark.parametrize("missing", ["model", "optimizer", "rows", "progress", "rng", "generator"])
 def test_a_checkpoint_that_lacks_a_part_is_refused(missing, tmp_path):
     file = tmp_path / "run.pt"
     run(checkpoint=file)
     state = Checkpoint(file, {}).load()
     del state[missing]
     save_with_a_checksum(file, state)
+    with pytest.raises(ValueError, match="is not a readable checkpoint"):
+        run(checkpoint=file, epochs=2)
+
+
+OTHER_CONTENT = {
+    "settings None": {"settings": None, "state": {}},
+    "settings a list": {"settings": [1, 2], "state": {}},
+    "no settings": {"state": {}},
+    "no state": {"settings": {}},
+    "a list": [1, 2],
+    "None": None,
+}
+
+
+@pytest.mark.parametrize("name", OTHER_CONTENT)
+def test_other_content_with_a_right_checksum_is_refused(name, tmp_path):
+    buffer = io.BytesIO()
+    torch.save(OTHER_CONTENT[name], buffer)
+    content = buffer.getvalue()
+    file = tmp_path / "run.pt"
+    file.write_bytes(checkpoints._MARK + hashlib.sha256(content).hexdigest().encode() + b"\n")
+    with open(file, "ab") as appended:
+        appended.write(content)
+    with pytest.raises(ValueError, match=r"run.pt is not a readable checkpoint .* delete it"):
+        Checkpoint(file, {"lr": 1}).load()
+
+
+@pytest.mark.parametrize("part", ["model", "optimizer", "progress", "rng", "generator"])
+@pytest.mark.parametrize("value", [None, 5, [1], {}, "words"])
+def test_a_part_of_another_shape_is_refused(part, value, tmp_path):
+    """Finding B12: what torch raises then is AttributeError, IndexError, KeyError and more."""
+    file = tmp_path / "run.pt"
+    run(checkpoint=file)
+    save_with_a_checksum(file, Checkpoint(file, {}).load() | {part: value})
     with pytest.raises(ValueError, match="is not a readable checkpoint"):
         run(checkpoint=file, epochs=2)
 
@@ -148,6 +184,7 @@ def test_a_run_goes_on_with_the_same_network(change, tmp_path):
 
 @pytest.mark.parametrize("other", OTHER)
 def test_a_run_goes_on_with_all_that_it_depends_on(other, tmp_path):
+    """Findings A7 and B12: another schedule, another test set."""
     file = tmp_path / "run.pt"
     run(checkpoint=file, schedule=warmup(1.0), epochs=2)
     saved = file.read_bytes()

@@ -3,8 +3,11 @@ import gzip
 import hashlib
 import importlib
 import io
+import os
 import pickle
 import shutil
+import subprocess
+import sys
 import tarfile
 import threading
 from collections import Counter
@@ -14,6 +17,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.io import wavfile
@@ -203,12 +207,66 @@ def test_damaged_mnist_is_refused_by_file(damage, tmp_path, data_root):
     message = str(caught.value)
     assert str(file) in message
     assert "LECTURE6_DATA" in message
-    assert f"delete {tmp_path / 'MNIST'} and load again" in message
+    assert f"move {tmp_path / 'MNIST'} away and load again" in message
+    assert "delete" not in message  # it may be the user's only copy
     if damage == "absent":
         assert "No such file" in message
     else:
         assert "expected sha256 0fa7898d509279e4…" in message
         assert f"{len(file.read_bytes()):,} bytes" in message
+
+
+def packed(folder, file, content=None):
+    """Put an archive in the place of a file, as torchvision's documentation says."""
+    raw = folder / file
+    content = gzip.compress(raw.read_bytes(), 1) if content is None else content
+    (folder / f"{file}.gz").write_bytes(content)
+    raw.unlink()
+
+
+@pytest.mark.parametrize(("name", "kind"), [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST")])
+@pytest.mark.parametrize("some", [slice(None), slice(1, 3)], ids=["all", "some"])
+def test_archives_put_by_hand_are_read(name, kind, some, tmp_path, data_root):
+    """Finding B7."""
+    folder = tmp_path / kind / "raw"
+    shutil.copytree(data_root / kind / "raw", folder, copy_function=shutil.copyfile)
+    for path in folder.glob("*.gz"):
+        path.unlink()
+    for path in sorted(folder.glob("*-ubyte"))[some]:
+        packed(folder, path.name)
+    before = files_under(tmp_path)
+    assert any(file.endswith(".gz") for file in before)
+    d, expected = load(name, root=tmp_path, download=False), load(name, root=data_root)
+    for part in ("x_train", "y_train", "x_test", "y_test"):
+        assert getattr(d, part).equal(getattr(expected, part))
+    assert d.checksum == expected.checksum
+    assert files_under(tmp_path) == before
+
+
+@pytest.mark.parametrize("damage", ["cut short", "another file", "no archive", "altered", "empty"])
+def test_a_damaged_archive_is_named_and_stays(damage, tmp_path, data_root):
+    """Finding B7: nobody is told to delete what may be the only copy."""
+    folder, file = tmp_path / "MNIST" / "raw", "t10k-labels-idx1-ubyte"
+    shutil.copytree(data_root / "MNIST" / "raw", folder, copy_function=shutil.copyfile)
+    whole = gzip.compress((folder / file).read_bytes())
+    content = {
+        "cut short": whole[: len(whole) // 2],
+        "another file": gzip.compress(b"another file"),
+        "no archive": b"<html>please log in</html>",
+        "altered": whole[:50] + bytes([whole[50] ^ 1]) + whole[51:],
+        "empty": b"",
+    }
+    packed(folder, file, content[damage])
+    before = files_under(tmp_path)
+    for download in (True, False):
+        with pytest.raises(DataError) as caught:
+            load("mnist", root=tmp_path, download=download)
+        message = str(caught.value)
+        assert f"{folder / file}.gz" in message
+        assert "None" not in message
+        assert "LECTURE6_DATA" in message
+        assert "delete" not in message
+    assert files_under(tmp_path) == before
 
 
 def test_cifar10_is_read_from_torchvisions_layout(tiny_cifar):
@@ -513,12 +571,84 @@ def test_unknown_name_lists_the_known_ones():
         assert name in message
 
 
+HOMELESS = """
+from pathlib import Path
+from lecture6.data import DataError, load
+from lecture6.studies import STUDIES, StudyError, plan, run
+from lecture6.studies.runner import _own_gpu
+try:
+    raise SystemExit(f"there is a home: {Path.home()}")
+except RuntimeError:
+    pass
+print(load("digits").n_train, load("mnist5k").n_train)
+with _own_gpu():
+    pass
+study = STUDIES["keskar"]
+for name in ("mnist", "fashion_mnist", "cifar10", "cifar10_jpeg", "timit"):
+    for root in (None, "~/data"):
+        try:
+            load(name, root=root)
+        except DataError as error:
+            print(error)
+for function in (plan, run):
+    try:
+        function(study, "smoke")
+    except StudyError as error:
+        print(error)
+"""
+
+
+NO_ENTRY = """
+import pwd
+def getpwuid(uid):
+    raise KeyError(uid)
+pwd.getpwuid = getpwuid
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="other systems have no uid")
+@pytest.mark.parametrize("other_user", [True, False], ids=["another user", "no entry"])
+def test_a_user_without_a_home_has_what_is_built_in_and_learns_what_to_set(other_user):
+    """Finding B8: a container's user may have neither HOME nor an entry in /etc/passwd."""
+    if other_user and os.geteuid() != 0:
+        pytest.skip("only root may run a process as another user")
+    dropped = {"HOME", "LECTURE6_DATA", "LECTURE6_STUDIES"}
+    environment = {k: v for k, v in os.environ.items() if k not in dropped}
+    root = Path(__file__).parents[1]
+    environment |= {"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
+    nobody = {"user": 54_321, "group": 54_321, "extra_groups": []} if other_user else {}
+    command = [sys.executable, "-c", HOMELESS if other_user else NO_ENTRY + HOMELESS]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, **nobody)
+    except PermissionError:
+        pytest.skip("another user cannot read this Python")
+    if other_user and ("No module named" in done.stderr or "Permission denied" in done.stderr):
+        pytest.skip("another user cannot read this environment")
+    assert done.returncode == 0, done.stderr
+    numbers, *errors = done.stdout.splitlines()
+    assert numbers == "1437 4000"
+    assert len(errors) == 12
+    for line in errors[:10]:
+        assert line.startswith("there is no home folder to keep ")
+        assert "point LECTURE6_DATA (or root=) at a folder" in line
+    for line in errors[10:]:
+        assert line.startswith("cannot write in ~/.cache/lecture6/studies/keskar: Could not")
+        assert "choose another folder with --folder or LECTURE6_STUDIES" in line
+
+
 def test_what_is_built_in_needs_no_home_folder(monkeypatch):
+    """Finding B8, in this process."""
+
     def nowhere(path):
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(Path, "expanduser", nowhere)
+    monkeypatch.delenv("LECTURE6_DATA", raising=False)
     assert load("digits").n_train == 1437
+    for root in (None, "~/data", "~nobody/data"):
+        with pytest.raises(DataError, match=r"no home folder to keep timit in: .*LECTURE6_D"):
+            load("timit", root=root)
 
 
 # what a Dataset can do
@@ -534,6 +664,59 @@ def test_a_sample_without_a_label_is_refused(mnist5k):
         y = {f"y_{part}": getattr(mnist5k, f"y_{part}")[1:]}
         with pytest.raises(ValueError, match=rf"x_{part} has {n} samples, y_{part} "):
             dataclasses.replace(mnist5k, **y)
+
+
+def as_arrays(d, kind=np.int64):
+    parts = {part: getattr(d, part).numpy() for part in ("x_train", "x_test")}
+    labels = {part: getattr(d, part).numpy().astype(kind) for part in ("y_train", "y_test")}
+    return dataclasses.replace(d, **parts, **labels)
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint8, np.int16, np.uint16])
+def test_a_set_may_be_of_arrays(kind):
+    plain = gaussian_classes(40, 10, shape=(1, 4, 4), n_classes=3)
+    arrays = as_arrays(plain, kind)
+    for made in (
+        lambda d: d,
+        lambda d: d.with_random_labels(0.5),
+        lambda d: d.padded(6),
+        lambda d: d.centred(),
+        lambda d: d.subset(20, 5),
+    ):
+        expected, found = made(plain), made(arrays)
+        assert_well_formed(found)
+        for part in ("x_train", "y_train", "x_test", "y_test"):
+            assert getattr(found, part).equal(getattr(expected, part))
+
+
+def test_a_set_may_be_of_lists_and_of_tables():
+    plain = gaussian_classes(40, 10, shape=(3,), n_classes=3)
+    lists = {p: getattr(plain, p).tolist() for p in ("x_train", "y_train", "x_test", "y_test")}
+    tables = {p: pd.DataFrame(v) if p[0] == "x" else pd.Series(v) for p, v in lists.items()}
+    for parts in (lists, tables):
+        d = dataclasses.replace(plain, **parts).with_random_labels(0.5).subset(20)
+        torch.testing.assert_close(d.x_train.float(), plain.subset(20).x_train)
+        assert d.y_train.equal(plain.with_random_labels(0.5).subset(20).y_train)
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [
+        None,
+        3.0,
+        "images",
+        [[1.0], [1.0, 2.0]],
+        np.array([None, 1]),
+        {"a": 1},
+        np.ma.masked_array(np.zeros((40, 20)), np.eye(40, 20)),
+    ],
+    ids=["None", "number", "word", "ragged", "objects", "dict", "masked"],
+)
+def test_what_is_no_array_of_samples_is_refused(samples):
+    images = gaussian_classes(40, 10)
+    for name in ("x_train", "y_train", "x_test", "y_test"):
+        with pytest.raises(ValueError, match=f"{name} must be a tensor or an array of samples: "):
+            dataclasses.replace(images, **{name: samples})
 
 
 def test_subset_is_a_fixed_random_part(mnist5k):

@@ -10,7 +10,7 @@ def test_the_processor_is_taken_where_there_is_no_gpu(monkeypatch):
     assert device.choose("cpu") == device.choose(torch.device("cpu")) == torch.device("cpu")
 
 
-@pytest.mark.parametrize("name", ["cuda:99", "gpu", "", 1.5])
+@pytest.mark.parametrize("name", ["cuda:99", "gpu", "", 1.5, "meta"])
 def test_a_device_that_is_not_there_is_named(name):
     with pytest.raises(ValueError, match=rf"device {name!r} cannot be used here .* take 'cpu'"):
         device.choose(name)

@@ -48,6 +48,9 @@ def test_impossible_scalings_are_refused(k, rule, message):
 
 def test_milestones_may_be_given_one_by_one():
     assert step_decay(e for e in (1, 2))(1.5) == pytest.approx(0.1)
+    for milestones in (["30"], [30, math.nan], [None]):
+        with pytest.raises(ValueError, match=r"each of the milestones must be a .*number"):
+            step_decay(milestones)
 
 
 def test_no_warmup_is_the_whole_rate_at_once():

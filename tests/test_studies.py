@@ -1,6 +1,8 @@
 """The studies: real processes, real kill -9, a real full disk, a real Dask cluster."""
 
+import ast
 import contextlib
+import hashlib
 import importlib
 import json
 import linecache
@@ -143,6 +145,22 @@ def test_a_key_follows_the_code_that_matters(digest_of, old, new, same):
     before = digest_of(MODULE)
     assert old in MODULE
     assert (digest_of(MODULE.replace(old, new)) == before) == same
+
+
+VERSIONS = (  # 3.12 has type parameters and other f-strings, 3.13 leaves out empty lists
+    "class A: pass\ndef f(x, *y, **z): return {}\n",
+    "s = f'{x:.{n}f} {\"a\" + b!r:>{w}}, ' f'{m}' ''\nf('')\nt = 'η\\n'\n",
+    "try:\n    pass\nexcept* ValueError:\n    return_ = {**a, None: 1e400j}\n",
+)
+
+
+def test_every_version_of_python_makes_the_same_keys():
+    """The digest that Python 3.11.7, 3.12.1 and 3.13.0 all give, whichever runs this."""
+    trees = [study_trials._plain(ast.parse(text)) for text in VERSIONS]
+    assert hashlib.sha256(repr(trees).encode()).hexdigest()[:16] == "cf73e9053c279dc3"
+    different = ["f('')", "f()", "f(None)", "f", "f''", "x = f''", "x = f'{x}'", "return", "'None'"]
+    different += ["return None", "{**a}", "{None: a}", "{}", "[]", "a[:]", "a[::None]", "None"]
+    assert len({repr(study_trials._plain(ast.parse(text))) for text in different}) == 17
 
 
 def test_code_is_followed_into_the_package_and_not_into_what_runs_it():
@@ -365,6 +383,24 @@ def test_a_trial_that_returns_no_rows_by_kind_says_so(tmp_path):
 
 def listing(*, i):
     return [{"i": i}]
+
+
+@pytest.mark.parametrize("rows", [5, "ab", [5], [[{"i": 1}]], [{"i": 1}, None]])
+def test_a_trial_that_returns_other_rows_fails_alone(tmp_path, rows):
+    """Or else its file would be refused when it is read."""
+    grid = {"smoke": [{"rows": rows, "i": i} for i in (0, 1)]}
+    study = Study("giving", "", giving, grid, ones)
+    outcome = run(study, "smoke", folder=tmp_path)
+    assert outcome.finished == 1
+    [error] = outcome.failed
+    assert re.match(
+        "TypeError: (a trial returns a dict for each row|'int' object is not it)", error
+    )
+    assert collect(study, "smoke", folder=tmp_path, partial=True)[1]["trials"] == [1, 2]
+
+
+def giving(*, rows, i):
+    return {"runs": [{"i": i}] if i else rows}
 
 
 def test_a_worker_with_other_code_is_refused(tmp_path):
@@ -692,6 +728,96 @@ def test_a_damaged_trial_is_named(tmp_path):
     path.write_text(path.read_text()[:50])
     with pytest.raises(StudyError, match=rf"{path.name} is damaged .* delete it"):
         collect(study, "smoke", folder=tmp_path)
+
+
+def without(key):
+    """A change of a trial file: it lacks a key, of its record where that has it."""
+    return lambda saved: (saved if key in saved else saved["record"]).pop(key)
+
+
+def with_value(place, key, value):
+    def change(saved):
+        at = saved
+        for name in place:
+            at = at[name]
+        at[key] = value
+
+    return change
+
+
+ALTERED = {
+    **{f"no {key}": without(key) for key in ("key", "parameters", "record", "rows")},
+    **{f"no {key}": without(key) for key in ("data", "seconds", "date", "device", "threads")},
+    **{f"no {key}": without(key) for key in ("code", "libraries")},
+    "no torch": lambda saved: saved["record"]["libraries"].pop("torch"),
+    "a record that is a list": with_value([], "record", [1]),
+    "seconds in words": with_value(["record"], "seconds", "3"),
+    "seconds yes": with_value(["record"], "seconds", True),
+    "seconds NaN": with_value(["record"], "seconds", float("nan")),
+    "seconds below 0": with_value(["record"], "seconds", -1.0),
+    "threads None": with_value(["record"], "threads", None),
+    "a device in a list": with_value(["record"], "device", ["CPU"]),
+    "a date as a number": with_value(["record"], "date", 20261127),
+    "data 3": with_value(["record"], "data", 3),
+    "a checksum in a list": with_value(["record", "data"], "digits", [1]),
+    "rows 5": with_value([], "rows", 5),
+    "rows in a list": with_value([], "rows", [{"value": 1.0}]),
+    "rows of numbers": with_value(["rows"], "runs", [5]),
+    "rows of one number": with_value(["rows"], "runs", 5),
+    "rows in words": with_value(["rows"], "runs", "ab"),
+    "parameters 3": with_value([], "parameters", 3),
+    "another parameter": with_value(["parameters"], "seed", 9),
+    "the key of another trial": with_value([], "key", "0" * 20),
+    "key None": with_value([], "key", None),
+}
+OTHER_JSON = ["null", "[1]", "{}", "5", '"text"', "true", "[[]]", "[" * 99, "", " ", "NaN"]
+OTHER_JSON += [f"{100_000 * '['}{100_000 * ']'}"]
+
+
+def assert_all_name_it(study, path, folder):
+    for function in (plan, run, collect):
+        with pytest.raises(StudyError) as caught:
+            function(study, "smoke", folder=folder)
+        message = str(caught.value)
+        assert message.startswith(f"{path} is damaged or cannot be read (")
+        assert message.endswith("delete it and run the study again")
+
+
+@pytest.mark.parametrize("content", OTHER_JSON, ids=lambda content: content[:9])
+def test_valid_json_that_is_no_trial_is_named_by_all(content, tmp_path):
+    """Finding B11."""
+    study = toy(tmp_path / "log", n=2)
+    run(study, "smoke", folder=tmp_path)
+    path = finished(tmp_path)[1]
+    path.write_text(content)
+    assert_all_name_it(study, path, tmp_path)
+    path.unlink()
+    assert run(study, "smoke", folder=tmp_path).finished == 1
+
+
+@pytest.mark.parametrize("name", ALTERED)
+def test_an_altered_trial_is_named_by_all(name, tmp_path):
+    """Finding B11: plan, run and collect agree on whether a trial is finished."""
+    study = toy(tmp_path / "log", n=2)
+    run(study, "smoke", folder=tmp_path)
+    path = finished(tmp_path)[0]
+    saved = json.loads(path.read_text())
+    ALTERED[name](saved)
+    path.write_text(json.dumps(saved))
+    assert_all_name_it(study, path, tmp_path)
+
+
+def test_the_file_of_another_trial_is_named(tmp_path):
+    study = toy(tmp_path / "log", n=2)
+    run(study, "smoke", folder=tmp_path)
+    one, other = finished(tmp_path)
+    shutil.copyfile(one, other)
+    assert_all_name_it(study, other, tmp_path)
+
+
+def test_a_tilde_in_a_folder_is_the_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert TrialFiles(toy(tmp_path / "log"), "~/kept").folder == tmp_path / "kept" / "toy"
 
 
 # --- a cluster ----------------------------------------------------------------------------------

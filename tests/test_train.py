@@ -400,6 +400,68 @@ def test_a_batch_of_one_sample_is_refused_where_batch_norm_would_fail(batch_size
     assert run(batch_size=batch_size, epochs=1).n_updates == math.ceil(50 / batch_size)
 
 
+# what each can normalise of one sample, by torch's own test: more than one value a channel
+ONE_SAMPLE = {
+    "pixels": (lambda: nn.BatchNorm2d(2), (2, 2, 3)),
+    "a column": (lambda: nn.BatchNorm2d(2), (2, 2, 1)),
+    "batch statistics": (lambda: nn.BatchNorm2d(2, track_running_stats=False), (2, 1, 2)),
+    "sequence": (lambda: nn.BatchNorm1d(2), (2, 5)),
+    "volume": (lambda: nn.BatchNorm3d(2), (2, 1, 2, 1)),
+    "groups": (lambda: nn.GroupNorm(1, 2), (2, 1, 1)),
+}
+
+
+def of_shape(shape, norm):
+    images = gaussian_classes(50, 20, shape=shape, n_classes=3)
+    with local_seed(0):
+        net = nn.Sequential(norm, nn.Flatten(), nn.Linear(math.prod(shape), 3))
+    return images, net
+
+
+@pytest.mark.parametrize("name", ONE_SAMPLE)
+@pytest.mark.parametrize("batch_size", [7, 1])  # 50 = 7·7 + 1
+def test_a_batch_of_one_sample_with_several_values_a_channel_is_normalised(name, batch_size):
+    """As a plain loop in torch does it."""
+    make, shape = ONE_SAMPLE[name]
+    images, net = of_shape(shape, make())
+    found = run(net, images, batch_size=batch_size, epochs=1, seed=3)
+    plain = copy.deepcopy(net).train()
+    for batch in batches("epoch", 50, batch_size, 3):
+        z = plain(images.x_train[batch])
+        loss = nn.functional.cross_entropy(z, images.y_train[batch])
+        gradients = torch.autograd.grad(loss, list(plain.parameters()))
+        with torch.no_grad():
+            for p, g in zip(plain.parameters(), gradients, strict=True):
+                p -= 0.1 * g
+    torch.testing.assert_close(found.w, flat_parameters(plain), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("norm", "shape"),
+    [
+        (lambda: nn.BatchNorm2d(2), (2, 1, 1)),
+        (lambda: nn.BatchNorm1d(2), (2, 1)),
+        (lambda: nn.BatchNorm3d(2), (2, 1, 1, 1)),
+        (lambda: nn.Sequential(nn.AvgPool2d(2), nn.BatchNorm2d(2), nn.Upsample(2)), (2, 2, 2)),
+        (lambda: Squeezed(), (2, 1, 1)),
+    ],
+    ids=["2d", "1d", "3d", "pooled", "squeezed"],
+)
+def test_a_batch_of_one_sample_that_a_net_cannot_take_is_refused(norm, shape):
+    images, net = of_shape(shape, nn.Identity())
+    net[0] = norm()
+    with pytest.raises(ValueError, match=r"batch_size 7 gives a batch of 1 sample of the 50.* \("):
+        run(net, images, batch_size=7)
+    assert run(net, images, batch_size=10, epochs=1).n_updates == 5
+
+
+class Squeezed(nn.Module):
+    """Loses the dimension of a batch of one, which many a net does."""
+
+    def forward(self, x):
+        return x.squeeze()
+
+
 @pytest.mark.parametrize("micro_batch", [1, 5, 16, 40])
 def test_an_accumulated_gradient_is_the_whole_ones(micro_batch):
     """50 samples in batches of 16: parts of 4 with micro_batch 5, and a last batch of 2."""
@@ -481,6 +543,30 @@ def test_on_a_gpu_the_run_is_reproducible_and_close_to_the_processors():
     assert same(run(models.c1(), IMAGES, **options, device="cuda"), first)
     start = run(models.c1(), IMAGES, **options).history.loc[:1, "loss"]
     np.testing.assert_allclose(first.history.loc[:1, "loss"], start, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"labels": torch.int64}, {"labels": torch.int32}),
+        ({"labels": torch.uint8}, {"labels": torch.int64}),
+        ({"arrays": True}, {}),
+        ({}, {"arrays": True, "labels": torch.int16}),
+        ({}, {"micro_batch": 16}),
+        ({"micro_batch": 4}, {"micro_batch": 5}),  # 4 parts, either way
+    ],
+)
+def test_the_same_run_written_otherwise_goes_on(before, after, tmp_path):
+    def written(labels=torch.int64, arrays=False, **options):
+        images = replace(DATA, y_train=DATA.y_train.to(labels), y_test=DATA.y_test.to(labels))
+        parts = ("x_train", "y_train", "x_test", "y_test") if arrays else ()
+        return replace(images, **{p: getattr(images, p).numpy() for p in parts}), options
+
+    file = tmp_path / "run.pt"
+    images, options = written(**before)
+    run(data=images, epochs=1, checkpoint=file, **options)
+    images, options = written(**after)
+    assert same(run(data=images, checkpoint=file, **options), run(**options))
 
 
 def test_a_checkpoint_with_more_epochs_than_asked_for_is_refused(tmp_path):

@@ -183,6 +183,8 @@ def normalised():
         ([mlp(0), mlp(1)], {"lr": [0.1]}, "lr must have a value for each of 2 models, got 1"),
         ([mlp(0)], {"seeds": [1, 2]}, "seeds must have a value for each of 1 models, got 2"),
         ([mlp(0)], {"seeds": [-1]}, "seed must be at least 0"),
+        ([mlp(0), mlp(1)], {"seeds": 3}, "seeds must have a value for each of 2 models, got 1"),
+        ([mlp(0), mlp(1).float()], {}, "the models must have one precision: call float"),
         ([mlp(0), mlp(1)], {"lr": [0.1, -1.0]}, "lr must be a finite number and above 0, got -1"),
         ([mlp(0)], {"momentum": 1.5}, "momentum must be .* below 1, got 1.5"),
         ([mlp(0)], {"batch_size": 51}, "between 1 and the 50 training samples"),

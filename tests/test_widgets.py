@@ -186,7 +186,11 @@ def test_frames_of_different_numbers_of_curves_are_refused():
 @pytest.mark.parametrize(
     ("controls", "message"),
     [
-        ({"a": [10**6, 10**6 + 1]}, "a needs values, no two of the same name, got"),
+        ({"a": [2, 2.0]}, "a needs values, no two of the same name, got"),
+        ({"a": ["2", 2]}, "a needs values, no two of the same name, got"),
+        ({"a": [0.1, 0.1, 0.2]}, "a needs values, no two of the same name, got"),
+        ({"a": [2**53, 2**53 + 1]}, "a needs values, no two of the same name, got"),
+        ({"a": ["x", "x, y"], "b": ["z", "y, z"]}, "two values of a, b have the same name"),
         ({"a": []}, "a needs values"),
         ({"a": [1, None]}, "a must be a number, got None"),
         ({"a": [1, float("nan")]}, "a must be a finite number, got nan"),
@@ -199,9 +203,29 @@ def test_controls_that_cannot_be_shown_are_refused(monkeypatch, static, controls
         widgets.explore(lambda *_: figure_of(1.0), controls)
 
 
-def test_frames_of_the_same_name_are_refused():
-    with pytest.raises(ValueError, match="two values of a, b have the same name: x, y, z"):
-        widgets.static(lambda *_: figure_of(1.0), {"a": ["x", "x, y"], "b": ["z", "y, z"]})
+CLOSE = {
+    "millions": ([10**6, 10**6 + 1], ["1000000", "1000001"]),
+    "rates": ([0.1, 0.1000001], ["0.1", "0.1000001"]),
+    "small": ([1e-9, 1.0000001e-9, 2e-9], ["1e-09", "1.0000001e-09", "2e-09"]),
+    "neighbours": ([1.0, 1.0 + 2**-52], ["1", "1.0000000000000002"]),
+    "of numpy": (np.array([123456.6, 123456.7]), ["123456.6", "123456.7"]),
+    "six digits": ([0.123456, 1e6, 0.5], ["0.123456", "1e+06", "0.5"]),
+    "beside a word": (["1e+06", 10**6, 10**6 + 1], ["1e+06", "1000000", "1000001"]),
+}
+
+
+@pytest.mark.parametrize("static", ["", "1"], ids=["live", "static"])
+@pytest.mark.parametrize("name", CLOSE)
+def test_numbers_have_as_many_digits_as_tell_them_apart(monkeypatch, static, name):
+    """Finding B10."""
+    monkeypatch.setenv("LECTURE6_STATIC", static)
+    values, names = CLOSE[name]
+    found = widgets.explore(lambda _: figure_of(1.0), {"n": values})
+    if static:
+        assert [frame.name for frame in found.frames] == names
+        assert [step.label for step in found.layout.sliders[0].steps] == names
+    else:
+        assert found.children[0].options == tuple(zip(names, values, strict=True))
 
 
 @pytest.mark.parametrize("static", ["", "1"], ids=["live", "static"])

@@ -44,8 +44,9 @@ def explore(
     Plotly figure with sliders (:func:`static`).
 
     Raises ValueError where there is no control, or one without values, with one that is neither a
-    number nor a word, or with two of the same name (numbers show six digits), and where ``start``
-    names no control, or an index that its control does not have.
+    number nor a word, or where two values, or two of their combinations, have the same name
+    (numbers show six digits, or as many as tell them apart), and where ``start`` names no control,
+    or an index that its control does not have.
     """
     if os.environ.get("LECTURE6_STATIC"):
         return static(figure_of, controls, start=start)
@@ -84,17 +85,14 @@ def static(
     shapes and annotations; the rest of the layout, as the axes, stays that of the start. Every
     figure must set the same attributes of its curves: Plotly keeps what a frame does not set.
 
-    Raises ValueError as :func:`explore`, for two frames of the same name, and for figures of
-    different numbers of curves (of a frame with fewer, Plotly would leave the last one's standing).
+    Raises ValueError as :func:`explore`, and for figures of different numbers of curves (of a
+    frame with fewer, Plotly would leave the last one's standing).
     """
     sliders = _sliders(controls, start)
     labels, figures = ", ".join(controls), {}
     for chosen in itertools.product(*(slider.options.items() for slider in sliders)):
         names, values = zip(*chosen, strict=True)
-        name = ", ".join(names)
-        if name in figures:
-            raise ValueError(f"two values of {labels} have the same name: {name}")
-        figures[name] = figure_of(*values)
+        figures[", ".join(names)] = figure_of(*values)
     counts = {len(figures[name].data): name for name in reversed(figures)}
     if len(counts) > 1:
         shows = " and ".join(f"{counts[n]} shows {n}" for n in (min(counts), max(counts)))
@@ -137,19 +135,24 @@ def _sliders(controls: Controls, start: Mapping[str, int] | None) -> list[_Slide
         raise ValueError(f"start names {unknown}, but the controls are {list(controls)}")
     sliders = []
     for label, values in controls.items():
-        options = {_name(label, value): value for value in values}
-        if len(options) < len(values) or not options:
+        named = ({_name(label, value, n): value for value in values} for n in range(6, 18))
+        options = next((found for found in named if len(found) == len(values)), {})
+        if not options:
             raise ValueError(f"{label} needs values, no two of the same name, got {values}")
         first, most = start.get(label, 0), len(options) - 1
         index = checks.whole(f"start of {label}", first, least=0, most=most)
         sliders.append(_Slider(label, options, index))
     if not sliders:
         raise ValueError("there is no control: a figure alone needs no explorer")
+    frames = [", ".join(names) for names in itertools.product(*(s.options for s in sliders))]
+    if len(set(frames)) < len(frames):
+        raise ValueError(f"two values of {', '.join(controls)} have the same name, with its commas")
     return sliders
 
 
-def _name(label: str, value: float | str) -> str:
-    return str(value) if isinstance(value, str | bool) else f"{checks.real(label, value):g}"
+def _name(label: str, value: float | str, n: int) -> str:
+    """A word as it is, a number with n digits."""
+    return str(value) if isinstance(value, str | bool) else f"{checks.real(label, value):.{n}g}"
 
 
 def _moving(figures: Sequence[go.Figure]) -> dict[int, set[str]]:

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from lecture6.data.dataset import Dataset
-from lecture6.data.files import DataError
+from lecture6.data.files import REMEDY, DataError
 from lecture6.data.images import load_built_in, load_cifar10, load_cifar10_jpeg, load_mnist
 from lecture6.data.timit import load_timit
 
@@ -38,5 +38,8 @@ def load(name: str, *, root: str | Path | None = None, download: bool = True) ->
         raise DataError(f"unknown data set {name!r}; the known names are {', '.join(_KNOWN)}")
     if name not in _IN_FILES:  # needs no folder: a container's user may have no home
         return load_built_in(name)
-    root = Path(root or os.environ.get("LECTURE6_DATA") or "~/.cache/lecture6")
-    return _IN_FILES[name](name, root.expanduser(), download)
+    try:
+        root = Path(root or os.environ.get("LECTURE6_DATA") or "~/.cache/lecture6").expanduser()
+    except RuntimeError:
+        raise DataError(f"there is no home folder to keep {name} in: {REMEDY}") from None
+    return _IN_FILES[name](name, root, download)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -19,7 +20,8 @@ class Dataset:
     ``x_train`` and ``x_test`` are float32, ``(n, *input_shape)``; images are (n, C, H, W) in
     [0, 1]. ``y_train`` and ``y_test`` are int64 indices into ``classes``, (n,). ``source`` says
     whose they are, under which licence, and what was done to them; ``checksum`` is the SHA-256 of
-    what was read, before any split. Raises ``ValueError`` for samples without a label.
+    what was read, before any split. Arrays become tensors, and labels of any integers int64.
+    Raises ``ValueError`` for what is no array, and for samples without a label.
     """
 
     name: str
@@ -33,6 +35,8 @@ class Dataset:
 
     def __post_init__(self) -> None:
         for part in ("train", "test"):
+            for name in (f"x_{part}", f"y_{part}"):
+                object.__setattr__(self, name, _tensor(name, getattr(self, name)))
             n, labels = (len(getattr(self, f"{xy}_{part}")) for xy in "xy")
             if n != labels:
                 raise ValueError(f"x_{part} has {n:,} samples, y_{part} {labels:,}: give as many")
@@ -115,3 +119,17 @@ class Dataset:
         x, x_test = (pad(x, frame).tile(channels // c, 1, 1) for x in (self.x_train, self.x_test))
         source = f"{self.source}; zero-padded to {channels}×{size}×{size}"
         return replace(self, x_train=x, x_test=x_test, source=source)
+
+
+def _tensor(name: str, values: Any) -> Tensor:
+    """Samples, or their labels, as a tensor."""
+    try:
+        if np.ma.is_masked(values):
+            raise TypeError("some of them are masked")
+        if not isinstance(values, Tensor):
+            values = torch.as_tensor(np.require(values, None, "W"))
+        len(values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be a tensor or an array of samples: {error}") from None
+    whole = torch.can_cast(values.dtype, torch.int64) and values.dtype != torch.bool
+    return values.to(torch.int64) if name.startswith("y") and whole else values

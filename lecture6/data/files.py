@@ -1,8 +1,10 @@
 """The files of data sets: checked against digests, and downloaded once."""
 
+import gzip
 import hashlib
 import os
 import tempfile
+import zlib
 from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
@@ -26,15 +28,24 @@ def digest(*contents: bytes, algorithm: str = "sha256") -> str:
 def verified(
     folder: Path, files: list[str], expected: str, algorithm: str = "sha256"
 ) -> list[bytes]:
-    """The bytes of each file; ``DataError`` unless the digest of them all is ``expected``."""
-    try:
-        raw = [(folder / file).read_bytes() for file in files]
-    except OSError as error:
-        raise DataError(f"cannot read {error.filename}: {error.strerror}") from None
+    """The bytes of each file, or of the archive NAME.gz that is there without it.
+
+    Raises ``DataError`` unless the digest of them all is ``expected``.
+    """
+    raw = []
+    for file in files:
+        path = folder / file
+        path = path if path.exists() or not Path(f"{path}.gz").exists() else Path(f"{path}.gz")
+        try:
+            content = path.read_bytes()
+            raw.append(gzip.decompress(content) if path.suffix == ".gz" else content)
+        except (OSError, EOFError, zlib.error) as error:
+            cause = getattr(error, "strerror", None) or error
+            raise DataError(f"cannot read {path}: {cause}") from None
     found = digest(*raw, algorithm=algorithm)
     if found != expected:
         raise DataError(
-            f"{folder / files[0] if len(files) == 1 else folder} is cut short or altered: expected "
+            f"{path if len(files) == 1 else folder} is cut short or altered: expected "
             f"{algorithm} {expected[:16]}…, found {found[:16]}… ({sum(map(len, raw)):,} bytes in "
             f"{len(raw)} files)"
         )
@@ -67,5 +78,5 @@ def obtain(
     try:
         return read(target)
     except DataError as error:
-        again = f"delete {target} and load again to download it, or " if fetch else ""
+        again = f"move {target} away and load again to download it, or " if fetch else ""
         raise DataError(f"{name}: {error}; {again}{REMEDY}") from None

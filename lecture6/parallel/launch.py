@@ -64,7 +64,7 @@ def train_parallel(
                 "train(..., group=group) in a script that torchrun starts"
             )
     recipe = Recipe(**{k: v for k, v in options.items() if k not in ("device", "checkpoint")})
-    recipe.check_trainable(model, data.n_train, whole("workers", workers, least=1))
+    recipe.check_trainable(model, data.x_train, whole("workers", workers, least=1))
     reason = unavailable()
     if reason is None:
         try:

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
@@ -37,7 +38,7 @@ from lecture6 import checks, data, parallel
 from lecture6.provenance import code_version, device_name
 from lecture6.studies.trials import Study, StudyError, Trial, TrialFiles, code_digest, tabulate
 
-LIBRARIES = ("torch", "numpy", "scipy", "pandas")  # what decides a trial's numbers
+LIBRARIES = TrialFiles.LIBRARIES
 POLL = 2.0  # seconds between looks at what other runners have finished
 DIED = "the worker process died, twice (killed, or short of memory?): run again, with fewer --jobs"
 
@@ -252,6 +253,8 @@ def _work(
             rows = function(**parameters, **{name: offered[name] for name in wanted})
             if not isinstance(rows, Mapping):
                 raise TypeError(f"a trial returns rows by kind, got a {type(rows).__name__}")
+            if not all(isinstance(row, dict) for kind in rows.values() for row in kind):
+                raise TypeError("a trial returns a dict for each row")
             record = {
                 "data": sources,
                 "seconds": round(time.monotonic() - started, 2),
@@ -292,7 +295,8 @@ def _files_digest(name: str) -> str:
 def _own_gpu() -> Iterator[None]:
     """Make a GPU that no other trial of this user has the current one; wait for one."""
     gpus = range(torch.cuda.device_count())
-    folder = Path("~/.cache/lecture6").expanduser()
+    # a container's user may have no home
+    folder = Path(os.environ.get("HOME") or tempfile.gettempdir(), ".cache", "lecture6")
     while gpus:
         folder.mkdir(parents=True, exist_ok=True)
         for gpu in gpus:

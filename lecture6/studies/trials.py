@@ -26,6 +26,7 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
 
+from lecture6 import checks
 from lecture6.checkpoints import write_atomically
 
 DATA_SETS = {"data", "images"}  # parameters that name a data set
@@ -214,7 +215,22 @@ def _read_module(name: str) -> tuple[str, list[str]]:
             imported += [source, *(f"{source}.{alias.name}" for alias in node.names)]
         elif isinstance(node, _DOCUMENTED) and ast.get_docstring(node) is not None:
             node.body = node.body[1:] or [ast.Pass()]
-    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest(), imported
+    return hashlib.sha256(repr(_plain(tree)).encode()).hexdigest(), imported
+
+
+def _plain(node: Any) -> Any:
+    """A syntax tree as every version of Python has it, so that one can collect another's trials.
+
+    Without its empty fields, and without the empty strings that some versions put into f-strings.
+    """
+    if isinstance(node, list):
+        return [_plain(part) for part in node]
+    if not isinstance(node, ast.AST):
+        return ascii(node)
+    if isinstance(node, ast.JoinedStr):
+        node = ast.JoinedStr([p for p in node.values if getattr(p, "value", None) != ""])
+    fields = [(name, _plain(value)) for name, value in ast.iter_fields(node)]
+    return type(node).__name__, [field for field in fields if field[1] not in ("None", [])]
 
 
 # ---- the files ---------------------------------------------------------------------------------
@@ -226,9 +242,13 @@ class TrialFiles:
     ``folder`` holds a folder a study; default: ``LECTURE6_STUDIES``, else a cache folder.
     """
 
+    LIBRARIES = ("torch", "numpy", "scipy", "pandas")  # what decides a trial's numbers
+
     def __init__(self, study: Study, folder: Path | None = None) -> None:
         default = os.environ.get("LECTURE6_STUDIES") or "~/.cache/lecture6/studies"
-        self.folder = Path(folder or Path(default).expanduser()) / study.name
+        self.folder = Path(folder or default, study.name)
+        with self._writing("Nothing was run"):  # where there is no home, it cannot be expanded
+            self.folder = self.folder.expanduser()
 
     def path(self, trial: Trial, suffix: str = ".json") -> Path:
         """The file of a finished trial; others that stand beside it by their suffix."""
@@ -238,12 +258,24 @@ class TrialFiles:
         """A finished trial, or None. Files appear whole or not at all: a bad one was altered."""
         path = self.path(trial)
         try:
-            return json.loads(path.read_bytes())
+            saved = json.loads(path.read_bytes())
+            record, rows = saved["record"], [row for kind in saved["rows"].values() for row in kind]
+            checks.real("seconds", record["seconds"], least=0)
+            checks.whole("threads", record["threads"], least=1)
+            words = [record["date"], record["device"], record["code"], *record["data"].values()]
+            words += [record["libraries"][name] for name in self.LIBRARIES]
+            if {*map(type, words)} != {str} or {*map(type, rows)} - {dict}:
+                raise TypeError("its words, or its rows, are of other types")
+            parameters = json.loads(json.dumps(trial.parameters))
+            if (saved["key"], saved["parameters"]) != (trial.key, parameters):
+                raise ValueError("it is of another trial")
+            return saved
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except Exception as error:  # of JSON of another shape, any
             raise StudyError(
-                f"{path} is damaged or cannot be read ({error}): delete it and run the study again"
+                f"{path} is damaged or cannot be read ({type(error).__name__}: {error}): delete it "
+                "and run the study again"
             ) from None
 
     def write(self, trial: Trial, content: str) -> None:
@@ -271,8 +303,9 @@ class TrialFiles:
     def _writing(self, so_far: str = "Finished trials are safe") -> Iterator[None]:
         try:
             yield
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
+            cause = getattr(error, "strerror", str(error).rstrip("."))
             raise StudyError(
-                f"cannot write in {self.folder}: {error.strerror}. {so_far}: make room, or choose "
+                f"cannot write in {self.folder}: {cause}. {so_far}: make room, or choose "
                 "another folder with --folder or LECTURE6_STUDIES, and run the same command again"
             ) from None
