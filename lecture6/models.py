@@ -209,27 +209,28 @@ def _small_head(layer: nn.Linear) -> nn.Linear:
 
 
 def resnet(
-    depth: int = 20, n_classes: int = 10, *, in_channels: int = 3, seed: int = 0
+    depth: int = 20, n_classes: int = 10, *, in_channels: int = 3, width: int = 16, seed: int = 0
 ) -> nn.Sequential:
     """He et al.'s ResNet for 32×32 images; 269,722 parameters at depth 20 and 10 classes.
 
     Input (batch, in_channels, H, W), output logits (batch, n_classes). A 3×3 convolution, three
-    stages of m = (depth − 2) / 6 blocks with 16, 32 and 64 channels, the mean over the pixels and a
-    linear layer: He et al.'s nets for CIFAR-10 (1512.03385, §4.2), with the initial weights of
-    Goyal et al. (§5.1). Batch norm keeps running statistics. Where each n samples are to be
-    normalised by themselves, as by Goyal's workers (§2.3; Hoffer et al., 1705.08741, call it ghost
-    batch norm), :func:`lecture6.train.train` takes ``micro_batch=n``.
+    stages of m = (depth − 2) / 6 blocks with 1, 2 and 4 times ``width`` channels (theirs: 16), the
+    mean over the pixels and a linear layer: He et al.'s nets for CIFAR-10 (1512.03385, §4.2), with
+    the initial weights of Goyal et al. (§5.1). Batch norm keeps running statistics. Where each n
+    samples are to be normalised by themselves, as by Goyal's workers (§2.3; Hoffer et al.,
+    1705.08741, call it ghost batch norm), :func:`lecture6.train.train` takes ``micro_batch=n``.
 
     Raises ValueError for a depth that is not 6m + 2.
     """
     n_classes, n_in = _size("n_classes", n_classes), _size("in_channels", in_channels)
+    width = _size("width", width)
     m, rest = divmod(checks.whole("depth", depth) - 2, 6)
     if rest or m < 1:
         raise ValueError(f"depth must be 6m + 2 (8, 14, 20, 32, 44, 56, 110), got {depth}")
     with local_seed(seed):
-        layers: list[nn.Module] = [*_conv3(n_in, 16, 1), nn.ReLU()]
-        n_in = 16
-        for n_out in (16, 32, 64):
+        layers: list[nn.Module] = [*_conv3(n_in, width, 1), nn.ReLU()]
+        n_in = width
+        for n_out in (width, 2 * width, 4 * width):
             for _ in range(m):  # where the channels double, the image is halved
                 layers.append(ResidualBlock(n_in, n_out, stride=n_out // n_in))
                 n_in = n_out

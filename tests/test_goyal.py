@@ -95,6 +95,19 @@ def test_a_resnet_normalises_each_n_samples_by_themselves(images):
         assert found == apart.final(split, "loss") != joined.final(split, "loss")
 
 
+def test_a_small_resnet_is_trained_as_the_large_one_is(images):
+    part = images.subset(48, 20)
+    rows = goyal.trial(data=part, **POINT | {"net": "ResNet-8, width 8", "k": 2, "epochs": 1})
+    model = models.resnet(8, part.n_classes, in_channels=1, width=8, seed=0)
+    assert str(goyal.build("ResNet-8, width 8", part, 0)) == str(model)
+    widths = [len(p) for p in model.parameters() if p.dim() == 4]
+    assert widths == [8, *[8] * 2, *[16] * 2, *[32] * 2]  # 3×3 convolutions: one, and two a block
+    settings = {"batch_size": 16, "micro_batch": 8, "lr": 2 * 0.0125, "epochs": 1, "momentum": 0.9}
+    settings |= {"nesterov": True, "weight_decay": 1e-4, "schedule": goyal_schedule(1, 2)}
+    found = row(rows, "history", split="test", epoch=1)["loss"]
+    assert found == train(model, part, **settings).final("test", "loss")
+
+
 @pytest.mark.parametrize(("rule", "factor"), [("linear", 16.0), ("sqrt", 4.0)])
 def test_the_schedule_begins_at_the_base_rate_and_reaches_k_times_it(rule, factor):
     gradual = goyal_schedule(90, 16, rule=rule)

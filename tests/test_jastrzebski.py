@@ -119,6 +119,45 @@ def test_a_trial_that_diverges_says_so(digits):
     assert table["loss"].isna().tolist() == [False, True]
 
 
+def test_a_subset_is_another_part_of_the_training_set(digits):
+    rows = jastrzebski.trial(data=digits, **POINT | {"subset": 2, "epochs": 2})
+    part = digits.subset(60, 40, seed=2).centred()
+    settings = {"batch_size": 10, "lr": 0.2, "epochs": 2, "seed": 1000}
+    alone = train(models.mlp(64, (12, 8), seed=1), part, **settings)
+    found = row(rows, "history", split="train", epoch=2)["loss"]
+    assert found == pytest.approx(alone.final("train", "loss"), rel=1e-4)
+    assert (
+        found
+        != row(jastrzebski.trial(data=digits, **POINT), "history", split="train", epoch=2)["loss"]
+    )
+
+
+def test_curvature_is_measured_on_either_side_of_each_level(digits):
+    point = POINT | {"n_curvature": 30, "evaluate_every": 1, "epochs": 12}
+    every = jastrzebski.trial(data=digits, **point)
+    loss = [r["loss"] for r in every["history"] if r["split"] == "train"]
+    levels = [(loss[3] + loss[4]) / 2, loss[8]]  # the second is met exactly
+    first = [next(e for e, value in enumerate(loss) if value <= level) for level in levels]
+    some = jastrzebski.trial(data=digits, **point | {"levels": levels})
+    assert some["history"] == every["history"]
+    wanted = sorted({e - before for e in first for before in (0, 1)} | {12})
+    assert [r["epoch"] for r in some["curvature"]] == wanted
+    assert some["curvature"] == [r for r in every["curvature"] if r["epoch"] in wanted]
+    for level in levels:
+        known = [
+            jastrzebski.crossing(
+                jastrzebski.evaluations(tabulate([(point | {"data": "digits"}, rows)])),
+                "loss",
+                level,
+                "lambda_max",
+            )["lambda_max"].item()
+            for rows in (some, every)
+        ]
+        assert known[0] == known[1] > 0
+    above = jastrzebski.trial(data=digits, **point | {"levels": [100.0]})  # before the first epoch
+    assert [r["epoch"] for r in above["curvature"]] == [0, 1, 12]
+
+
 def test_a_vgg_is_trained_with_its_batch_norm():
     images = gaussian_classes(24, 12, shape=(3, 32, 32), n_classes=2)
     point = {"net": "VGG-11", "group": "ratio", "lr": 0.05, "batch_size": 8, "seed": 0}

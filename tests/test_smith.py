@@ -9,7 +9,7 @@ import torch
 
 from lecture6 import models
 from lecture6.course import figures
-from lecture6.studies import STUDIES, smith, tabulate
+from lecture6.studies import STUDIES, results, smith, tabulate
 from lecture6.studies.results import Stored, concat, select
 from lecture6.train import train
 
@@ -50,7 +50,7 @@ def test_a_trial_reports_what_plain_training_gives(digits, momentum):
         last = evaluated(rows, split, 32)
         assert last["accuracy"] == pytest.approx(alone.final(split))
         assert last["loss"] == pytest.approx(alone.final(split, "loss"), rel=1e-3)
-    assert rows["runs"] == [{"n_updates": 32, "bfloat16": False, "diverged": False}]
+    assert rows["runs"] == [{"seed": 1, "n_updates": 32, "bfloat16": False, "diverged": False}]
     assert {r["update"] for r in rows["history"]} == {0, 16, 32}
 
 
@@ -69,10 +69,33 @@ def test_every_seed_trains_on_the_same_images(digits):
     assert first != second
 
 
+def test_a_subset_is_another_part_of_the_training_set(digits):
+    rows = smith.trial(data=digits, **POINT | {"subset": 5})
+    part = digits.subset(120, 60, seed=5).centred()
+    settings = {"sampling": "without_replacement", "seed": 1, "batch_size": 16, "lr": 0.5}
+    alone = train(models.mlp(64, 12, seed=1), part, epochs=4, **settings)
+    last = evaluated(rows, "train", 32)
+    assert last["loss"] == pytest.approx(alone.final("train", "loss"), rel=1e-3)
+    other = smith.trial(data=digits, **POINT)
+    assert last["loss"] != pytest.approx(evaluated(other, "train", 32)["loss"], rel=1e-3)
+    grid = [(POINT | {"subset": 5, "sampling": ""}, rows), (POINT | {"sampling": ""}, other)]
+    with pytest.raises(ValueError, match="select a group, a subset"):
+        smith.final(tabulate(grid))
+
+
+def test_replicas_are_the_trials_of_the_seeds_that_follow(digits):
+    three = smith.trial(data=digits, **POINT | {"replicas": 3})
+    assert [row["seed"] for row in three["runs"]] == [1, 2, 3]
+    for seed in (1, 2, 3):
+        alone = smith.trial(data=digits, **POINT | {"seed": seed})
+        own = pd.DataFrame(three["history"]).query("seed == @seed").reset_index(drop=True)
+        pd.testing.assert_frame_equal(own, pd.DataFrame(alone["history"]), rtol=1e-4)
+
+
 def test_a_trial_that_diverges_says_so_and_counts_as_a_guess(digits):
     point = POINT | {"lr": 1e30}
     rows = smith.trial(data=digits, **point)
-    assert rows == {"runs": [{"diverged": True}]}
+    assert rows == {"runs": [{"seed": 1, "diverged": True}]}
     more = {"sampling": "without_replacement", "data": "digits"}
     trials = [(point | more, rows), (POINT | more, smith.trial(data=digits, **POINT))]
     for split in ("train", "test"):
@@ -141,6 +164,58 @@ def test_a_peak_lies_within_the_points_it_was_read_from():
             assert SIZES[0] <= found <= SIZES[-1]
         else:
             assert math.isnan(found)
+
+
+def parabola(sizes, counts, first, last):
+    """The vertex of the parabola through these three points, by Newton's divided differences."""
+    (x0, x1, x2), (y0, y1, y2) = np.log2(sizes[first : last + 1]), counts[first : last + 1]
+    slope, other = (y1 - y0) / (x1 - x0), (y2 - y1) / (x2 - x1)
+    return 2 ** ((x0 + x1) / 2 - slope * (x2 - x0) / (2 * (other - slope)))
+
+
+def test_a_point_at_half_height_is_not_above_it_whatever_rounding_says():
+    for counts, best in (
+        ([8000, 8937, 8978, 8950, 8896], 8978),
+        ([8000, 8856, 8910, 8880, 8802], 8910),
+        ([8000, 9081, 9128, 9100, 9034], 9128),
+        ([20000, 52367, 52583, 52500, 52151], 52583),
+    ):
+        n = 60_000 if best > 10_000 else 10_000
+        tie, top, last = counts[1] / n, best / n, counts[-1] / n
+        assert 2 * counts[1] == best + counts[-1]
+        assert tie > (top + last) / 2  # what the old comparison saw
+        # 1, the cliff, is in the fit only if the point beside it were above half the height
+        sizes = [1, 4, 8, 16, 32]
+        expected = parabola(sizes, counts, 1, 3)
+        assert smith.peak(sizes, counts) == pytest.approx(expected)
+        assert smith.peak(sizes, np.array(counts) / n) == pytest.approx(expected)
+
+
+def test_the_stored_peak_that_rounding_had_decided():
+    """Finding A8: 20.8, not 29.3; accuracies of the curve lie at half height, exactly."""
+    tables = select(results.load("smith").tables, group="lr", momentum=0.0, lr=1.0)
+    found = smith.optima(tables).set_index("seed")
+    assert found.loc[1, "B_opt"] == pytest.approx(20.8, abs=0.05)
+    curve = smith.final(tables).query("seed == 1").sort_values("batch_size")
+    counts = (10_000 * curve["accuracy"]).round().astype(int).to_list()
+    assert np.allclose(10_000 * curve["accuracy"], counts, atol=1e-6)
+    assert smith.peak(curve["batch_size"], counts) == pytest.approx(found.loc[1, "B_opt"])
+    half = max(counts) + counts[-1]
+    assert sum(2 * count == half for count in counts) >= 2
+
+
+def test_the_resolution_of_what_is_read_off_a_grid(tables):
+    assert smith._step([1, 2, 8, 16], 5.0) == 4
+    assert smith._step([16, 8, 2, 1], 8.0) == 4  # a point has two neighbours: the farther one
+    assert smith._step([1, 2, 8, 16], 16.0) == 2
+    assert math.isnan(smith._step([1, 2], math.nan))
+    found = smith.optima(tables)
+    for column in ("B_opt", "edge"):
+        known = found.dropna(subset=[column])
+        assert known[f"{column}_step"].between(3.5, 4.5).all()  # of a grid of 8, 32, 128
+        assert found[column].isna().equals(found[f"{column}_step"].isna())
+    stored = smith.optima(select(results.load("smith").tables, group="n_train"))
+    assert stored["B_opt_step"].dropna().between(1.38, 1.44).all()  # of steps of √2
 
 
 def test_the_edge_is_the_first_batch_size_from_which_all_train():

@@ -4,6 +4,7 @@ import ast
 import contextlib
 import hashlib
 import importlib
+import inspect
 import json
 import linecache
 import os
@@ -25,13 +26,15 @@ import pytest
 import torch
 import toy_study
 from filelock import FileLock
+from synthetic import gaussian_classes
 from toy_study import study as toy
 
 from lecture6 import data, models
 from lecture6.course import figures
+from lecture6.curvature import equal_layer_norms
 from lecture6.landscape import interpolate
 from lecture6.objective import NetworkObjective
-from lecture6.sharpness import RandomSubspace, worst_case
+from lecture6.sharpness import RandomSubspace, adaptive, worst_case
 from lecture6.studies import STUDIES, Study, StudyError, collect, plan, run, runner, tabulate
 from lecture6.studies import keskar as keskar_study
 from lecture6.studies import trials as study_trials
@@ -40,6 +43,7 @@ from lecture6.studies.trials import TrialFiles, code_digest
 from lecture6.train import train
 
 HERE = Path(__file__).parent
+BUILD = keskar_study.build
 KESKAR = ["keskar", "--profile", "smoke", "--data", "digits"]
 SMOKE = [sys.executable, "-m", "lecture6", "run", *KESKAR]
 # glibc keeps the memory of arrays that are freed: else a third of such a run is the kernel's work.
@@ -333,7 +337,7 @@ def test_data_sets_are_loaded_named_and_replaced(tmp_path):
     assert not {t.key for t in smoke} & {t.key for t in study.trials("smoke")}
     with pytest.raises(StudyError, match=r"no trial .* uses cifar10; they use mnist5k"):
         study.trials("smoke", {"cifar10": "digits"})
-    with pytest.raises(StudyError, match="profiles smoke, book, full, not 'tiny'"):
+    with pytest.raises(StudyError, match="profiles smoke, book, full, evidence, gpu, not 'tiny'"):
         study.trials("tiny")
     full = study.trials("full", {"mnist": "fashion_mnist"})
     assert [t.cost for t in full] == [t.cost for t in study.trials("full")]
@@ -379,6 +383,18 @@ def test_a_trial_that_returns_no_rows_by_kind_says_so(tmp_path):
     study = Study("listing", "", listing, {"smoke": [{"i": 0}]}, ones)
     [error] = run(study, "smoke", folder=tmp_path).failed
     assert error == "TypeError: a trial returns rows by kind, got a list"
+
+
+def several(*, seed):
+    return {"runs": [{"seed": seed + 1}, {"seed": seed}]}
+
+
+def test_the_record_has_the_seeds_of_trials_with_several(tmp_path):
+    study = Study("several", "", several, {"smoke": [{"seed": 3}, {"seed": 7}]}, ones)
+    run(study, "smoke", folder=tmp_path)
+    tables, record = collect(study, "smoke", folder=tmp_path)
+    assert record["seeds"] == [3, 4, 7, 8]
+    assert tables["runs"]["seed"].to_list() == [4, 3, 8, 7]
 
 
 def listing(*, i):
@@ -1053,6 +1069,75 @@ def test_the_caption_says_what_was_run(tables):
     )
 
 
+def test_a_run_is_measured_on_the_way_and_ends_when_it_fits(pair):
+    """Each moment is what a run of that many epochs is, and each measure the package's own."""
+    images, parameters, _ = pair
+    point = parameters | {"batch_sizes": [10], "lbfgsb": False, "n_columns": 0, "lr": 1e-2}
+    point |= {"epochs": 30, "evaluations": 30}
+    settings = {"batch_size": 10, "lr": 1e-2, "optimizer": "adam", "seed": 3}
+    whole = train(small_net("", images, 3), images, epochs=30, **settings)
+    found = whole.history[whole.history.split == "train"]
+    losses = [found.loss.iloc[6] + 1e-6, found.loss.iloc[12]]
+    first = [int(found.epoch[found.loss <= level].iloc[0]) for level in losses]
+    enough = found.accuracy.iloc[20]
+    end = int(found.epoch[found.accuracy >= enough].iloc[0])
+    assert 4 < first[0] < end < 30
+    more = {"measure_at": [4], "losses": losses, "enough": enough}
+    rows = keskar_study.trial(data=images, **point | more)
+    last = pd.DataFrame(rows["history"]).query("last")
+    assert last.epoch.to_list() == [end, end]
+    moments = {"epoch 4": 4, "end": end}
+    moments |= {f"loss {x:g}": e for x, e in zip(losses, first, strict=True) if e <= end}
+    assert {r["at"] for r in rows["sharpness"]} == set(moments)
+    part = images.subset(40)
+    for at, epoch in moments.items():
+        run = train(small_net("", images, 3), images, epochs=epoch, **settings)
+        f = NetworkObjective(run.model, part.x_train, part.y_train)
+        phi = worst_case(f, f.w, epsilon=1e-3, method="ascent", n_iterations=10, seed=3)
+        row = chosen(rows["sharpness"], at=at, epsilon=1e-3)
+        assert (row["value"], row["loss"]) == (phi.value, phi.loss)
+    tables = tabulate([(point, rows)])
+    assert keskar_study.final(tables).loc[3, 10] == last.accuracy.iloc[1]
+    assert keskar_study.sharpness(tables, "full space", 1e-3).loc[3, 10] == phi_at_end(rows)
+
+
+def phi_at_end(rows):
+    return chosen(rows["sharpness"], at="end", epsilon=1e-3)["value"]
+
+
+def test_a_run_whose_loss_ceases_to_improve_ends(pair):
+    images, parameters, _ = pair
+    point = parameters | {"batch_sizes": [10], "n_sharpness": 0, "epochs": 40, "evaluations": 40}
+    rows = keskar_study.trial(data=images, **point | {"lr": 3.0, "patience": 2, "enough": 1.0})
+    loss = [r["loss"] for r in rows["history"] if r["split"] == "train"]
+    best = loss.index(min(loss))
+    assert len(loss) - 1 == best + 2 < 40
+    assert [r["last"] for r in rows["history"]] == [False] * 2 * (best + 2) + [True, True]
+
+
+def test_what_the_length_of_layers_cannot_change(one_thread, monkeypatch):
+    images = data.load("digits").subset(60, 50)
+    monkeypatch.setattr(keskar_study, "build", lambda net, images, seed: models.f1(64, seed=seed))
+    point = dict(net="F1", group="pair", seed=3, batch_sizes=[20], lr=1e-3, epochs=1)
+    point |= {"n_sharpness": 40, "n_columns": 0, "invariant": True, "bf16": False}
+    rows = keskar_study.trial(data=images, **point)
+    settings = {"batch_size": 20, "lr": 1e-3, "optimizer": "adam", "seed": 3, "epochs": 1}
+    net = train(keskar_study.build("F1", images, 3), images, **settings).model
+    part = images.subset(40)
+    for weights, model in (("as trained", net), ("equal norms", equal_layer_norms(net))):
+        f = NetworkObjective(model, part.x_train, part.y_train)
+        phi = worst_case(f, f.w, epsilon=5e-4, method="ascent", n_iterations=10, seed=3)
+        row = chosen(rows["sharpness"], weights=weights, solver="ascent", epsilon=5e-4)
+        assert (row["value"], row["loss"]) == (phi.value, phi.loss)
+        for epsilon in keskar_study.ADAPTIVE_EPSILONS:
+            row = chosen(rows["sharpness"], solver="adaptive", epsilon=epsilon)
+            found = adaptive(f, f.w, epsilon=epsilon, seed=3).value
+            # the length changes nothing, but for the signs that a search takes of rounded slopes
+            assert row["value"] == pytest.approx(found, rel=0.1)
+    assert len(rows["sharpness"]) == 2 * 2 + 3
+    assert keskar_study.sharpness(tabulate([(point, rows)]), "full space", 5e-4).notna().all().all()
+
+
 def test_what_is_not_asked_for_is_left_out(pair):
     images, parameters, _ = pair
     rows = keskar_study.trial(data=images, **parameters | {"n_sharpness": 0, "n_train": 30})
@@ -1082,6 +1167,131 @@ def test_the_full_grid_is_the_papers():
         updates = here[(here.group == "equal updates") & (here["data"] != "timit:183")].iloc[0]
         small = -(-updates.n // 256) * here[here.group == "pair"].epochs.iloc[0]
         assert updates.epochs * -(-updates.n // (updates.n // 10)) == pytest.approx(small, rel=0.01)
+
+
+# --- grids --------------------------------------------------------------------------------------
+
+SETTLED = ("evidence", "gpu")  # what book/plan.md says how it will be judged
+PLAN = (HERE.parent / "book" / "plan.md").read_text("utf8")
+
+
+def test_a_grid_is_read_from_blocks_with_axes_and_cases():
+    block = {"lr": 0.1, "axes": {"seed": [0, 1]}}
+    block["cases"] = [{"k": 1}, {"lr": 0.2, "axes": {"k": [2, 3], "sizes": [[4, 5]]}}]
+    found = list(study_trials._expanded(block, {"n": 7}))
+    own = [
+        {"lr": 0.1, "k": 1},
+        {"lr": 0.2, "k": 2, "sizes": [4, 5]},
+        {"lr": 0.2, "k": 3, "sizes": [4, 5]},
+    ]
+    assert found == [{"n": 7, "seed": seed} | p for seed in (0, 1) for p in own]
+
+
+def test_the_plan_says_what_the_grids_hold():
+    runs = re.findall(r"^\| (R\d) \| `(\w+)` \| (.*?) \| (.*?) \| (\d+) \|$", PLAN, re.MULTILINE)
+    assert [run for run, *_ in runs] == [f"R{i}" for i in range(1, 7)]
+    seen = dict.fromkeys((study for _, study, *_ in runs), 0)
+    for _, study, groups, replicates, n_trials in runs:
+        grid = pd.DataFrame(STUDIES[study].grids["evidence"])
+        own = grid[grid["group"].isin(re.findall("`(.*?)`", groups))]
+        assert len(own) == int(n_trials)
+        *subsets, seeds = map(int, re.findall(r"\d+", replicates))
+        assert own["seed"].nunique() * own.get("replicas", pd.Series(1)).max() == seeds
+        assert [own["subset"].nunique() for _ in subsets] == subsets
+        seen[study] += len(own)
+    assert seen == {name: len(study.grids["evidence"]) for name, study in STUDIES.items()}
+
+
+def test_every_claim_of_the_plan_has_what_a_verdict_needs():
+    """An effect with its unit and direction; a margin where it says "the same" or "no worse"."""
+    for number in range(1, 7):
+        section = PLAN.partition(f"\n## R{number}: ")[2].partition("\n## ")[0]
+        lines = [line.strip("|").split("|") for line in section.splitlines() if line[:1] == "|"]
+        head, _, *claims = [[cell.strip() for cell in line] for line in lines]
+        assert head[1:3] == ["Effect and direction", "Margin"]
+        assert len(claims) >= 4
+        for claim, effect, margin, pairing, unknown in claims:
+            assert claim
+            assert unknown
+            equal = "the same" in effect or "no worse" in effect
+            assert equal != bool(re.search(r": (above|below|more than) \d", effect)), effect
+            assert equal == (margin != "–") == bool(re.search(r"\d", margin)), effect
+            assert pairing in ("seed", "subset", "each run")
+
+
+def test_the_settled_grids_go_on_anywhere_and_decide_what_they_say():
+    for name, study in STUDIES.items():
+        for profile in SETTLED:
+            grid = study.grids[profile]
+            # Keskar's trial, written first, trains in bfloat16 where nothing is said
+            assert all(p.get("bf16", name == "keskar") is False for p in grid)
+            assert len(study.trials(profile)) == len(grid)  # none twice
+            for p in grid:
+                inspect.signature(study.trial_of(profile)).bind(**p)
+                assert study.cost(p) > 0
+    keskar = pd.DataFrame(STUDIES["keskar"].grids["evidence"])
+    sweep = keskar[keskar.group == "sweep"]
+    for (size,), epochs in zip(sweep.batch_sizes, sweep.epochs, strict=True):
+        per_epoch = -(-36_420 // size)
+        equal = [e for e in (epochs, 15) if e * per_epoch == pytest.approx(30 * 143, rel=0.01)]
+        assert len(equal) == 1  # one of its moments is at as many updates as batch 256 makes
+    ratio = pd.DataFrame(STUDIES["jastrzebski"].grids["evidence"]).query("group == 'ratio'")
+    assert (ratio.lr / ratio.batch_size).round(9).nunique() == 4
+    smith = pd.DataFrame(STUDIES["smith"].grids["evidence"])
+    time = smith.updates * smith.lr / (1 - smith.momentum)
+    assert time[smith.group == "lr"].round(6).unique().tolist() == [3000]
+    for _, curve in smith.groupby(["n_train", "lr", "momentum", "group"]):
+        near = np.sort(curve.batch_size.unique())[:-2]
+        assert (near[1:] / near[:-1]).max() < 1.26  # 2^(1/4), and whole numbers
+
+
+def test_a_trial_for_a_gpu_takes_at_most_four_minutes_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for study in STUDIES.values():
+        assert max(map(study.cost, study.grids["gpu"])) <= 240
+
+
+TINY = {"epochs": 2, "evaluations": 2, "n_sharpness": 10, "updates": 4, "n_train": 24}
+TINY |= {"batch_size": 8, "k": 2, "n": 4, "n_curvature": 10, "hidden": 12, "measure_at": [1]}
+SHAPES = {"F2": (360,), "F1": (1, 8, 8), None: (1, 8, 8), "256-256-256": (1, 8, 8)}
+
+
+def kinds():
+    """One trial of each kind in the grids of profiles evidence and gpu."""
+    found = {}
+    for name, study in STUDIES.items():
+        for profile in SETTLED:
+            for p in study.grids[profile]:
+                key = (
+                    name,
+                    p["group"],
+                    p.get("net"),
+                    len(p.get("batch_sizes", [])),
+                    "n_train" in p,
+                )
+                found.setdefault(key, p)
+    slow = {"VGG-11": [pytest.mark.slow]}  # products with its Hessian
+    return [
+        pytest.param(key[0], p, id=" ".join(map(str, key)), marks=slow.get(key[2], []))
+        for key, p in found.items()
+    ]
+
+
+@pytest.mark.parametrize(("name", "point"), kinds())
+def test_every_kind_of_trial_runs(one_thread, monkeypatch, name, point):
+    monkeypatch.setattr(keskar_study, "build", BUILD)  # and not a test's small net
+    monkeypatch.setattr(models, "N_HIDDEN", 12)  # of F1 and F2
+    p = {key: TINY.get(key, value) for key, value in point.items() if key != "data"}
+    if name == "keskar":
+        p |= {"batch_sizes": [6, 12][: len(p["batch_sizes"])], "n_columns": p.get("n_columns", 2)}
+    images = gaussian_classes(30, 20, shape=SHAPES.get(p.get("net"), (3, 32, 32)), n_classes=3)
+    rows = STUDIES[name].trial(data=images, **p)
+    json.dumps(rows, allow_nan=False)
+    more = {"keskar": {"sharpness"}, "jastrzebski": {"curvature"}}.get(name, set())
+    paths = {"path"} if len(p.get("batch_sizes", [])) == 2 else set()
+    assert set(rows) == {"history", "runs"} | more | paths
+    assert len(rows["runs"]) == p.get("replicas", len(p.get("batch_sizes", [0])))
+    assert not any(row.get("diverged") for row in rows["runs"])
 
 
 @pytest.mark.parametrize("name", ["mnist", "timit", "timit:183", "cifar10_jpeg"])

@@ -76,6 +76,29 @@ def test_an_interval_of_what_is_no_number_is_refused(of, value):
 
 
 @each_interval
+@pytest.mark.parametrize(
+    "values",
+    [
+        {0: 81.2, 1: 80.9},
+        {81.2, 80.9},
+        frozenset({1.0, 2.0}),
+        np.ma.array([1, 2, 3], mask=[0, 0, 1]),
+    ],
+)
+def test_an_interval_of_what_has_no_order_or_is_masked_is_refused(of, values):
+    with pytest.raises(ValueError, match="needs the values in a list or an array, got"):
+        of(values)
+
+
+@pytest.mark.parametrize("values", [[1e308, 1e308, 1e307], [1e308, -1e308], [1e200, 2e250]])
+def test_an_interval_beyond_the_numbers_is_refused(values):
+    with np.errstate(all="ignore"), pytest.raises(ValueError, match="must be a finite number"):
+        interval(values)
+    with np.errstate(all="ignore"):
+        assert interval(np.array(values) / 1e308).low < 1
+
+
+@each_interval
 def test_an_interval_takes_numbers_of_any_kind(of):
     expected = of([1.0, 2.0, 4.0])
     assert of(np.array([1, 2, 4], dtype=np.int32)) == expected

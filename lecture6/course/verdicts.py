@@ -12,7 +12,7 @@ Batch sizes, epochs and layers are not replicates.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,8 +42,10 @@ class Interval:
     @classmethod
     def of(cls, mean: float, law: Any, n_seeds: int, *, ratio: bool = False) -> Interval:
         """What a confidence distribution says; ``mean`` and ``law`` on the additive scale."""
-        ends = [mean, *law.ppf([(1 - LEVEL) / 2, (1 + LEVEL) / 2])]
-        mean, low, high = (np.exp(ends) if ratio else np.array(ends)).tolist()
+        with np.errstate(over="ignore"):
+            ends = np.array([mean, *law.ppf([(1 - LEVEL) / 2, (1 + LEVEL) / 2])])
+            ends = np.exp(ends) if ratio else ends
+        mean, low, high = (checks.real("an end of the interval", end) for end in ends)
         return cls(mean, low, high, n_seeds, ratio, law)
 
     @property
@@ -111,6 +113,8 @@ def _t(df: float, mean: float, stderr: float) -> Any:
 
 
 def _one_a_seed(values: Iterable[float], **bounds: float) -> np.ndarray:
+    if isinstance(values, Mapping | Set) or np.ma.is_masked(values):
+        raise ValueError(f"an interval needs the values in a list or an array, got {values!r}")
     values = values if isinstance(values, Iterable) else [values]
     checked = [checks.real("the value of each seed", value, **bounds) for value in values]
     if len(checked) < 2:

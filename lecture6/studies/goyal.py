@@ -32,7 +32,7 @@ from lecture6.schedules import scale_lr
 from lecture6.studies import imagenet
 from lecture6.studies.imagenet import goyal_schedule
 from lecture6.studies.results import Stored, distinct_values
-from lecture6.studies.trials import Rows, Study, combinations
+from lecture6.studies.trials import Rows, Study, combinations, grids
 from lecture6.train import DivergenceError, train
 
 RULES, WARMUPS = ("linear", "sqrt", "none"), ("gradual", "none", "constant")
@@ -86,7 +86,7 @@ def trial(
     """
     if n_train is not None:
         data = data.subset(n_train)
-    settings = {"batch_size": k * n, "micro_batch": n if net == "ResNet-20" else None, "seed": seed}
+    settings = {"batch_size": k * n, "micro_batch": None if net == "MLP" else n, "seed": seed}
     settings |= {"optimizer": optimizer, "weight_decay": weight_decay}
     settings["lr"] = scale_lr(lr, k, rule=rule)
     settings["schedule"] = goyal_schedule(epochs, k, rule=rule, kind=warmup)
@@ -117,10 +117,12 @@ def _lambda_max(model: torch.nn.Module, data: Dataset, seed: int) -> float:
 
 
 def build(net: str, data: Dataset, seed: int) -> torch.nn.Module:
-    """ "MLP" (one hidden layer of 256) or "ResNet-20", for ``data``."""
+    """ "MLP" (one hidden layer of 256), "ResNet-20", or "ResNet-8, width 8", for ``data``."""
     if net == "MLP":
         return models.mlp(math.prod(data.input_shape), 256, data.n_classes, seed=seed)
-    return models.resnet(20, data.n_classes, in_channels=data.input_shape[0], seed=seed)
+    depth, _, width = net.removeprefix("ResNet-").partition(", width ")
+    shape = {"in_channels": data.input_shape[0], "width": int(width or 16)}
+    return models.resnet(int(depth), data.n_classes, **shape, seed=seed)
 
 
 def curve(
@@ -221,7 +223,8 @@ def _cost(p: dict) -> float:
     if "images" in p:
         return p["epochs"] * 1.28e6 / 1000
     samples = p["epochs"] * (p.get("n_train") or 60_000)
-    per_sample, per_update = {"MLP": (13e-6, 3.5e-4), "ResNet-20": (4e-5, 6e-3)}[p["net"]]
+    rates = {"MLP": (13e-6, 3.5e-4), "ResNet-20": (1.8e-4, 2e-3), "ResNet-8, width 8": (5e-4, 0.0)}
+    per_sample, per_update = rates[p["net"]]
     products = 30 * len(p.get("curvature_at") or [])
     updates = samples / (p["k"] * p["n"])
     return samples * per_sample + updates * per_update + products * N_CURVATURE * 3 * per_sample
@@ -230,11 +233,11 @@ def _cost(p: dict) -> float:
 STUDY = Study(
     name="goyal",
     about="Linear scaling: mini-batch, learning rate and warm-up (Goyal et al., 1706.02677)",
-    notes="Less than the paper's: profile full is one hidden layer of 256 without batch norm on "
-    "Fashion-MNIST, not ResNet-50 on ImageNet, for 27 epochs with Goyal's schedule of 90 shrunk to "
-    "them; the images are not augmented; mini-batches of n = 32 to 4,096. Profiles cifar10 (a "
-    "ResNet-20, each 32 samples normalised by themselves) and imagenet (the paper's own) are for "
-    "GPUs.",
+    notes="Profiles evidence and gpu are run R5 of the plan. Less than the paper's: profile full "
+    "is one hidden layer of 256 without batch norm on Fashion-MNIST, not ResNet-50 on ImageNet, "
+    "for 27 epochs with Goyal's schedule of 90 shrunk to them; the images are not augmented; "
+    "mini-batches of n = 32 to 4,096. Profiles cifar10 (a ResNet-20, each 32 samples normalised "
+    "by themselves) and imagenet (the paper's own) are for GPUs.",
     trial=trial,
     grids={
         "smoke": _recipe(_MLP | {"n_train": 300, "epochs": 2}, [1, 4], range(2), [0, 2]),
@@ -242,6 +245,7 @@ STUDY = Study(
         "full": _full(_MLP | {"data": "fashion_mnist", "epochs": 27}),
         "cifar10": _full(_MLP | {"net": "ResNet-20", "data": "cifar10", "epochs": 90}),
         "imagenet": _sweep(_IMAGENET, "recipe", _FIGURE_1, range(5)),
+        **grids("goyal"),
     },
     cost=_cost,
     own_trials={"imagenet": imagenet.trial},

@@ -10,7 +10,8 @@ and of the rate between the same two ratios, and either ratio held, for comparis
 smaller net and fewer images, a quarter of whose labels are drawn at random.
 
 Tables: history, with epoch, split ("train", "test"), loss and accuracy (a fraction); curvature, of
-the training loss on ``n_curvature`` samples at each epoch of these but 0, with lambda_max and trace
+the training loss on ``n_curvature`` samples at each epoch of these but 0, or where the loss passes
+some of ``levels``, with lambda_max and trace
 of the Hessian, lambda_max_error and trace_stderr; labels, where some are wrong, with the fraction
 of the training samples with a right and with a wrong label to which the net gives it; runs
 (:class:`~lecture6.studies.trials.Rows`), with bfloat16 besides, whether it was used.
@@ -32,7 +33,7 @@ from lecture6.curvature import eigenvalues, trace
 from lecture6.data import Dataset
 from lecture6.objective import NetworkObjective
 from lecture6.studies.results import Stored, distinct_values
-from lecture6.studies.trials import Rows, Study, combinations
+from lecture6.studies.trials import Rows, Study, combinations, grids
 from lecture6.train import DivergenceError, Run, train
 from lecture6.train_many import is_dense, train_many
 
@@ -58,18 +59,23 @@ def trial(
     evaluate_every: int = 10,
     n_curvature: int = 0,
     bf16: bool = False,
+    subset: int = 0,
+    levels: list[float] | None = None,
 ) -> Rows:
     """Train once; see the module for the tables.
 
-    ``n_train``: a random part of the training set, the same for every seed, which decides the
+    ``n_train``: a random part of the training set, which ``subset`` decides; ``seed`` decides the
     initial weights and the batches. ``cycle``: "batch" alternates, every 5 epochs, between B and
     5 B, and "rate" between η and η/5, beginning with the larger ratio. ``n_curvature`` 0 leaves the
-    curvature out. ``group`` only labels the trial.
+    curvature out. ``levels``, falling, of the training loss: curvature is then measured at the end
+    and at the two evaluations between which the loss first passes each of them, which is what
+    :func:`crossing` needs. ``group`` only labels the trial.
     """
-    data = data.subset(n_train or data.n_train, n_test).centred()
+    data = data.subset(n_train or data.n_train, n_test, seed=subset).centred()
     true, data = data.y_train, data.with_random_labels(random_labels)
     wrong, part = data.y_train != true, data.subset(n_curvature) if n_curvature else None
     model, epoch, n_updates, rows = build(net, data, seed), 0, 0, Rows()
+    ahead, before, measured = list(levels or []), {0: model}, set()
     parts = pieces(lr, batch_size, epochs, evaluate_every, cycle)
     for number, (rate, size, length) in enumerate(parts):
         settings = {"lr": rate, "batch_size": size, "epochs": length, "evaluate_every": length}
@@ -85,7 +91,15 @@ def trial(
         if evaluated and wrong.any():
             rows.add("labels", epoch=epoch, **_learnt(run, data, wrong))
         if evaluated and part is not None:
-            rows.add("curvature", epoch=epoch, **_curvature(model, part, seed))
+            wanted, now = {}, {epoch: model}
+            if ahead and run.final("train", "loss") <= ahead[0]:
+                ahead = [level for level in ahead if level < run.final("train", "loss")]
+                wanted = before | now
+            elif not levels or epoch == epochs:
+                wanted = now
+            for at in sorted(wanted.keys() - measured):
+                rows.add("curvature", epoch=at, **_curvature(wanted[at], part, seed))
+            before, measured = now, measured | wanted.keys()
     used = run.precision == "bfloat16"
     rows.add("runs", n_updates=n_updates, bfloat16=used, diverged=False)
     return rows
@@ -279,25 +293,29 @@ _CIFAR |= {"evaluate_every": 50, "n_curvature": 5000}
 def _cost(p: dict) -> float:
     """Seconds on one core of a 2026 server with bfloat16, fitted to the first trials."""
     if p["net"] == "VGG-11":
-        return p["epochs"] * 20.0  # of a GPU: a guess
+        return p["epochs"] * 6.0 + 30.0  # of a GPU: a guess
     n = p["n_train"]
     updates = p["epochs"] * n / p["batch_size"]
-    measured = p["epochs"] / p["evaluate_every"] * (0.2 + 1.2e-3 * p.get("n_curvature", 0))
-    return updates * 2.5e-4 + p["epochs"] * n * (7e-6 if p["bf16"] else 1.2e-5) + measured
+    evaluations = p["epochs"] / p["evaluate_every"]
+    measured = 2 * len(p["levels"]) if "levels" in p else evaluations
+    curvature = measured * 1.2e-3 * p.get("n_curvature", 0) + evaluations * 0.2
+    return updates * 2.5e-4 + p["epochs"] * n * (7e-6 if p.get("bf16") else 1.2e-5) + curvature
 
 
 STUDY = Study(
     name="jastrzebski",
     about="Learning rate over batch size, and where SGD ends (Jastrzębski et al., 1711.04623)",
-    notes="Less than the paper's: profile full is three hidden layers of 256 on 10,000 images of "
-    "Fashion-MNIST, without batch norm, not VGG-11 on CIFAR-10 (profile cifar10, for a GPU); "
-    "batches of at least 32 are trained in bfloat16.",
+    notes="Profiles evidence and gpu are run R6 of the plan, in float32. Less than the paper's: "
+    "profile full is three hidden layers of 256 on 10,000 images of Fashion-MNIST, without batch "
+    "norm, not VGG-11 on CIFAR-10 (profile cifar10, for a GPU); batches of at least 32 are trained "
+    "in bfloat16.",
     trial=trial,
     grids={
         "smoke": _grid(_DIGITS, "ratio", [0.01, 0.04], [5, 20], range(2)),
         "book": _grid(_MNIST, "ratio", [0.1 / 64, 0.1 / 16, 0.1 / 4], [4, 16], range(3)),
         "full": _full(_FASHION, _MEMORY),
         "cifar10": _full(_CIFAR, _MEMORY | {"data": "cifar10", "n_train": 10_000}),
+        **grids("jastrzebski"),
     },
     cost=_cost,
 )

@@ -5,35 +5,53 @@ seed. Groups of trials: "pair", the small and the large batch of Table 2 and Fig
 "grid", more batch sizes for Figure 7, at the epochs of the pairs; "equal updates", the large batch
 for as many updates as the small one makes (Hoffer et al., 1705.08741); "tuned rate", both at other
 learning rates (Shallue et al., 1811.03600); "float32", pairs trained without bfloat16; "whole
-set", a pair whose sharpness is taken on all training samples.
+set", a pair whose sharpness is taken on all training samples; "to the end", each batch size alone,
+at several rates, until it fits the training set; "sweep", several batch sizes for as many updates
+as the small one makes, measured on the way, too.
 
-Tables: history, with batch_size, epoch, split ("train", "test"), loss, accuracy (a fraction) and
-distance ‖w − w₀‖; runs (:class:`~lecture6.studies.trials.Rows`), with batch_size and bfloat16
-besides, whether it was used; sharpness at the end, on ``n_sharpness`` training samples, with
-batch_size, solver ("ascent", sign ascent, or "lbfgsb", Keskar's), space ("full space", "p = 100"),
-epsilon, value in per cent, and the gap that is left, in per cent; path between a pair, with path
-("linear", "sincos"), alpha, split, loss and accuracy.
+Tables: history, with batch_size, epoch, split ("train", "test"), loss, accuracy (a fraction),
+distance ‖w − w₀‖ and last, whether the run ended there; runs
+(:class:`~lecture6.studies.trials.Rows`), with batch_size and bfloat16 besides, whether it was used;
+sharpness, on ``n_sharpness`` training samples, with batch_size, at ("end", "epoch 50", or "loss
+0.5": the first evaluation at or below it), weights ("as trained", or "equal norms":
+:func:`lecture6.curvature.equal_layer_norms`), solver ("ascent", sign ascent, "lbfgsb", Keskar's, or
+"adaptive": :func:`lecture6.sharpness.adaptive`), space ("full space", "p = 100"), epsilon, loss on
+these samples, value in per cent, and the gap that is left, in per cent; path between a pair, with
+path ("linear", "sincos"), alpha, split, loss and accuracy.
 """
 
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 
 from lecture6 import models
+from lecture6.curvature import equal_layer_norms
 from lecture6.data import Dataset
+from lecture6.device import choose
 from lecture6.landscape import interpolate
 from lecture6.objective import NetworkObjective
-from lecture6.sharpness import KESKAR_ITERATIONS, RandomSubspace, worst_case
+from lecture6.sharpness import (
+    KESKAR_ITERATIONS,
+    RandomSubspace,
+    SharpnessResult,
+    adaptive,
+    worst_case,
+)
 from lecture6.studies.results import Stored, distinct_values, select
-from lecture6.studies.trials import Rows, Study, combinations
+from lecture6.studies.trials import Rows, Study, grids
 from lecture6.train import Run, train
 
 EPSILONS = (1e-3, 5e-4)  #: Keskar et al., Tables 3 and 4
-SMALL = 256
+#: Of adaptive sharpness: the last moves a weight of 1/30, as these nets start with, by 1e-3.
+ADAPTIVE_EPSILONS = (3e-3, 1e-2, 3e-2)
+SHOWN = ("epsilon", "loss", "value", "gap")  # of a SharpnessResult
 TRAIN_SIZES = {"mnist": 60_000, "timit": 36_420, "timit:183": 36_420, "cifar10": 50_000}
 #: Keskar et al., Tables 2 (accuracy, per cent), 3 and 4 (sharpness, per cent, of a space and at ε):
 #: mean and standard deviation of 5 runs, small batch and large batch.
@@ -76,42 +94,51 @@ def trial(
     epochs: int,
     n_train: int | None = None,
     evaluations: int = 10,
+    measure_at: list[int] | None = None,
+    losses: list[float] | None = None,
+    enough: float | None = None,
+    patience: int | None = None,
     n_sharpness: int = 0,
     n_columns: int = 100,
     lbfgsb: bool = False,
+    invariant: bool = False,
     bf16: bool = True,
 ) -> Rows:
     """Train ``net`` with each batch size from the same start; see the module for the tables.
 
     ``n_train``: a random part of the training set (None: all of it). ``evaluations``: how often a
-    run is evaluated. ``n_sharpness`` 0 leaves sharpness and paths out. ``n_columns``: of the random
-    subspace, Keskar's p. ``lbfgsb`` adds Keskar's solver, in float64. ``group`` only labels the
-    trial.
+    run is evaluated. A run ends after all ``epochs``, at a training accuracy of ``enough``, or when
+    the training loss has not improved for ``patience`` evaluations. ``n_sharpness`` 0 leaves
+    sharpness and paths out. ``measure_at`` (epochs) and ``losses`` (falling): when sharpness is
+    measured besides the end. ``n_columns``: of the random subspace, Keskar's p; 0: none. ``lbfgsb``
+    adds Keskar's solver, in float64; ``invariant`` what no length of a layer's weights changes:
+    sharpness at equal norms, and adaptive. ``group`` only labels the trial.
     """
     if n_train is not None:
         data = data.subset(n_train)
+    part = data.subset(n_sharpness) if n_sharpness else data  # the same samples in every trial
+    spaces: dict[str, RandomSubspace | None] = {"full space": None}
+    if n_sharpness and n_columns:
+        w = models.flat_parameters(build(net, data, seed)).to(choose())
+        settings = {"seed": seed, "device": w.device, "memory_limit": 2 << 30}
+        spaces[f"p = {n_columns}"] = RandomSubspace(len(w), n_columns, **settings)
     rows, runs = Rows(), []
-    settings = {"lr": lr, "epochs": epochs, "optimizer": "adam", "seed": seed, "bf16": bf16}
+    settings = {"lr": lr, "optimizer": "adam", "seed": seed, "bf16": bf16, "patience": patience}
     settings["evaluate_every"] = math.ceil(epochs / evaluations)
     for size in batch_sizes:
-        run = train(build(net, data, seed), data, batch_size=size, **settings)
+        model, own = build(net, data, seed), settings | {"batch_size": size}
+        for at, run in _moments(model, data, epochs, measure_at or [], losses or [], enough, own):
+            if n_sharpness:
+                for where, found in _sharpness(run, part, spaces, seed, lbfgsb, invariant):
+                    shown = {name: getattr(found, name) for name in SHOWN}
+                    rows.add("sharpness", batch_size=size, at=at, **where, **shown)
         history = run.history[["epoch", "split", "loss", "accuracy", "distance"]]
+        history = history.assign(last=history["epoch"] == history["epoch"].max())
         rows.add_all("history", history, batch_size=size)
         used = run.precision == "bfloat16"
         rows.add("runs", batch_size=size, n_updates=run.n_updates, bfloat16=used)
         runs.append(run)
-    if not n_sharpness:
-        return rows
-
-    part = data.subset(n_sharpness)  # the same samples in every trial
-    w = runs[0].w
-    columns = RandomSubspace(len(w), n_columns, seed=seed, device=w.device, memory_limit=2 << 30)
-    spaces = {"full space": None, f"p = {n_columns}": columns}
-    for size, run in zip(batch_sizes, runs, strict=True):
-        for solver in ("ascent", "lbfgsb") if lbfgsb else ("ascent",):
-            for measured in _sharpness(run, part, solver, spaces, seed):
-                rows.add("sharpness", batch_size=size, solver=solver, **measured)
-    if len(runs) == 2:
+    if n_sharpness and len(runs) == 2:
         sets = {"train": (part.x_train, part.y_train), "test": (part.x_test, part.y_test)}
         objectives = {k: NetworkObjective(runs[0].model, x, y) for k, (x, y) in sets.items()}
         for path in ("linear", "sincos"):
@@ -119,17 +146,59 @@ def trial(
     return rows
 
 
+def _moments(
+    model: torch.nn.Module,
+    data: Dataset,
+    epochs: int,
+    measure_at: list[int],
+    losses: list[float],
+    enough: float | None,
+    settings: dict[str, Any],
+) -> Iterator[tuple[str, Run]]:
+    """A run when it is to be measured, by name, its "end" last; see :func:`trial`."""
+    watched = range(0, epochs, settings["evaluate_every"]) if losses or enough else ()
+    stops, ahead = sorted({*watched, *measure_at, epochs} - {0}), list(losses)
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Path(folder) / "run.pt" if len(stops) > 1 else None  # to go on from
+        for epoch in stops:
+            run = train(model, data, epochs=epoch, checkpoint=checkpoint, **settings)
+            ended = epoch == epochs or run.history["epoch"].max() < epoch  # out of patience
+            if epoch in measure_at:
+                yield f"epoch {epoch}", run
+            while ahead and run.final("train", "loss") <= ahead[0]:
+                yield f"loss {ahead.pop(0):g}", run
+            if ended or (enough is not None and run.final("train") >= enough):
+                break
+    yield "end", run
+
+
 def _sharpness(
-    run: Run, part: Dataset, solver: str, spaces: Mapping[str, RandomSubspace | None], seed: int
-) -> Iterator[dict]:
-    """Definition 2 at the end of a run, in each space and at each ε."""
-    dtype = torch.float64 if solver == "lbfgsb" else torch.float32
-    f = NetworkObjective(run.model, part.x_train, part.y_train, dtype=dtype)
-    settings = {"method": solver, "n_iterations": KESKAR_ITERATIONS, "seed": seed}
-    for space, subspace in spaces.items():
-        for epsilon in EPSILONS:
-            found = worst_case(f, run.w, epsilon=epsilon, subspace=subspace, **settings)
-            yield {"space": space, "epsilon": epsilon, "value": found.value, "gap": found.gap}
+    run: Run,
+    part: Dataset,
+    spaces: Mapping[str, RandomSubspace | None],
+    seed: int,
+    lbfgsb: bool,
+    invariant: bool,
+) -> Iterator[tuple[dict[str, str], SharpnessResult]]:
+    """Definition 2 at the weights of a run, in each space and at each ε; see :func:`trial`."""
+    nets = {"as trained": run.model}
+    if invariant:
+        nets["equal norms"] = equal_layer_norms(run.model)
+    settings = {"n_iterations": KESKAR_ITERATIONS, "seed": seed}
+    for weights, net in nets.items():
+        for solver in ("ascent", "lbfgsb") if lbfgsb else ("ascent",):
+            dtype = torch.float64 if solver == "lbfgsb" else torch.float32
+            f = NetworkObjective(net, part.x_train, part.y_train, dtype=dtype)
+            for space, subspace in spaces.items():
+                where = {"weights": weights, "solver": solver, "space": space}
+                for epsilon in EPSILONS:
+                    box = {"epsilon": epsilon, "subspace": subspace}
+                    yield where, worst_case(f, f.w, method=solver, **box, **settings)
+    if invariant:
+        f = NetworkObjective(run.model, part.x_train, part.y_train)
+        where = {"weights": "as trained", "solver": "adaptive", "space": "full space"}
+        for epsilon in ADAPTIVE_EPSILONS:
+            yield where, adaptive(f, f.w, epsilon=epsilon, seed=seed)
 
 
 def build(net: str, data: Dataset, seed: int) -> torch.nn.Module:
@@ -155,7 +224,8 @@ def final(
 ) -> pd.DataFrame:
     """The last value of a column of the history in each run, as :func:`by_run` gives it."""
     rows = tables["history"]
-    return by_run(rows[(rows["split"] == split) & (rows["epoch"] == rows["epochs"])], column)
+    ended = rows["last"] if "last" in rows else rows["epoch"] == rows["epochs"]
+    return by_run(rows[(rows["split"] == split) & ended], column)
 
 
 def sharpness(
@@ -166,9 +236,16 @@ def sharpness(
     solver: str = "ascent",
     column: str = "value",
 ) -> pd.DataFrame:
-    """The sharpness of each run in per cent, or its "gap", as :func:`by_run` gives it."""
-    wanted = "space == @space and epsilon == @epsilon and solver == @solver"
-    return by_run(tables["sharpness"].query(wanted), column)
+    """The sharpness in per cent at the end of each run as trained, as :func:`by_run` gives it.
+
+    Or another ``column`` of the table, the "gap" say.
+    """
+    wanted = {"space": space, "epsilon": epsilon, "solver": solver}
+    wanted |= {"at": "end", "weights": "as trained"}
+    rows = tables["sharpness"]
+    for name in wanted.keys() & set(rows):  # older tables have the end alone, and no column for it
+        rows = rows[rows[name] == wanted[name]]
+    return by_run(rows, column)
 
 
 def figure_4(history: pd.DataFrame) -> pd.DataFrame:
@@ -204,107 +281,39 @@ def caption(stored: Stored, rows: pd.DataFrame) -> str:
     return stored.line(rows, f"{net} on {data}{samples}", f"{epochs} epochs")
 
 
-def _grid_full() -> list[dict]:
-    """Most wanted first: the pairs of each network, then Figure 7, then the controls."""
-    f1 = {"net": "F1", "data": "mnist", "epochs": 20, "lr": 1e-3}
-    f2 = {"net": "F2", "data": "timit", "epochs": 50, "lr": 1e-3}
-    f2_183 = f2 | {"data": "timit:183"}
-    c1 = {"net": "C1, stride 2", "data": "cifar10", "epochs": 40, "lr": 1e-3}
-    c1_code = c1 | {"net": "C1", "epochs": 20}
-    n_sharpness = {"F1": 10_000, "F2": 5_000, "C1, stride 2": 2_500, "C1": 1_000}
-
-    def trials(base: dict, group: str, seeds, *sizes: list[int], **more) -> list[dict]:
-        more = {"n_sharpness": n_sharpness[base["net"]]} | more
-        return combinations(base | {"group": group} | more, seed=seeds, batch_sizes=sizes)
-
-    def large(base: dict) -> int:  # LB: 10 % of the training data
-        return TRAIN_SIZES[base["data"]] // 10
-
-    def pairs(base: dict, seeds, group: str = "pair", **more) -> list[dict]:
-        return trials(base, group, seeds, [SMALL, large(base)], **more)
-
-    def grid(base: dict, seed: int, sizes: list[int]) -> list[dict]:
-        return trials(base, "grid", [seed], *([size] for size in sizes), evaluations=1)
-
-    def equal_updates(base: dict) -> list[dict]:
-        n = TRAIN_SIZES[base["data"]]
-        ratio = math.ceil(n / SMALL) / math.ceil(n / large(base))
-        epochs = round(base["epochs"] * ratio)
-        return trials(base, "equal updates", range(3), [large(base)], epochs=epochs)
-
-    def tuned(base: dict, small: list[float], large_batch: list[float]) -> list[dict]:
-        base = base | {"group": "tuned rate", "evaluations": 1}  # beside the pairs' 1e-3
-        return [
-            *combinations(base, batch_sizes=[[large(base)]], lr=large_batch, seed=range(3)),
-            *combinations(base, batch_sizes=[[SMALL]], lr=small, seed=range(3)),
-        ]
-
-    f2_sizes = [128, 512, 1024, 2048, 7284, 18_210]  # to a half of the training data
-    c1_sizes = [128, 512, 1024, 2048, 10_000]  # to a fifth: half of it takes 10 GB
-    return [
-        *pairs(f1, [0], lbfgsb=True),
-        *pairs(f2, [0], lbfgsb=True),
-        *pairs(f1, [1, 2, 3, 4]),
-        *pairs(f2, [1, 2, 3, 4]),
-        *pairs(c1, [0, 1, 2]),
-        *grid(f2, 0, f2_sizes),
-        *grid(c1, 0, c1_sizes),
-        *pairs(f2_183, [0, 1, 2, 3, 4]),
-        *tuned(f1, [2.5e-4, 5e-4, 2e-3], [2e-3, 4e-3, 8e-3]),
-        *equal_updates(f1),
-        *tuned(c1, [5e-4, 2e-3], [2e-3, 4e-3]),
-        *tuned(f2, [2.5e-4, 5e-4, 2e-3], [2e-3, 4e-3, 8e-3]),
-        *grid(f2, 1, f2_sizes),
-        *equal_updates(f2),
-        *grid(c1, 1, c1_sizes),
-        *pairs(c1, [3, 4]),
-        *grid(f2, 2, f2_sizes),
-        *grid(c1, 2, c1_sizes),
-        *pairs(f1, [0, 1], "float32", bf16=False),
-        *pairs(f1, [0], "whole set", n_sharpness=60_000),
-        *pairs(c1_code, [0, 1, 2]),
-    ]
-
-
-def _small(
-    n_train: int, small: int, sizes: list[int], seeds: range, epochs: int, n_columns: int
-) -> list[dict]:
-    base = {"net": "F1", "data": "mnist5k", "n_train": n_train, "epochs": epochs, "lr": 1e-3}
-    base |= {"n_sharpness": n_train // 2, "n_columns": n_columns}
-    pair, singles = [small, n_train // 10], [[size] for size in sizes]
-    pairs = combinations(base | {"group": "pair"}, seed=seeds, batch_sizes=[pair])
-    return pairs + combinations(base | {"group": "grid"}, batch_sizes=singles, seed=seeds)
-
-
 def _cost(p: dict) -> float:
-    """Seconds on one core of a 2026 server with bfloat16, fitted to the first trials."""
-    # microseconds of training, milliseconds of Adam
-    rates = {"F1": (21, 1.5), "F2": (42, 2.5), "C1, stride 2": (80, 1.0), "C1": (500, 3.0)}
-    per_sample, per_update = rates[p["net"]]
+    """Seconds on one core of a 2026 server, fitted to the first trials, or on a GPU, guessed."""
+    # microseconds of training, in bfloat16 and in float32, and on a GPU; milliseconds of Adam
+    rates = {"F1": (21, 85, 1, 1.5), "F2": (42, 165, 1, 2.5)}
+    rates |= {"C1, stride 2": (80, 210, 3, 1.0), "C1": (500, 1550, 10, 3.0)}
+    half, single, on_gpu, per_update = rates[p["net"]]
+    if torch.cuda.is_available():
+        half = single = on_gpu
     n = p.get("n_train") or TRAIN_SIZES[p["data"].removesuffix("_jpeg")]
     runs, n_sharpness = len(p["batch_sizes"]), p.get("n_sharpness", 0)
-    updates = p["epochs"] * sum(math.ceil(n / size) for size in p["batch_sizes"])
-    samples = runs * n * (p["epochs"] + 1.6 * p.get("evaluations", 10))
-    samples += runs * n_sharpness * (170 + 400 * p.get("lbfgsb", False))
+    share = 0.35 if "enough" in p else 1.0  # of the epochs, which are the most that a run may take
+    updates = share * p["epochs"] * sum(math.ceil(n / size) for size in p["batch_sizes"])
+    seconds = share * runs * n * (p["epochs"] + 0.4 * p.get("evaluations", 10))
+    seconds *= (half if p.get("bf16", True) else single) / 1e6
+    moments = 1 + len(p.get("measure_at", [])) + len(p.get("losses", []))
+    found = (1 + 1.2 * p.get("invariant", False)) * (45 + 100 * p.get("lbfgsb", False))
+    measured = runs * n_sharpness * moments * found
     if runs == 2 and n_sharpness:
-        samples += 65 * (n_sharpness + 10_000)  # two paths, on training and test samples
-    return samples * per_sample / 1e6 + updates * per_update / 1e3
+        measured += 18 * (n_sharpness + 10_000)  # two paths, on training and test samples
+    return seconds + measured * single / 1e6 + updates * per_update / 1e3
 
 
 STUDY = Study(
     name="keskar",
     about="Small and large batches: accuracy, sharpness, distance (Keskar et al., 1609.04836)",
-    notes="Less than the paper's: a fixed number of epochs (20 for F1, 50 for F2, 40 for C1), not "
-    "until the loss ceases to improve; F2 on the TIMIT sample, 5 % of the corpus, with stand-ins "
-    "for the HMM states; C1 with stride 2, as in the paper's text, a sixth of the released code's "
+    notes="Profiles evidence and gpu are runs R1 to R3 of the plan, in float32. Profile full is "
+    "less than the paper's: a fixed number of epochs (20 for F1, 50 for F2, 40 for C1), not until "
+    "the loss ceases to improve; F2 on the TIMIT sample, 5 % of the corpus, with stand-ins for "
+    "the HMM states; C1 with stride 2, as in the paper's text, a sixth of the released code's "
     "parameters; sharpness on 10,000 (F1), 5,000 (F2) and 2,500 (C1) training samples, by sign "
     "ascent, and by the paper's L-BFGS-B for seed 0 of F1 and F2; training in bfloat16 where the "
     "processor has it.",
     trial=trial,
-    grids={
-        "smoke": _small(60, 5, [20, 30], range(4), 1, 2),
-        "book": _small(800, 16, [200, 400], range(3), 7, 100),
-        "full": _grid_full(),
-    },
+    grids=grids("keskar"),
     cost=_cost,
 )

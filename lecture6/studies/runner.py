@@ -454,13 +454,15 @@ def collect(
             f"{changed[0]} changed between trials: delete the trials in {files.folder} and run the "
             "study again"
         )
+    runs = ((s["parameters"] | row) for s in found for row in s["rows"].get("runs", []))
+    seeds = {run.get("seed") for run in runs}  # a row's own, where a trial has several
     return tabulate((saved["parameters"], saved["rows"]) for saved in found), {
         "study": study.name,
         "profile": profile,
         "notes": study.notes,
         "trials": [len(found), len(trials)],
         "data": data_sets,
-        "seeds": sorted({s["parameters"]["seed"] for s in found if "seed" in s["parameters"]}),
+        "seeds": sorted(seeds - {None}),
         **{what: sorted({r[what] for r in records}) for what in ("device", "threads", "code")},
         "libraries": {n: sorted({r["libraries"][n] for r in records}) for n in LIBRARIES},
         "date": [min(dates), max(dates)],

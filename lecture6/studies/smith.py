@@ -17,15 +17,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from fractions import Fraction
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import ArrayLike
 
 from lecture6 import models
 from lecture6.data import Dataset
 from lecture6.studies.results import Stored, distinct_values
-from lecture6.studies.trials import Rows, Study
+from lecture6.studies.trials import Rows, Study, grids
 from lecture6.train_many import train_many
 
 HIDDEN = 800
@@ -38,7 +40,7 @@ RATIOS = sorted(  # B over η/(1 − m): dense where the peak was found first, t
 RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 3.0)  # η/(1 − m)
 HIGH_RATES = (6.0, 12.0)  # the paper sees a fall from about 3
 SIZES = (1000, 2000, 4000, 8000, 16000, 32000, 60000)
-TRAINED = 0.999  # the training accuracy that counts as "still trains"
+TRAINED = Fraction(999, 1000)  # the training accuracy that counts as "still trains"
 GUESS = 0.1  # accuracy of a guess among ten classes
 
 
@@ -56,24 +58,32 @@ def trial(
     hidden: int = HIDDEN,
     sampling: str = "without_replacement",
     bf16: bool = False,
+    subset: int = 0,
+    replicas: int = 1,
 ) -> Rows:
-    """Train once; see the module for the tables.
+    """Train a net for each of the seeds from ``seed`` on, ``replicas`` of them, all at once.
 
-    ``n_train``: a random part of the training set, the same for every seed, which decides the
-    initial weights and the batches. ``updates`` is rounded to whole passes of ⌈N/B⌉ updates.
-    ``group`` only labels the trial.
+    See the module for the tables, whose rows have their own ``seed``. ``n_train``: a random part of
+    the training set, which ``subset`` decides; ``seed`` decides the initial weights and the
+    batches. ``updates`` is rounded to whole passes of ⌈N/B⌉ updates. ``group`` only labels the
+    trial.
     """
-    data = data.subset(n_train, n_test).centred()
-    net = models.mlp(math.prod(data.input_shape), hidden, data.n_classes, seed=seed)
+    data = data.subset(n_train, n_test, seed=subset).centred()
+    seeds, rows = range(seed, seed + replicas), Rows()
+    sizes = math.prod(data.input_shape), hidden, data.n_classes
     epochs = max(1, round(updates / math.ceil(n_train / batch_size)))
     settings = {"batch_size": batch_size, "lr": lr, "momentum": momentum, "sampling": sampling}
     settings |= {"epochs": epochs, "evaluate_every": math.ceil(epochs / N_EVALUATIONS)}
-    [run] = train_many([net], data, seeds=[seed], bf16=bf16, **settings)
-    if run.stopped.startswith("diverged"):
-        return Rows(runs=[{"diverged": True}])
-    used = run.precision == "bfloat16"
-    rows = Rows(runs=[{"n_updates": run.n_updates, "bfloat16": used, "diverged": False}])
-    rows.add_all("history", run.history[["update", "split", "loss", "accuracy"]])
+    nets = [models.mlp(*sizes, seed=s) for s in seeds]
+    for s, run in zip(
+        seeds, train_many(nets, data, seeds=seeds, bf16=bf16, **settings), strict=True
+    ):
+        if run.stopped.startswith("diverged"):
+            rows.add("runs", seed=s, diverged=True)
+            continue
+        used = run.precision == "bfloat16"
+        rows.add("runs", seed=s, n_updates=run.n_updates, bfloat16=used, diverged=False)
+        rows.add_all("history", run.history[["update", "split", "loss", "accuracy"]], seed=s)
     return rows
 
 
@@ -86,35 +96,45 @@ def final(tables: Mapping[str, pd.DataFrame], split: str = "test") -> pd.DataFra
     by = ["lr", "momentum", "n_train", "batch_size", "seed"]
     history, runs = tables["history"], tables["runs"]
     found = history[history["split"] == split].sort_values("update")
-    found = found.groupby([*by, "group", "sampling"], as_index=False).last()
+    runs_of = [*by, *found.columns.intersection(["group", "sampling", "subset"])]
+    found = found.groupby(runs_of, as_index=False, dropna=False).last()
     found = pd.concat([found, runs[runs["diverged"]].assign(accuracy=GUESS)])
     if found.duplicated(by).any():
-        raise ValueError("several runs have the same rate, batch size, N and seed: select a group")
+        raise ValueError(
+            "several runs have the same rate, batch size, N and seed: select a group, a subset"
+        )
     return found[[*by, "accuracy"]].reset_index(drop=True)
 
 
 def peak(batch_sizes: ArrayLike, accuracies: ArrayLike) -> float:
     """The batch size of the best accuracy, between the grid's points; NaN if it is not bracketed.
 
-    The vertex of a parabola in log B, by least squares through the points next to one another that
-    lie above half the height of the peak over the largest batch (at least the best one and its
-    neighbours), and within their range. What lies left of the edge, where training fails, does not
-    count so. A best point at an end of the grid is no peak.
+    ``accuracies``: counts of images, or fractions, which are compared as quotients of such counts:
+    a point at half height is not above it. The vertex of a parabola in log B, by least squares
+    through the points next to one another that lie above half the height of the peak over the
+    largest batch (at least the best one and its neighbours), and within their range. What lies left
+    of the edge, where training fails, does not count so. A best point at an end of the grid is no
+    peak.
     """
     order = np.argsort(batch_sizes)
     x = np.log2(np.asarray(batch_sizes, dtype=float)[order])
     y = np.asarray(accuracies, dtype=float)[order]
-    best = int(y.argmax())
+    best, exact = int(y.argmax()), _quotients(y)
     if not 0 < best < len(y) - 1:
         return math.nan
-    low, high, half = best - 1, best + 1, (y[best] + y[-1]) / 2
-    while low > 0 and y[low - 1] > half and y[low] > half:
+    low, high, half = best - 1, best + 1, (exact[best] + exact[-1]) / 2
+    while low > 0 and exact[low - 1] > half and exact[low] > half:
         low -= 1
-    while high < len(y) - 1 and y[high + 1] > half and y[high] > half:
+    while high < len(y) - 1 and exact[high + 1] > half and exact[high] > half:
         high += 1
     a, b, _ = np.polyfit(x[low : high + 1] - x[best], y[low : high + 1], 2)
     vertex = x[best] - b / (2 * a) if a < 0 else x[best]
     return float(2 ** np.clip(vertex, x[low], x[high]))
+
+
+def _quotients(accuracies: ArrayLike) -> list[Fraction]:
+    """Each as the quotient of two counts that it was before it was rounded, of up to 10⁵ images."""
+    return [Fraction(float(a)).limit_denominator(10**5) for a in np.asarray(accuracies)]
 
 
 def edge(batch_sizes: ArrayLike, accuracies: ArrayLike) -> float:
@@ -123,20 +143,32 @@ def edge(batch_sizes: ArrayLike, accuracies: ArrayLike) -> float:
     NaN when the largest batch is below it.
     """
     order = np.argsort(batch_sizes)
-    fails = np.flatnonzero(np.asarray(accuracies)[order] < TRAINED)
+    fails = np.flatnonzero([a < TRAINED for a in _quotients(np.asarray(accuracies)[order])])
     first = fails[-1] + 1 if len(fails) else 0
     return float(np.asarray(batch_sizes)[order][first]) if first < len(order) else math.nan
 
 
+def _step(batch_sizes: ArrayLike, at: float) -> float:
+    """The factor between the grid's points around ``at``; between neighbours, where it is one."""
+    x = np.sort(np.asarray(batch_sizes, dtype=float))
+    around = (x[:-1] <= at) & (at <= x[1:])
+    return float((x[1:] / x[:-1])[around].max()) if around.any() else math.nan
+
+
 def optima(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """One line a curve and seed: lr, momentum, n_train, seed, B_opt (:func:`peak`), edge."""
+    """One line a curve and seed: lr, momentum, n_train, seed, B_opt (:func:`peak`), edge.
+
+    And B_opt_step and edge_step, how finely the grid resolves the two: the factor between the batch
+    sizes around each. An interval read off the grid is no narrower than that.
+    """
     curve = ["lr", "momentum", "n_train", "seed"]
     both = final(tables).merge(final(tables, "train"), on=[*curve, "batch_size"])
     lines = []
     for key, runs in both.groupby(curve):
         b, test, train = (runs[c] for c in ("batch_size", "accuracy_x", "accuracy_y"))
-        lines.append([*key, peak(b, test), edge(b, train)])
-    return pd.DataFrame(lines, columns=[*curve, "B_opt", "edge"])
+        found = peak(b, test), edge(b, train)
+        lines.append([*key, *found, *(_step(b, at) for at in found)])
+    return pd.DataFrame(lines, columns=[*curve, "B_opt", "edge", "B_opt_step", "edge_step"])
 
 
 def exponents(found: pd.DataFrame, by: str, column: str = "B_opt") -> pd.Series:
@@ -204,18 +236,22 @@ def _full() -> list[dict]:
 
 
 def _cost(p: dict) -> float:
-    """Seconds on one core of a 2026 server with bfloat16, fitted to the first trials."""
-    size = p["hidden"] / HIDDEN
-    per_sample = size * (8e-6 if p["bf16"] else 2.6e-5)
-    return p["updates"] * (3e-4 * size + p["batch_size"] * per_sample) + 1.0
+    """Seconds on one core of a 2026 server with bfloat16, fitted to the first trials, or a GPU."""
+    size, replicas, n = p["hidden"] / HIDDEN, p.get("replicas", 1), p["n_train"]
+    if torch.cuda.is_available():
+        return p["updates"] * 4e-4 + 2.0  # a guess
+    per_sample = size * (8e-6 if p.get("bf16") else 2.6e-5)
+    per_update = 3e-4 * size + p["batch_size"] * per_sample + n * 1.5e-8  # a draw shuffles all
+    return replicas * (p["updates"] * per_update + 4e-5 * n + 1.0)
 
 
 STUDY = Study(
     name="smith",
     about="The optimal batch size against η and N (Smith & Le, 1710.06451)",
-    notes="Less than the paper's: 3,000/η updates at a momentum of 0, and 300/η at 0.9, where the "
-    "paper has 10,000/η at 0.9; rates that PyTorch's initial weights can be trained with; 10,000 "
-    "updates in Figure 11, without momentum. Batches of at least 32 are trained in bfloat16.",
+    notes="Profiles evidence and gpu are run R4 of the plan, in float32. Profile full is less than "
+    "the paper's: 3,000/η updates at a momentum of 0, and 300/η at 0.9, where the paper has "
+    "10,000/η at 0.9; rates that PyTorch's initial weights can be trained with; 10,000 updates in "
+    "Figure 11, without momentum. Batches of at least 32 are trained in bfloat16.",
     trial=trial,
     grids={
         "smoke": _figure_10(
@@ -231,6 +267,7 @@ STUDY = Study(
             _NEAR,
         ),
         "full": _full(),
+        **grids("smith"),
     },
     cost=_cost,
 )

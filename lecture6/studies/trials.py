@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import tempfile
+import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -141,6 +142,24 @@ class Trial:
 def combinations(base: dict, **axes: Iterable) -> list[dict]:
     """``base`` with each combination of values of ``axes``, the first of which varies slowest."""
     return [base | dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
+
+
+def grids(study: str) -> dict[str, list[dict]]:
+    """The grids of a study in ``grids.toml``, which says how to read them, by profile."""
+    written = tomllib.loads(Path(__file__).with_name("grids.toml").read_text("utf8"))
+    return {
+        profile: [parameters for block in blocks for parameters in _expanded(block, {})]
+        for profile, blocks in written[study].items()
+    }
+
+
+def _expanded(block: dict, base: dict) -> Iterator[dict]:
+    own = base | {k: v for k, v in block.items() if k not in ("axes", "cases")}
+    for parameters in combinations(own, **block.get("axes", {})):
+        if "cases" not in block:
+            yield parameters
+        for case in block.get("cases", []):
+            yield from _expanded(case, parameters)
 
 
 def tabulate(trials: Iterable[tuple[dict, Mapping[str, list[dict]]]]) -> dict[str, pd.DataFrame]:

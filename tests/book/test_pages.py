@@ -185,7 +185,7 @@ def test_an_item_has_a_home_that_speaks_of_it(item):
 
 # ---- the errata ------------------------------------------------------------------------------
 
-ERRATA = [f"E{n}" for n in range(1, 15)] + [f"I{n}" for n in range(1, 23)]
+ERRATA = [f"E{n}" for n in range(1, 18)] + [f"I{n}" for n in range(1, 29)]
 ENTRY = re.compile(r"^\(([ei]\d+)\)=\n### (.*?)(?=^\([ei]\d+\)=|^## |\Z)", re.MULTILINE | re.DOTALL)
 ENTRIES = dict(ENTRY.findall(text_of("errata.md")))
 
@@ -200,6 +200,13 @@ def test_an_erratum_says_what_is_printed_what_is_right_and_why(name):
     assert entry.startswith(f"{name}: ")
     right = "Correct" if name.startswith("E") else "Better"
     assert re.findall(r"^(\w+)\n: \S", entry, re.MULTILINE) == ["Printed", right, "Why"]
+
+
+@each_chapter
+def test_a_chapter_refers_to_errata_that_exist(path):
+    linked = re.findall(r"\(\.\./book/errata\.md#([\w-]+)\)", path.read_text("utf8"))
+    assert linked
+    assert broken(" ".join(f"[](errata.md#{anchor})" for anchor in linked)) == []
 
 
 # ---- notation and glossary -------------------------------------------------------------------
