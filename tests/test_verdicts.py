@@ -296,7 +296,7 @@ def test_the_table_has_a_row_a_claim_with_margin_holm_and_verdict():
         ["+0.60 [+0.01, +1.20]", "–", "3 seeds, one subset", "stored study", "no", "holds"],
         ["+0.60 [+0.01, +1.20]", "–", "3 seeds", "this page", "no", "holds"],
         ["+0.00 [-0.10, +0.10] points", "± 0.5 points", "3 seeds", "this page", "yes", "holds"],
-        ["0.995 [0.900, 1.10]", "×÷ 1.25", "3 seeds", "this page", "yes", "holds"],
+        ["0.995 [0.9, 1.1]", "×÷ 1.25", "3 seeds", "this page", "yes", "holds"],
         ["+0.00 [-9.00, +9.00]", "–", "3 seeds", "this page", "–", "cannot tell"],
         ["equal", "–", "exact", "this page", "–", "holds"],
     ]

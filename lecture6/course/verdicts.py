@@ -275,7 +275,7 @@ def _survives(adjusted: float, p: float) -> str:
 def _shown(claim: Claim) -> str:
     if not isinstance(claim.found, Interval):
         return "–"
-    spec = "#.3g" if claim.found.ratio else "+.2f"
+    spec = ".3g" if claim.found.ratio else "+.2f"
     return f"{claim.found:{spec}} {claim.unit}".strip()
 
 
