@@ -36,10 +36,15 @@ TOLERANCE = 1e-4  # of the logarithm of an integral, between so many cells and h
 # Quadratics: the covariance at rest
 
 
+def _symmetric(matrix: np.ndarray) -> bool:
+    square = matrix.ndim == 2 and matrix.shape == matrix.T.shape
+    return square and np.allclose(matrix, matrix.T, atol=1e-8 * np.abs(matrix).max())
+
+
 def _spectrum(matrix: ArrayLike, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvalues and eigenvectors of a symmetric positive definite matrix."""
     h = np.atleast_2d(checks.array(name, matrix))
-    if h.ndim != 2 or h.shape != h.T.shape or not np.allclose(h, h.T):
+    if not _symmetric(h):
         raise ValueError(f"{name} must be a symmetric matrix, got {h.tolist()}")
     values, vectors = np.linalg.eigh(h)
     if not values[0] > len(h) * np.finfo(float).eps * abs(values[-1]):
@@ -91,15 +96,15 @@ def ou_covariance(
     if discrete:
         _check_stable(values[-1], lr, momentum)
     c = np.atleast_2d(checks.array("c", c))
-    if c.shape != q.shape or not np.allclose(c, c.T):
+    if c.shape != q.shape or not _symmetric(c):
         raise ValueError(f"c must be symmetric and of the shape of h, {q.shape}: got {c.tolist()}")
-    noise, e = lr**2 / batch_size * (q.T @ c @ q), lr * values
-    total = e[:, None] + e
+    noise, h = lr / batch_size * (q.T @ c @ q) / (1 - momentum), values[:, None]
     if not discrete:
-        return q @ (noise / ((1 - momentum) * total)) @ q.T
-    below = (1 - momentum) ** 2 * ((1 + momentum) * total - np.outer(e, e))
-    below += momentum * (e[:, None] - e) ** 2
-    return q @ ((1 - momentum**2) * noise / below) @ q.T
+        return q @ (noise / (h + values)) @ q.T
+    # The formula over η (1 − m)², and no difference of large numbers in it
+    room, apart = 1 + momentum - lr * values / 2, (h - values) / (1 - momentum)
+    below = h * room + values * room[:, None] + momentum * lr * apart * apart
+    return q @ ((1 + momentum) * noise / below) @ q.T
 
 
 def excess_loss(eigenvalues: ArrayLike, lr: float, batch_size: float) -> float:
@@ -153,15 +158,17 @@ def linear_regression_covariance(
     gradients = x * (x @ minimiser - y)[:, None]
     c = gradients.T @ gradients / n
     squares = (x[:, :, None] * x[:, None, :]).reshape(n, d * d)  # x_i ⊗ x_i: H_i ⊗ H_i = its square
-    shrink = np.eye(d) - lr * h
-    step = np.kron(shrink, shrink) + lr**2 * kappa * (squares.T @ squares / n - np.kron(h, h))
-    radius = float(np.abs(np.linalg.eigvalsh(step)).max())
-    if radius >= 1:
+    # The map is 1 − η·decay; written so, small ηh keep their digits
+    decay = np.kron(h, np.eye(d)) + np.kron(np.eye(d), h)
+    decay -= lr * ((1 - kappa) * np.kron(h, h) + kappa * (squares.T @ squares / n))
+    rates = lr * np.linalg.eigvalsh(decay)
+    radius = float(np.abs(1 - rates).max())
+    if rates[0] <= 0 or rates[-1] >= 2:
         raise ValueError(
             f"no stationary covariance: the mean square of w grows {radius:.6g}-fold a step at "
             f"lr = {lr:g} and batch_size = {batch_size}; lower lr or raise batch_size"
         )
-    s = np.linalg.solve(np.eye(d * d) - step, lr**2 * kappa * c.ravel()).reshape(d, d)
+    s = np.linalg.solve(decay, lr * kappa * c.ravel()).reshape(d, d)
     return RegressionCovariance((s + s.T) / 2, radius, minimiser, h, c)
 
 
@@ -202,15 +209,16 @@ def smallest_stable_batch(lr: float, curvature: float, spread: float, n_train: i
     """
     lr, n_train = checks.real("lr", lr, above=0), checks.whole("n_train", n_train, least=2)
     curvature = checks.real("curvature", curvature, least=0)
-    noise = (lr * checks.real("spread", spread, least=0)) ** 2
-    room = lr * curvature * (2 - lr * curvature)  # 1 − (1 − ηa)²
-    if room < 0:
+    spread = checks.real("spread", spread, least=0)
+    if lr * curvature > 2:
         raise ValueError(
             f"no batch is stable: lr · curvature = {lr * curvature:g} is above 2, lower {lr = :g}"
         )
-    if noise == 0:
+    if spread == 0:
         return 1
-    least = n_train * noise / (noise + room * (n_train - 1))
+    # 1 − (1 − ηa)² over η² s², without squares that under- or overflow
+    room = (2 - lr * curvature) * curvature / spread / lr / spread
+    least = n_train / (1 + room * (n_train - 1))
     return max(1, math.ceil(least * (1 - 1e-12)))  # a batch on the edge counts as stable
 
 
@@ -220,11 +228,17 @@ def smallest_stable_batch(lr: float, curvature: float, spread: float, n_train: i
 def temperature(lr: float, batch_size: float, sigma: float) -> float:
     """T = η σ²/(2B) of noise with covariance σ² I; with momentum m it is 1/(1 − m) times that."""
     lr, batch_size = checks.real("lr", lr, above=0), checks.real("batch_size", batch_size, above=0)
-    return lr * checks.real("sigma", sigma, least=0) ** 2 / (2 * batch_size)
+    sigma = checks.real("sigma", sigma, least=0)
+    return checks.real("the temperature", lr * sigma / (2 * batch_size) * sigma)
 
 
-def _log_density(loss: Loss, d: int, temperature: float) -> Values:
-    """−loss/temperature as a function of arrays (..., d), with values (...)."""
+def _log_density(loss: Loss, temperature: float, nodes: np.ndarray) -> tuple[Values, float]:
+    """(level − loss)/temperature of arrays (..., d), with values (...), and the level.
+
+    That is the lowest loss at the ``nodes`` (n, d): in −loss/temperature itself, rounding is large
+    where the loss is. Raises ValueError where it is too large in the loss already.
+    """
+    d = nodes.shape[-1]
     if isinstance(loss, FunctionObjective) and loss.n_params != d:
         raise ValueError(f"expected a loss of {d} parameters, got one of {loss.n_params}")
 
@@ -239,9 +253,15 @@ def _log_density(loss: Loss, d: int, temperature: float) -> Values:
                 f"the loss of points {rows.shape} must be {len(rows)} finite numbers, got shape "
                 f"{out.shape} with {np.count_nonzero(~np.isfinite(out))} that are not finite"
             )
-        return -out.reshape(w.shape[:-1]) / temperature
+        return out.reshape(w.shape[:-1])
 
-    return values
+    level = float(values(nodes).min())
+    if np.spacing(abs(level)) > TOLERANCE * temperature:
+        raise ValueError(
+            f"the loss, {level:g} at the least, is rounded by more than {TOLERANCE:g} of "
+            f"{temperature = :g}: subtract a constant from it"
+        )
+    return lambda w: (level - values(w)) / temperature, level
 
 
 def _nodes(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -296,28 +316,29 @@ class Gibbs:
                 "needs a box of 1 or 2 dimensions with low < high, got "
                 f"{self.low.tolist()} and {self.high.tolist()}"
             )
-        self._log_density = _log_density(loss, d, temperature)
         default = CELLS if d == 1 else 64
         n = default if n_cells is None else checks.whole("n_cells", n_cells, least=2)
-        _, coarse = self._quadrature(n // 2)
-        self.points, log_mass = self._quadrature(n)
-        self.log_partition = float(logsumexp(log_mass))
-        remedy = "raise n_cells or narrow the box"
-        _check_converged("Z", self.log_partition, float(logsumexp(coarse)), remedy)
-        self.weights = np.exp(log_mass - self.log_partition)
-        self.weights /= self.weights.sum()  # log Z is rounded, by much where ℓ/T is large
+        self.points, log_weights = self._quadrature(n)
+        self._log_density, level = _log_density(loss, temperature, self.points)
+        log_mass = log_weights + self._log_density(self.points)
+        self._log_z = float(logsumexp(log_mass))  # of the loss above its lowest level
+        nodes, coarse = self._quadrature(n // 2)
+        coarse_z = float(logsumexp(coarse + self._log_density(nodes)))
+        _check_converged("Z", self._log_z, coarse_z, "raise n_cells or narrow the box")
+        self.log_partition = self._log_z - level / temperature
+        self.weights = np.exp(log_mass - self._log_z)
         if d == 1:
             self._edges = np.linspace(self.low[0], self.high[0], n + 1)
             self._below = np.append(0.0, self.weights.reshape(n, -1).sum(1).cumsum())
 
     def _quadrature(self, n_cells: int) -> tuple[np.ndarray, np.ndarray]:
-        """Points (n, d), and the logarithms of what they contribute to Z."""
+        """Points (n, d), and the logarithms of their weights."""
         edges = np.linspace(self.low, self.high, n_cells + 1).T
         points, weights = (
             np.stack(np.meshgrid(*a.reshape(len(a), -1), indexing="ij"), -1).reshape(-1, len(a))
             for a in _nodes(edges[:, :-1], edges[:, 1:])
         )
-        return points, np.log(weights).sum(1) + self._log_density(points)
+        return points, np.log(weights).sum(1)
 
     def _at(self, w: ArrayLike) -> np.ndarray:
         points = np.asarray(w, dtype=float).reshape(-1, len(self.low))
@@ -330,7 +351,7 @@ class Gibbs:
         points = self._at(w)
         inside = ((points >= self.low) & (points <= self.high)).all(1)
         out = np.zeros(len(points))
-        out[inside] = np.exp(self._log_density(points[inside]) - self.log_partition)
+        out[inside] = np.exp(self._log_density(points[inside]) - self._log_z)
         return out
 
     def cdf(self, w: ArrayLike) -> np.ndarray:
@@ -340,7 +361,7 @@ class Gibbs:
         z = np.clip(self._at(w)[:, 0], self.low, self.high)
         cell = np.digitize(z, self._edges[1:-1])
         part = _log_integral(self._log_density, self._edges[cell], z)
-        return self._below[cell] + np.exp(part - self.log_partition)
+        return self._below[cell] + np.exp(part - self._log_z)
 
     def probability(self, region: Callable[[np.ndarray], ArrayLike]) -> float:
         """P(region), given as a function of points (n, d) with truth values (n,).
@@ -415,13 +436,13 @@ def laplace(
     """
     temperature = checks.real("temperature", temperature, above=0)
     levels = checks.array("losses", losses)
-    if levels.shape != (len(hessians),):
+    if levels.shape != (len(hessians),) or levels.size == 0:
         raise ValueError(
             f"needs ℓ and H of each well, got losses {levels.shape}, {len(hessians)} Hessians"
         )
     spectra = [_spectrum(h, f"the Hessian of well {a}")[0] for a, h in enumerate(hessians)]
     log_det = np.array([np.log(values).sum() for values in spectra])
-    exponent = -levels / temperature / (2 if as_printed else 1) - log_det / 2
+    exponent = (levels.min() - levels) / temperature / (2 if as_printed else 1) - log_det / 2
     return np.exp(exponent - logsumexp(exponent))
 
 
@@ -447,7 +468,8 @@ def escape_time(loss: Loss, temperature: float, start: float, end: float, *, wal
     start, end = checks.real("start", start), checks.real("end", end)
     if not (wall <= start < end or wall >= start > end):
         raise ValueError(f"needs start between wall and end, got {wall = }, {start = }, {end = }")
-    log_density = _log_density(loss, 1, temperature)
+    nodes = np.linspace([wall, start], [start, end], CELLS + 1).reshape(-1, 1)
+    log_density, _ = _log_density(loss, temperature, nodes)
 
     def log_time(n: int) -> float:
         inside, path = np.linspace(wall, start, n + 1), np.linspace(start, end, n + 1)
@@ -477,8 +499,8 @@ def kramers_time(
     well = checks.real("curvature_well", curvature_well, above=0)
     saddle = checks.real("curvature_saddle", curvature_saddle, below=0)
     temperature = checks.real("temperature", temperature, above=0)
-    prefactor = 2 * math.pi / math.sqrt(-well * saddle)
-    return _time(math.log(prefactor) + checks.real("barrier", barrier, above=0) / temperature)
+    log_rate = (math.log(well) + math.log(-saddle)) / 2 - math.log(2 * math.pi)
+    return _time(checks.real("barrier", barrier, above=0) / temperature - log_rate)
 
 
 def occupation(t: ArrayLike, rate_ab: float, rate_ba: float) -> np.ndarray:
