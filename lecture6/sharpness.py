@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.optimize import Bounds, minimize
+from scipy.special import ndtr, stdtrit
 from torch import Tensor
 
 from lecture6 import checks
@@ -377,8 +378,9 @@ def average(
     near = differences(NEAR * epsilon + 2 * eps * x.abs(), 3).mean(1)  # by rounding of f(x) alone
     rises, last_place = each.mean(1), eps * (abs(base) + np.abs(each).mean())
     rise = float(rises.mean())
-    # math.hypot: the squares of tiny and of huge losses under- and overflow
+    # hypot: the squares of tiny and of huge losses under- and overflow
     draws = math.hypot(*(rises - rise)) / math.sqrt(n * (n - 1))
+    draws *= float(stdtrit(n - 1, ndtr(3))) / 3  # Student: three of few draws hold as of many
     return _result(
         base,
         rise,
