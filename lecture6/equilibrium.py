@@ -36,15 +36,10 @@ TOLERANCE = 1e-4  # of the logarithm of an integral, between so many cells and h
 # Quadratics: the covariance at rest
 
 
-def _symmetric(matrix: np.ndarray) -> bool:
-    square = matrix.ndim == 2 and matrix.shape == matrix.T.shape
-    return square and np.allclose(matrix, matrix.T, atol=1e-8 * np.abs(matrix).max())
-
-
 def _spectrum(matrix: ArrayLike, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvalues and eigenvectors of a symmetric positive definite matrix."""
     h = np.atleast_2d(checks.array(name, matrix))
-    if not _symmetric(h):
+    if h.ndim != 2 or h.shape != h.T.shape or not np.allclose(h, h.T, atol=1e-8 * np.ptp(h)):
         raise ValueError(f"{name} must be a symmetric matrix, got {h.tolist()}")
     values, vectors = np.linalg.eigh(h)
     if not values[0] > len(h) * np.finfo(float).eps * abs(values[-1]):
@@ -96,7 +91,7 @@ def ou_covariance(
     if discrete:
         _check_stable(values[-1], lr, momentum)
     c = np.atleast_2d(checks.array("c", c))
-    if c.shape != q.shape or not _symmetric(c):
+    if c.shape != q.shape or not np.allclose(c, c.T, atol=1e-8 * np.ptp(c)):
         raise ValueError(f"c must be symmetric and of the shape of h, {q.shape}: got {c.tolist()}")
     noise, h = lr / batch_size * (q.T @ c @ q) / (1 - momentum), values[:, None]
     if not discrete:
@@ -232,13 +227,8 @@ def temperature(lr: float, batch_size: float, sigma: float) -> float:
     return checks.real("the temperature", lr * sigma / (2 * batch_size) * sigma)
 
 
-def _log_density(loss: Loss, temperature: float, nodes: np.ndarray) -> tuple[Values, float]:
-    """(level − loss)/temperature of arrays (..., d), with values (...), and the level.
-
-    That is the lowest loss at the ``nodes`` (n, d): in −loss/temperature itself, rounding is large
-    where the loss is. Raises ValueError where it is too large in the loss already.
-    """
-    d = nodes.shape[-1]
+def _log_density(loss: Loss, d: int, temperature: float) -> Values:
+    """−loss/temperature as a function of arrays (..., d), with values (...)."""
     if isinstance(loss, FunctionObjective) and loss.n_params != d:
         raise ValueError(f"expected a loss of {d} parameters, got one of {loss.n_params}")
 
@@ -253,15 +243,9 @@ def _log_density(loss: Loss, temperature: float, nodes: np.ndarray) -> tuple[Val
                 f"the loss of points {rows.shape} must be {len(rows)} finite numbers, got shape "
                 f"{out.shape} with {np.count_nonzero(~np.isfinite(out))} that are not finite"
             )
-        return out.reshape(w.shape[:-1])
+        return -out.reshape(w.shape[:-1]) / temperature
 
-    level = float(values(nodes).min())
-    if np.spacing(abs(level)) > TOLERANCE * temperature:
-        raise ValueError(
-            f"the loss, {level:g} at the least, is rounded by more than {TOLERANCE:g} of "
-            f"{temperature = :g}: subtract a constant from it"
-        )
-    return lambda w: (level - values(w)) / temperature, level
+    return values
 
 
 def _nodes(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -276,7 +260,12 @@ def _log_integral(log_f: Values, low: np.ndarray, high: np.ndarray) -> np.ndarra
     return logsumexp(log_f(points[..., None]), b=weights, axis=-1)
 
 
-def _check_converged(what: str, fine: float, coarse: float, remedy: str) -> None:
+def _check_converged(
+    what: str, fine: float, coarse: float, remedy: str, *, exponent: float = 0.0
+) -> None:
+    """``exponent``: as large as a −ℓ/T that ``fine`` is made of, and which is rounded."""
+    if np.spacing(max(abs(fine), abs(exponent))) > TOLERANCE:
+        raise ValueError(f"ℓ/T drowns in its rounding in {what}: subtract a constant from the loss")
     if not abs(fine - coarse) < TOLERANCE:
         raise ValueError(
             f"the quadrature of {what} has not converged: its logarithm is {coarse:.8g}, and "
@@ -316,29 +305,28 @@ class Gibbs:
                 "needs a box of 1 or 2 dimensions with low < high, got "
                 f"{self.low.tolist()} and {self.high.tolist()}"
             )
+        self._log_density = _log_density(loss, d, temperature)
         default = CELLS if d == 1 else 64
         n = default if n_cells is None else checks.whole("n_cells", n_cells, least=2)
-        self.points, log_weights = self._quadrature(n)
-        self._log_density, level = _log_density(loss, temperature, self.points)
-        log_mass = log_weights + self._log_density(self.points)
-        self._log_z = float(logsumexp(log_mass))  # of the loss above its lowest level
-        nodes, coarse = self._quadrature(n // 2)
-        coarse_z = float(logsumexp(coarse + self._log_density(nodes)))
-        _check_converged("Z", self._log_z, coarse_z, "raise n_cells or narrow the box")
-        self.log_partition = self._log_z - level / temperature
-        self.weights = np.exp(log_mass - self._log_z)
+        _, coarse = self._quadrature(n // 2)
+        self.points, log_mass = self._quadrature(n)
+        self.log_partition = float(logsumexp(log_mass))
+        remedy = "raise n_cells or narrow the box"
+        _check_converged("Z", self.log_partition, float(logsumexp(coarse)), remedy)
+        self.weights = np.exp(log_mass - self.log_partition)
+        self.weights /= self.weights.sum()  # log Z is rounded, by much where ℓ/T is large
         if d == 1:
             self._edges = np.linspace(self.low[0], self.high[0], n + 1)
             self._below = np.append(0.0, self.weights.reshape(n, -1).sum(1).cumsum())
 
     def _quadrature(self, n_cells: int) -> tuple[np.ndarray, np.ndarray]:
-        """Points (n, d), and the logarithms of their weights."""
+        """Points (n, d), and the logarithms of what they contribute to Z."""
         edges = np.linspace(self.low, self.high, n_cells + 1).T
         points, weights = (
             np.stack(np.meshgrid(*a.reshape(len(a), -1), indexing="ij"), -1).reshape(-1, len(a))
             for a in _nodes(edges[:, :-1], edges[:, 1:])
         )
-        return points, np.log(weights).sum(1)
+        return points, np.log(weights).sum(1) + self._log_density(points)
 
     def _at(self, w: ArrayLike) -> np.ndarray:
         points = np.asarray(w, dtype=float).reshape(-1, len(self.low))
@@ -351,7 +339,7 @@ class Gibbs:
         points = self._at(w)
         inside = ((points >= self.low) & (points <= self.high)).all(1)
         out = np.zeros(len(points))
-        out[inside] = np.exp(self._log_density(points[inside]) - self._log_z)
+        out[inside] = np.exp(self._log_density(points[inside]) - self.log_partition)
         return out
 
     def cdf(self, w: ArrayLike) -> np.ndarray:
@@ -361,7 +349,7 @@ class Gibbs:
         z = np.clip(self._at(w)[:, 0], self.low, self.high)
         cell = np.digitize(z, self._edges[1:-1])
         part = _log_integral(self._log_density, self._edges[cell], z)
-        return self._below[cell] + np.exp(part - self._log_z)
+        return self._below[cell] + np.exp(part - self.log_partition)
 
     def probability(self, region: Callable[[np.ndarray], ArrayLike]) -> float:
         """P(region), given as a function of points (n, d) with truth values (n,).
@@ -468,8 +456,7 @@ def escape_time(loss: Loss, temperature: float, start: float, end: float, *, wal
     start, end = checks.real("start", start), checks.real("end", end)
     if not (wall <= start < end or wall >= start > end):
         raise ValueError(f"needs start between wall and end, got {wall = }, {start = }, {end = }")
-    nodes = np.linspace([wall, start], [start, end], CELLS + 1).reshape(-1, 1)
-    log_density, _ = _log_density(loss, temperature, nodes)
+    log_density = _log_density(loss, 1, temperature)
 
     def log_time(n: int) -> float:
         inside, path = np.linspace(wall, start, n + 1), np.linspace(start, end, n + 1)
@@ -481,7 +468,8 @@ def escape_time(loss: Loss, temperature: float, start: float, end: float, *, wal
         return float(logsumexp(behind - log_density(y[..., None]), b=weights))
 
     fine = log_time(CELLS)
-    _check_converged("the escape time", fine, log_time(CELLS // 2), "bring the wall nearer")
+    remedy, level = "bring the wall nearer", float(log_density(np.array([[start]])).item())
+    _check_converged("the escape time", fine, log_time(CELLS // 2), remedy, exponent=level)
     return _time(fine - math.log(temperature))
 
 

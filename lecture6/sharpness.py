@@ -12,8 +12,7 @@ at once: a search starts at the vertex that the gradient at a random point of th
 (ii) L-BFGS-B stops on absolute tolerances and takes x⁸ near 0 for flat: the search runs over
 u ∈ [−1, 1]^p, z = h·u, on f scaled to slopes of order 1. (iii) A failed line search would lose the
 best point: the best of all points evaluated is what is returned. (iv) A rise may drown in the
-rounding of the two losses: every measure finds out how much that is, counts it in ``stderr``, and
-has not converged where it is above a tenth of φ.
+rounding of two losses: every measure finds out how much that is, and says so in ``stderr``.
 
 The other measures change the set of perturbations. All of :data:`MEASURES` are called as
 ``measure(objective, x, epsilon=..., seed=...)``, have a default ε of their own, and give a
@@ -178,18 +177,10 @@ class _Search:
         error = _rounding(self.objective, self.x, self.base, self.point(u), rise, slope)
         if rise <= 0:
             message = f"no point evaluated in the box lies above f(x) = {self.base:g}; {message}"
-        return _result(
-            self.base,
-            max(rise, 0.0),
-            error,
-            maximizer=self.half_width * u,
-            epsilon=self.epsilon,
-            gap=100 * (gap / (1 + self.base)),
-            n_evaluations=self.n_evaluations,
-            converged=self.stationary(),
-            method=method,
-            message=message,
-        )
+        gap, n = 100 * (gap / (1 + self.base)), self.n_evaluations
+        rest: Any = {"epsilon": self.epsilon, "n_evaluations": n, "maximizer": self.half_width * u}
+        how = self.stationary(), method, message
+        return _result(self.base, max(rise, 0.0), error, *how, gap=gap, **rest)
 
     def point(self, u: Tensor) -> Tensor:
         return self.x + self.space.apply(self.half_width * u)
@@ -381,16 +372,9 @@ def average(
     # hypot: the squares of tiny and of huge losses under- and overflow
     draws = math.hypot(*(rises - rise)) / math.sqrt(n * (n - 1))
     draws *= float(stdtrit(n - 1, ndtr(3))) / 3  # Student: three of few draws hold as of many
-    return _result(
-        base,
-        rise,
-        math.hypot(draws, *near / math.sqrt(len(near)), last_place),
-        epsilon=epsilon,
-        n_evaluations=2 * n,
-        converged=True,
-        method="average",
-        message=f"mean of {n} pairs of perturbations",
-    )
+    error = math.hypot(draws, *near / math.sqrt(len(near)), last_place)
+    how = True, "average", f"mean of {n} pairs of perturbations"
+    return _result(base, rise, error, *how, epsilon=epsilon, n_evaluations=2 * n)
 
 
 def sam(
@@ -411,22 +395,14 @@ def sam(
     top, slope = objective.value_and_grad(x + step)
     rise = _finite(top, "at the end of the step") - base
     error = _rounding(objective, x, base, x + step, rise, slope)
-    if norm > 0:
-        again = objective.grad(x + torch.finfo(x.dtype).eps * x)  # as good an x as x itself
-        turn = min(1.0, _norm(again - g) / norm)
-        error = math.hypot(error, epsilon * turn * _norm(slope))
+    again = objective.grad(x + torch.finfo(x.dtype).eps * x)  # as good an x as x itself
+    turn = min(1.0, _norm(again - g) / (norm or 1.0))
+    error = math.hypot(error, epsilon * turn * _norm(slope))
     message = f"one step along the gradient, of norm {norm:.3g}"
-    return _result(
-        base,
-        rise,
-        error,
-        maximizer=step,
-        epsilon=epsilon,
-        n_evaluations=2,
-        converged=norm > 0,
-        method="sam",
-        message=message if norm > 0 else "the gradient at x is 0: SAM has no direction to step in",
-    )
+    if norm == 0:
+        message = "the gradient at x is 0: SAM has no direction to step in"
+    how = norm > 0, "sam", message
+    return _result(base, rise, error, *how, epsilon=epsilon, n_evaluations=2, maximizer=step)
 
 
 #: The measures that one table compares, by their names.
@@ -461,21 +437,21 @@ def _norm(v: Tensor) -> float:
 
 
 def _result(
-    base: float, rise: float, error: float, *, converged: bool, message: str, **rest: Any
+    base: float, rise: float, error: float, found: bool, method: str, message: str, **rest: Any
 ) -> SharpnessResult:
-    """φ of a rise above the loss ``base``, which both are known to within ``error``."""
+    """φ of a rise above the loss ``base``, both known to within ``error``; ``found``: no better."""
     scale, known = 1 + base, error <= KNOWN * abs(rise)
     if not known:
         message += f"; the rise is {rise:.2g} ± {error:.2g}: a larger epsilon or float64 shows more"
-    return SharpnessResult(
-        value=checks.real("the sharpness", 100 * (rise / scale)),
-        stderr=100 * (error / scale) * (1 + abs(rise) / scale),
-        loss=base,
-        loss_max=base + rise,
-        converged=converged and known,
-        message=message,
-        **rest,
-    )
+    value = checks.real("the sharpness", 100 * (rise / scale))
+    stderr = 100 * (error / scale) * (1 + abs(rise) / scale)
+    how: Any = {
+        "converged": found and known,
+        "method": method,
+        "message": message,
+        "stderr": stderr,
+    }
+    return SharpnessResult(value=value, loss=base, loss_max=base + rise, **how, **rest)
 
 
 def _base(loss: float) -> float:
