@@ -367,7 +367,7 @@ def average(
 
     each = differences(epsilon, n)
     near = differences(NEAR * epsilon + 2 * eps * x.abs(), 3).mean(1)  # by rounding of f(x) alone
-    rises, last_place = each.mean(1), eps * (abs(base) + np.abs(each).mean())
+    rises, last_place = each.mean(1), eps * (abs(base) + np.abs(each).mean() or 1.0)
     rise = float(rises.mean())
     # hypot: the squares of tiny and of huge losses under- and overflow
     draws = math.hypot(*(rises - rise)) / math.sqrt(n * (n - 1))
@@ -414,20 +414,21 @@ def _rounding(
 ) -> float:
     """The standard error by rounding of ``rise`` = f(y) − f(x), given the gradient at y.
 
-    What the losses at two points next to y, a little back to x and with other last places, differ
-    by from the tangent at y is rounding. So are half a unit in the last place of each coordinate of
-    y, and one in each loss.
+    What losses next to x, and next to y from its tangent, differ by is rounding: the points are in
+    other last places, and a little back from y to x. So are half a unit in the last place of each
+    coordinate of y, and one in each loss.
     """
     eps, rng = torch.finfo(y.dtype).eps, np.random.default_rng(0)
     off = []
-    for back in (NEAR, NEAR / 2):
+    for point, back in ((x, 0.0), (y, NEAR), (y, NEAR / 2)):
         last = 2 * eps * torch.from_numpy(rng.standard_normal(len(y))).to(y)
-        near = y + back * (x - y) + last * y
+        near = point + back * (x - y) + last * point
         value = _finite(objective.value(near), "next to the point found", "; take another epsilon")
-        off.append(value - base - rise - (slope @ (near - y)).item())
+        off.append(value - base - (rise + (slope @ (near - y)).item() if back else 0.0))
     moved = eps / 2 * (slope * y).abs_().sum().item()
-    # of two values only: half as much again keeps three standard errors at 97 %
-    return math.hypot(1.5 * math.hypot(*off), moved, eps * max(abs(base), abs(base + rise)))
+    # half as much again, since they are few
+    last_place = eps * (max(abs(base), abs(base + rise)) or 1.0)  # a loss of 0 may be of any size
+    return math.hypot(1.5 * math.hypot(*off), moved, last_place)
 
 
 def _norm(v: Tensor) -> float:
@@ -440,18 +441,13 @@ def _result(
     base: float, rise: float, error: float, found: bool, method: str, message: str, **rest: Any
 ) -> SharpnessResult:
     """φ of a rise above the loss ``base``, both known to within ``error``; ``found``: no better."""
-    scale, known = 1 + base, error <= KNOWN * abs(rise)
+    scale, known = 1 + base, error < KNOWN * abs(rise)
     if not known:
         message += f"; the rise is {rise:.2g} ± {error:.2g}: a larger epsilon or float64 shows more"
     value = checks.real("the sharpness", 100 * (rise / scale))
     stderr = 100 * (error / scale) * (1 + abs(rise) / scale)
-    how: Any = {
-        "converged": found and known,
-        "method": method,
-        "message": message,
-        "stderr": stderr,
-    }
-    return SharpnessResult(value=value, loss=base, loss_max=base + rise, **how, **rest)
+    how: Any = {"converged": found and known, "method": method, "message": message}
+    return SharpnessResult(value, base, base + rise, stderr=stderr, **how, **rest)
 
 
 def _base(loss: float) -> float:
