@@ -237,6 +237,26 @@ def test_the_noise_is_normal(dtype):
         assert abs((np.abs(z) > level).sum() - expected) < 4 * expected**0.5
 
 
+@pytest.mark.parametrize("method", ["euler", "heun"])
+@pytest.mark.parametrize(
+    ("dtype", "dt"), [("float32", 4e-8), ("float32", 1e-7), ("float64", 7e-17)]
+)
+def test_a_drift_smaller_than_the_last_place_of_w_is_not_lost_in_the_noise(method, dtype, dt):
+    """−1.5 dt is about half a unit in the last place of 1.5; the noise, of some units, carries it.
+
+    (Without noise it is lost: w + f dt is w.)
+    """
+    ulp = np.spacing(np.array(1.5, dtype))
+    paths = simulate(
+        pull, 4 * ulp / dt**0.5, 1.5, dt=dt, n_steps=4000, seed=0, method=method, n_walkers=2000,
+        dtype=dtype,
+    )  # fmt: skip
+    moved = paths.final.astype(np.longdouble)[:, 0] - np.longdouble(1.5)
+    stderr = moved.std() / len(moved) ** 0.5
+    assert stderr < 0.05 * 6000 * dt
+    assert abs(moved.mean() + 6000 * dt) < 4 * stderr
+
+
 # Recording
 
 
