@@ -260,11 +260,8 @@ def _log_integral(log_f: Values, low: np.ndarray, high: np.ndarray) -> np.ndarra
     return logsumexp(log_f(points[..., None]), b=weights, axis=-1)
 
 
-def _check_converged(
-    what: str, fine: float, coarse: float, remedy: str, *, exponent: float = 0.0
-) -> None:
-    """``exponent``: as large as a −ℓ/T that ``fine`` is made of, and which is rounded."""
-    if np.spacing(max(abs(fine), abs(exponent))) > TOLERANCE:
+def _check_converged(what: str, fine: float, coarse: float, remedy: str) -> None:
+    if np.spacing(abs(fine)) > TOLERANCE:
         raise ValueError(f"ℓ/T drowns in its rounding in {what}: subtract a constant from the loss")
     if not abs(fine - coarse) < TOLERANCE:
         raise ValueError(
@@ -468,8 +465,9 @@ def escape_time(loss: Loss, temperature: float, start: float, end: float, *, wal
         return float(logsumexp(behind - log_density(y[..., None]), b=weights))
 
     fine = log_time(CELLS)
-    remedy, level = "bring the wall nearer", float(log_density(np.array([[start]])).item())
-    _check_converged("the escape time", fine, log_time(CELLS // 2), remedy, exponent=level)
+    level = log_density(np.array([[start]])).item()  # has cancelled in the time, its rounding not
+    _check_converged("the escape time", level, level, "")
+    _check_converged("the escape time", fine, log_time(CELLS // 2), "bring the wall nearer")
     return _time(fine - math.log(temperature))
 
 

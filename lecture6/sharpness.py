@@ -40,7 +40,7 @@ from lecture6.objective import Objective
 KESKAR_ITERATIONS = 10  # of L-BFGS-B: Keskar et al., §2.2.2
 MAX_VERTEX_DIM = 16  # 2^16 vertices
 TOLERANCE = 0.01  # of a search: the gap that it leaves, as a fraction of φ
-KNOWN = 0.1  # the standard error of a φ that has converged is at most this fraction of it
+KNOWN = 0.1  # the standard error of a φ that has converged is below this fraction of it
 NEAR = 1e-3  # of the step to a point: so near to it are the points whose losses show its rounding
 _ROWS = 1 << 15  # rows of A drawn from one seed
 
@@ -50,12 +50,11 @@ class SharpnessResult:
     """The sharpness φ in per cent, and how far to trust it.
 
     ``gap`` bounds, to first order, what the search left behind: the largest further rise of the
-    linearised loss within the box, in units of φ (the Frank–Wolfe gap). Measures that do not
-    search have the gap 0. ``stderr`` is the standard error of φ at the point found, by rounding: of
-    both losses, of x + A z, of SAM's direction. In :func:`average` that of the draws is in it.
-
-    ``converged`` means that the gap is below the tolerance, a stationary point of the box (another
-    one may be higher still), and ``stderr`` at most a tenth of φ.
+    linearised loss within the box, in units of φ (the Frank–Wolfe gap); 0 where nothing searches.
+    ``stderr`` is the standard error of φ at the point found, by rounding: of both losses, of
+    x + A z, of SAM's direction. In :func:`average` that of the draws is in it. ``converged`` means
+    that the gap is below the tolerance, a stationary point of the box (another one may be higher
+    still), and ``stderr`` below a tenth of φ.
     """
 
     value: float  #: φ, per cent
