@@ -366,12 +366,11 @@ def average(
 
     each = differences(epsilon, n)
     near = differences(NEAR * epsilon + 2 * eps * x.abs(), 3).mean(1)  # by rounding of f(x) alone
-    rises, last_place = each.mean(1), eps * (abs(base) + np.abs(each).mean() or 1.0)
-    rise = float(rises.mean())
+    rises, rise = each.mean(1), float(each.mean())
     # hypot: the squares of tiny and of huge losses under- and overflow
     draws = math.hypot(*(rises - rise)) / math.sqrt(n * (n - 1))
     draws *= float(stdtrit(n - 1, ndtr(3))) / 3  # Student: three of few draws hold as of many
-    error = math.hypot(draws, *near / math.sqrt(len(near)), last_place)
+    error = math.hypot(draws, *near / 3**0.5, eps * (abs(base) + np.abs(each).mean() or 1.0))
     how = True, "average", f"mean of {n} pairs of perturbations"
     return _result(base, rise, error, *how, epsilon=epsilon, n_evaluations=2 * n)
 
@@ -413,9 +412,8 @@ def _rounding(
 ) -> float:
     """The standard error by rounding of ``rise`` = f(y) − f(x), given the gradient at y.
 
-    What losses next to x, and next to y from its tangent, differ by is rounding: the points are in
-    other last places, and a little back from y to x. So are half a unit in the last place of each
-    coordinate of y, and one in each loss.
+    By rounding the losses at points next to x differ, and next to y from its tangent. To that come
+    half a unit in the last place of each coordinate of y, and one in each loss.
     """
     eps, rng = torch.finfo(y.dtype).eps, np.random.default_rng(0)
     off = []

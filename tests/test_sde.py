@@ -575,8 +575,8 @@ def test_the_standard_error_of_an_order_is_its_spread_over_seeds():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"n_walkers": 1}, "1 walkers are too few"),
-        ({"drift": still}, "mean errors are noise"),
+        ({"n_walkers": 1}, "1 walkers too few"),
+        ({"drift": still}, "steps too short: .* is all noise"),
         ({"n_steps": (3, 8)}, r"n_steps must be two or more that divide 128, got \[3, 8\]"),
         ({"n_steps": (8,)}, "two or more"),
         ({"n_steps": (8, 8)}, "two or more"),
@@ -588,3 +588,11 @@ def test_orders_that_are_refused(changes, message):
     options = {"drift": pull, "diffusion": 1.0, "w0": 0.0, "time": 1.0, "n_steps": (4, 8)}
     with pytest.raises(ValueError, match=message):
         convergence_order(**options | {"method": "euler", "seed": 0, "n_walkers": 3} | changes)
+
+
+@pytest.mark.parametrize("w0", [0.0, 1.0, 1e6])
+def test_errors_that_are_rounding_have_no_order(w0):
+    """Without a drift both methods are exact."""
+    options = {"diffusion": 1.0, "w0": w0, "time": 1.0, "n_steps": (4, 8, 16), "method": "euler"}
+    with pytest.raises(ValueError, match=r"steps too short: .* is all noise"):
+        convergence_order(still, **options, seed=0, n_walkers=2000)
