@@ -367,10 +367,11 @@ def average(
     each = differences(epsilon, n)
     near = differences(NEAR * epsilon + 2 * eps * x.abs(), 3).mean(1)  # by rounding of f(x) alone
     rises, rise = each.mean(1), float(each.mean())
-    # hypot: the squares of tiny and of huge losses under- and overflow
-    draws = math.hypot(*(rises - rise)) / math.sqrt(n * (n - 1))
-    draws *= float(stdtrit(n - 1, ndtr(3))) / 3  # Student: three of few draws hold as of many
-    error = math.hypot(draws, *near / 3**0.5, eps * (abs(base) + np.abs(each).mean() or 1.0))
+    # hypot, as squares of tiny losses underflow; and Student's t, as three errors of few draws fail
+    draws = math.hypot(*(rises - rise)) / math.sqrt(n * (n - 1)) * stdtrit(n - 1, ndtr(3)) / 3
+    steps = 2 * min(np.diff(np.unique(rises)), default=0.0)  # of losses that come in steps
+    last_place = max(steps, eps * (abs(base) + np.abs(each).mean() or 1.0))
+    error = math.hypot(draws, *near / 3**0.5, last_place)
     how = True, "average", f"mean of {n} pairs of perturbations"
     return _result(base, rise, error, *how, epsilon=epsilon, n_evaluations=2 * n)
 
@@ -423,9 +424,8 @@ def _rounding(
         value = _finite(objective.value(near), "next to the point found", "; take another epsilon")
         off.append(value - base - (rise + (slope @ (near - y)).item() if back else 0.0))
     moved = eps / 2 * (slope * y).abs_().sum().item()
-    # half as much again, since they are few
     last_place = eps * (max(abs(base), abs(base + rise)) or 1.0)  # a loss of 0 may be of any size
-    return math.hypot(1.5 * math.hypot(*off), moved, last_place)
+    return math.hypot(1.5 * math.hypot(*off), moved, last_place)  # 1.5, since they are few
 
 
 def _norm(v: Tensor) -> float:

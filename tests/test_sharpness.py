@@ -651,6 +651,17 @@ def test_what_rounding_hides_has_not_converged(name, f, x, epsilon):
         assert abs(result.value - 100 * exact / (1 + result.loss)) <= 3 * result.stderr
 
 
+@pytest.mark.parametrize("digits", [4, 7, 11])
+def test_an_average_of_losses_in_steps_knows_no_more_than_a_step(digits):
+    """Rounded up to so many decimals, by a bias that all draws share: 0 at x, a step around it."""
+    unit = 10.0**-digits
+    f = FunctionObjective(lambda w: unit * torch.round(0.49 + (w @ w) / unit), 4)
+    result = average(f, zeros(f), epsilon=0.1 * unit**0.5)
+    exact = 100 * 4 * 0.01 * unit
+    assert not result.converged
+    assert abs(result.value - exact) < 3 * result.stderr
+
+
 def test_where_nothing_is_rounded_the_error_is_small():
     for f, x in ((FIGURE_6["6a"], [0.3]), (FIGURE_6["6b"], [0.3]), (BOWL, X), net(F64)):
         for measure in (worst_case, adaptive, sam):
