@@ -39,7 +39,7 @@ TOLERANCE = 1e-4  # of the logarithm of an integral, between so many cells and h
 def _spectrum(matrix: ArrayLike, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvalues and eigenvectors of a symmetric positive definite matrix."""
     h = np.atleast_2d(checks.array(name, matrix))
-    if h.ndim != 2 or h.shape != h.T.shape or not np.allclose(h, h.T):
+    if h.ndim != 2 or h.shape != h.T.shape or not np.allclose(h, h.T, atol=1e-8 * np.ptp(h)):
         raise ValueError(f"{name} must be a symmetric matrix, got {h.tolist()}")
     values, vectors = np.linalg.eigh(h)
     if not values[0] > len(h) * np.finfo(float).eps * abs(values[-1]):
@@ -91,15 +91,15 @@ def ou_covariance(
     if discrete:
         _check_stable(values[-1], lr, momentum)
     c = np.atleast_2d(checks.array("c", c))
-    if c.shape != q.shape or not np.allclose(c, c.T):
+    if c.shape != q.shape or not np.allclose(c, c.T, atol=1e-8 * np.ptp(c)):
         raise ValueError(f"c must be symmetric and of the shape of h, {q.shape}: got {c.tolist()}")
-    noise, e = lr**2 / batch_size * (q.T @ c @ q), lr * values
-    total = e[:, None] + e
+    noise, h = lr / batch_size * (q.T @ c @ q) / (1 - momentum), values[:, None]
     if not discrete:
-        return q @ (noise / ((1 - momentum) * total)) @ q.T
-    below = (1 - momentum) ** 2 * ((1 + momentum) * total - np.outer(e, e))
-    below += momentum * (e[:, None] - e) ** 2
-    return q @ ((1 - momentum**2) * noise / below) @ q.T
+        return q @ (noise / (h + values)) @ q.T
+    # The formula over η (1 − m)², and no difference of large numbers in it
+    room, apart = 1 + momentum - lr * values / 2, (h - values) / (1 - momentum)
+    below = h * room + values * room[:, None] + momentum * lr * apart * apart
+    return q @ ((1 + momentum) * noise / below) @ q.T
 
 
 def excess_loss(eigenvalues: ArrayLike, lr: float, batch_size: float) -> float:
@@ -153,15 +153,17 @@ def linear_regression_covariance(
     gradients = x * (x @ minimiser - y)[:, None]
     c = gradients.T @ gradients / n
     squares = (x[:, :, None] * x[:, None, :]).reshape(n, d * d)  # x_i ⊗ x_i: H_i ⊗ H_i = its square
-    shrink = np.eye(d) - lr * h
-    step = np.kron(shrink, shrink) + lr**2 * kappa * (squares.T @ squares / n - np.kron(h, h))
-    radius = float(np.abs(np.linalg.eigvalsh(step)).max())
-    if radius >= 1:
+    # The map is 1 − η·decay; written so, small ηh keep their digits
+    decay = np.kron(h, np.eye(d)) + np.kron(np.eye(d), h)
+    decay -= lr * ((1 - kappa) * np.kron(h, h) + kappa * (squares.T @ squares / n))
+    rates = lr * np.linalg.eigvalsh(decay)
+    radius = float(np.abs(1 - rates).max())
+    if rates[0] <= 0 or rates[-1] >= 2:
         raise ValueError(
             f"no stationary covariance: the mean square of w grows {radius:.6g}-fold a step at "
             f"lr = {lr:g} and batch_size = {batch_size}; lower lr or raise batch_size"
         )
-    s = np.linalg.solve(np.eye(d * d) - step, lr**2 * kappa * c.ravel()).reshape(d, d)
+    s = np.linalg.solve(decay, lr * kappa * c.ravel()).reshape(d, d)
     return RegressionCovariance((s + s.T) / 2, radius, minimiser, h, c)
 
 
@@ -202,15 +204,16 @@ def smallest_stable_batch(lr: float, curvature: float, spread: float, n_train: i
     """
     lr, n_train = checks.real("lr", lr, above=0), checks.whole("n_train", n_train, least=2)
     curvature = checks.real("curvature", curvature, least=0)
-    noise = (lr * checks.real("spread", spread, least=0)) ** 2
-    room = lr * curvature * (2 - lr * curvature)  # 1 − (1 − ηa)²
-    if room < 0:
+    spread = checks.real("spread", spread, least=0)
+    if lr * curvature > 2:
         raise ValueError(
             f"no batch is stable: lr · curvature = {lr * curvature:g} is above 2, lower {lr = :g}"
         )
-    if noise == 0:
+    if spread == 0:
         return 1
-    least = n_train * noise / (noise + room * (n_train - 1))
+    # 1 − (1 − ηa)² over η² s², without squares that under- or overflow
+    room = (2 - lr * curvature) * curvature / spread / lr / spread
+    least = n_train / (1 + room * (n_train - 1))
     return max(1, math.ceil(least * (1 - 1e-12)))  # a batch on the edge counts as stable
 
 
@@ -220,7 +223,8 @@ def smallest_stable_batch(lr: float, curvature: float, spread: float, n_train: i
 def temperature(lr: float, batch_size: float, sigma: float) -> float:
     """T = η σ²/(2B) of noise with covariance σ² I; with momentum m it is 1/(1 − m) times that."""
     lr, batch_size = checks.real("lr", lr, above=0), checks.real("batch_size", batch_size, above=0)
-    return lr * checks.real("sigma", sigma, least=0) ** 2 / (2 * batch_size)
+    sigma = checks.real("sigma", sigma, least=0)
+    return checks.real("the temperature", lr * sigma / (2 * batch_size) * sigma)
 
 
 def _log_density(loss: Loss, d: int, temperature: float) -> Values:
@@ -257,6 +261,8 @@ def _log_integral(log_f: Values, low: np.ndarray, high: np.ndarray) -> np.ndarra
 
 
 def _check_converged(what: str, fine: float, coarse: float, remedy: str) -> None:
+    if np.spacing(abs(fine)) > TOLERANCE:
+        raise ValueError(f"ℓ/T drowns in its rounding in {what}: subtract a constant from the loss")
     if not abs(fine - coarse) < TOLERANCE:
         raise ValueError(
             f"the quadrature of {what} has not converged: its logarithm is {coarse:.8g}, and "
@@ -415,13 +421,13 @@ def laplace(
     """
     temperature = checks.real("temperature", temperature, above=0)
     levels = checks.array("losses", losses)
-    if levels.shape != (len(hessians),):
+    if levels.shape != (len(hessians),) or levels.size == 0:
         raise ValueError(
             f"needs ℓ and H of each well, got losses {levels.shape}, {len(hessians)} Hessians"
         )
     spectra = [_spectrum(h, f"the Hessian of well {a}")[0] for a, h in enumerate(hessians)]
     log_det = np.array([np.log(values).sum() for values in spectra])
-    exponent = -levels / temperature / (2 if as_printed else 1) - log_det / 2
+    exponent = (levels.min() - levels) / temperature / (2 if as_printed else 1) - log_det / 2
     return np.exp(exponent - logsumexp(exponent))
 
 
@@ -459,6 +465,8 @@ def escape_time(loss: Loss, temperature: float, start: float, end: float, *, wal
         return float(logsumexp(behind - log_density(y[..., None]), b=weights))
 
     fine = log_time(CELLS)
+    level = log_density(np.array([[start]])).item()  # has cancelled in the time, its rounding not
+    _check_converged("the escape time", level, level, "")
     _check_converged("the escape time", fine, log_time(CELLS // 2), "bring the wall nearer")
     return _time(fine - math.log(temperature))
 
@@ -477,8 +485,8 @@ def kramers_time(
     well = checks.real("curvature_well", curvature_well, above=0)
     saddle = checks.real("curvature_saddle", curvature_saddle, below=0)
     temperature = checks.real("temperature", temperature, above=0)
-    prefactor = 2 * math.pi / math.sqrt(-well * saddle)
-    return _time(math.log(prefactor) + checks.real("barrier", barrier, above=0) / temperature)
+    log_rate = (math.log(well) + math.log(-saddle)) / 2 - math.log(2 * math.pi)
+    return _time(checks.real("barrier", barrier, above=0) / temperature - log_rate)
 
 
 def occupation(t: ArrayLike, rate_ab: float, rate_ba: float) -> np.ndarray:

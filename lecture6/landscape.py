@@ -64,8 +64,10 @@ def filter_normalised(objective: NetworkObjective, w: Tensor, *, seed: int = 0) 
         if len(shape := objective.shapes[name]) > 1:
             filters = w[where].view(shape[0], -1)
             drawn = torch.from_numpy(generator.standard_normal(filters.shape)).to(w)
-            lengths = filters.norm(dim=1, keepdim=True) / drawn.norm(dim=1, keepdim=True)
-            direction[where] = (drawn * lengths).view(-1)
+            drawn /= drawn.norm(dim=1, keepdim=True)
+            largest = filters.abs().amax(dim=1, keepdim=True)  # no square over- or underflows
+            lengths = (filters / largest.where(largest > 0, 1)).norm(dim=1, keepdim=True)
+            direction[where] = (drawn * lengths * largest).view(-1)
     return direction
 
 

@@ -6,16 +6,18 @@ Definition 2 is the (C_ε, A)-sharpness of Keskar et al. (arXiv:1609.04836, §2.
     C_ε = { z ∈ R^p : |z_i| ≤ ε (|(A⁺x)_i| + 1) }                           (3)
 
 The maximum is over a box, of a function that need not be concave, so a solver gives a lower bound;
-every result says how it was found and whether the solver had converged. Three traps are avoided
+every result says how it was found and whether the solver had converged. Four traps are avoided
 here. (i) z = 0 is a stationary point when x is a minimum, and L-BFGS-B started there returns φ = 0
 at once: a search starts at the vertex that the gradient at a random point of the box points at.
 (ii) L-BFGS-B stops on absolute tolerances and takes x⁸ near 0 for flat: the search runs over
 u ∈ [−1, 1]^p, z = h·u, on f scaled to slopes of order 1. (iii) A failed line search would lose the
-best point: the best of all points evaluated is what is returned.
+best point: the best of all points evaluated is what is returned. (iv) A rise may drown in the
+rounding of two losses: every measure finds out how much that is, and says so in ``stderr``.
 
 The other measures change the set of perturbations. All of :data:`MEASURES` are called as
 ``measure(objective, x, epsilon=..., seed=...)``, have a default ε of their own, and give a
-:class:`SharpnessResult`. All raise ValueError for impossible settings and for losses not finite.
+:class:`SharpnessResult`. All raise ValueError for impossible settings, for losses and gradients
+that are not finite, and where 1 + f(x), by which φ divides, is not positive.
 """
 
 from __future__ import annotations
@@ -24,10 +26,12 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.optimize import Bounds, minimize
+from scipy.special import ndtr, stdtrit
 from torch import Tensor
 
 from lecture6 import checks
@@ -36,6 +40,8 @@ from lecture6.objective import Objective
 KESKAR_ITERATIONS = 10  # of L-BFGS-B: Keskar et al., §2.2.2
 MAX_VERTEX_DIM = 16  # 2^16 vertices
 TOLERANCE = 0.01  # of a search: the gap that it leaves, as a fraction of φ
+KNOWN = 0.1  # the standard error of a φ that has converged is below this fraction of it
+NEAR = 1e-3  # of the step to a point: so near to it are the points whose losses show its rounding
 _ROWS = 1 << 15  # rows of A drawn from one seed
 
 
@@ -44,16 +50,18 @@ class SharpnessResult:
     """The sharpness φ in per cent, and how far to trust it.
 
     ``gap`` bounds, to first order, what the search left behind: the largest further rise of the
-    linearised loss within the box, in units of φ (the Frank–Wolfe gap). ``converged`` means that
-    it is below the tolerance, a stationary point of the box; another one may be higher still.
-    Measures that do not search have the gap 0, and :func:`average` has a standard error instead.
+    linearised loss within the box, in units of φ (the Frank–Wolfe gap); 0 where nothing searches.
+    ``stderr`` is the standard error of φ at the point found, by rounding: of both losses, of
+    x + A z, of SAM's direction. In :func:`average` that of the draws is in it. ``converged`` means
+    that the gap is below the tolerance, a stationary point of the box (another one may be higher
+    still), and ``stderr`` below a tenth of φ.
     """
 
     value: float  #: φ, per cent
     loss: float  #: f(x)
     loss_max: float  #: f(x + A z); of average: the mean over the perturbations
     epsilon: float
-    n_evaluations: int  #: of f and its gradient; vertices, average: of f
+    n_evaluations: int  #: of f and its gradient; vertices, average: of f (beside a few for stderr)
     converged: bool
     method: str
     message: str
@@ -151,33 +159,27 @@ class _Search:
     def __post_init__(self) -> None:
         self.epsilon = checks.real("epsilon", self.epsilon, above=0)
         self.half_width = self.epsilon * (self.space.pinv(self.x).abs() + self.margin)  # (3)
-        self.base = _finite(self.objective.value(self.x), "at x")
+        checks.finite("the box of x", self.half_width, "scale the subspace up, or epsilon down")
+        self.base = _base(self.objective.value(self.x))
         self.forget()
 
     def forget(self) -> None:
-        """Start afresh; what is remembered is a rise, the point u, and the gap there."""
-        self.best = -math.inf, torch.zeros_like(self.half_width), math.inf
+        """Start afresh; what is remembered: a rise, the point u, the gap, and ∇f there."""
+        self.best = -math.inf, torch.zeros_like(self.half_width), math.inf, self.x
 
-    def converged(self) -> bool:
-        rise, _, gap = self.best
+    def stationary(self) -> bool:
+        rise, _, gap, _ = self.best
         return rise > 0 and gap <= self.tolerance * rise
 
     def result(self, method: str, message: str) -> SharpnessResult:
-        percent, (rise, u, gap) = 100 / (1 + self.base), self.best
+        rise, u, gap, slope = self.best
+        error = _rounding(self.objective, self.x, self.base, self.point(u), rise, slope)
         if rise <= 0:
             message = f"no point evaluated in the box lies above f(x) = {self.base:g}; {message}"
-        return SharpnessResult(
-            value=percent * max(rise, 0.0),
-            maximizer=self.half_width * u,
-            loss=self.base,
-            loss_max=self.base + max(rise, 0.0),
-            epsilon=self.epsilon,
-            gap=percent * gap,
-            n_evaluations=self.n_evaluations,
-            converged=self.converged(),
-            method=method,
-            message=message,
-        )
+        gap, n = 100 * (gap / (1 + self.base)), self.n_evaluations
+        rest: Any = {"epsilon": self.epsilon, "n_evaluations": n, "maximizer": self.half_width * u}
+        how = self.stationary(), method, message
+        return _result(self.base, max(rise, 0.0), error, *how, gap=gap, **rest)
 
     def point(self, u: Tensor) -> Tensor:
         return self.x + self.space.apply(self.half_width * u)
@@ -187,14 +189,15 @@ class _Search:
 
     def evaluate(self, u: Tensor) -> tuple[float, Tensor]:
         """The rise above f(x) at u, and its gradient with respect to u."""
-        value, grad = self.objective.value_and_grad(self.point(u))
+        value, slope = self.objective.value_and_grad(self.point(u))
         self.n_evaluations += 1
         rise = self.rise(value)
+        grad = self.half_width * self.space.transpose(slope)
         checks.finite("the gradient inside the box of x", grad, "is the loss smooth there?")
-        grad = self.half_width * self.space.transpose(grad)
         if rise > self.best[0]:
-            gap = (grad.abs().sum() - grad @ u).item()  # max over the box of g·(v − u)
-            self.best = rise, u, gap
+            # max over the box of g·(v − u), a sum of what is not negative
+            gap = grad.abs().addcmul_(grad, u, value=-1).sum().item()
+            self.best = rise, u, gap, slope
         return rise, grad
 
     def vertices(self) -> SharpnessResult:
@@ -241,13 +244,15 @@ class _Search:
         """L-BFGS-B from a vertex: from inside the box its first iteration sorts one breakpoint a
         coordinate, which takes longer than ten passes over the data when p is in the millions.
         """
-        _, grad = self.evaluate(start)
+        first = [self.evaluate(start)]  # SciPy begins there, too
+        grad = first[0][1]
         # Slopes of order 1 per coordinate: the first quadratic model then spans the box, and the
         # stopping rules, which are absolute, see a loss of 1e-24 as they see one of order 1.
         scale = max(grad.abs().mean().item(), np.finfo(float).tiny)
 
         def descend(u: np.ndarray) -> tuple[float, np.ndarray]:
-            rise, grad = self.evaluate(torch.from_numpy(u.copy()).to(self.x))
+            here = torch.from_numpy(u.copy()).to(self.x)
+            rise, grad = first.pop() if first else self.evaluate(here)
             return -rise / scale, (-grad / scale).cpu().double().numpy()
 
         result = minimize(
@@ -265,7 +270,7 @@ class _Search:
         rise, grad = self.evaluate(u)
         step = 2.0  # from any point to the vertex that the gradient points at
         for iteration in range(n_iterations):
-            if self.converged():
+            if self.stationary():
                 return f"sign ascent: stationary after {iteration} iterations"
             trial = (u + step * grad.sign()).clamp_(-1.0, 1.0)
             new_rise, new_grad = self.evaluate(trial)
@@ -314,8 +319,9 @@ def worst_case(
     n_iterations = checks.whole("n_iterations", n_iterations, least=1)
     n_starts = checks.whole("n_starts", n_starts, least=1)
     tolerance, seed = checks.real("tolerance", tolerance, least=0), checks.seed(seed)
+    x = objective.vector(x)  # before a subspace is drawn: it names a w that is not finite
     space = _as_space(subspace, objective, seed)
-    search = _Search(objective, objective.vector(x), space, epsilon, tolerance=tolerance)
+    search = _Search(objective, x, space, epsilon, tolerance=tolerance)
     if method == "vertices":
         return search.vertices()
     if method == "converged":
@@ -345,30 +351,29 @@ def average(
 
     The quantity that PAC-Bayes bounds contain (Neyshabur et al., 1706.08947). ``value`` is a mean
     over ``n_samples`` pairs of perturbations ±δ, in which the slope at x cancels, negative where
-    the loss falls on average; ``converged`` means that it is known to a tenth of itself.
+    the loss falls on average. ``stderr`` is that of the draws and of f(x), which all pairs share.
     """
     epsilon = checks.real("epsilon", epsilon, above=0)
-    n_samples = checks.whole("n_samples", n_samples, least=2)
+    n = checks.whole("n_samples", n_samples, least=2)
     rng, x = np.random.default_rng(checks.seed(seed)), objective.vector(x)
-    base = _finite(objective.value(x), "at x")
-    rises = []
-    for _ in range(n_samples):
-        step = epsilon * torch.from_numpy(rng.standard_normal(len(x))).to(x)
-        pair = [_finite(objective.value(x + sign * step), "near x") for sign in (1, -1)]
-        rises.append(sum(pair) / 2 - base)
-    rise, stderr = float(np.mean(rises)), float(np.std(rises, ddof=1) / math.sqrt(n_samples))
-    percent = 100 / (1 + base)
-    return SharpnessResult(
-        value=percent * rise,
-        loss=base,
-        loss_max=base + rise,
-        epsilon=epsilon,
-        stderr=percent * stderr,
-        n_evaluations=2 * n_samples,
-        converged=stderr <= 0.1 * abs(rise),
-        method="average",
-        message=f"mean of {n_samples} pairs of perturbations",
-    )
+    base, eps = _base(objective.value(x)), torch.finfo(objective.dtype).eps
+
+    def differences(size: float | Tensor, n: int) -> np.ndarray:
+        """f(x ± δ) − f(x) of n draws of δ, (n, 2)."""
+        steps = (size * torch.from_numpy(rng.standard_normal(len(x))).to(x) for _ in range(n))
+        pairs = [[objective.value(x + sign * step) for sign in (1, -1)] for step in steps]
+        return np.array([[_finite(value, "near x") - base for value in pair] for pair in pairs])
+
+    each = differences(epsilon, n)
+    near = differences(NEAR * epsilon + 2 * eps * x.abs(), 3).mean(1)  # by rounding of f(x) alone
+    rises, rise = each.mean(1), float(each.mean())
+    # hypot, as squares of tiny losses underflow; and Student's t, as three errors of few draws fail
+    draws = math.hypot(*(rises - rise)) / math.sqrt(n * (n - 1)) * stdtrit(n - 1, ndtr(3)) / 3
+    steps = 2 * min(np.diff(np.unique(rises)), default=0.0)  # of losses that come in steps
+    last_place = max(steps, eps * (abs(base) + np.abs(each).mean() or 1.0))
+    error = math.hypot(draws, *near / 3**0.5, last_place)
+    how = True, "average", f"mean of {n} pairs of perturbations"
+    return _result(base, rise, error, *how, epsilon=epsilon, n_evaluations=2 * n)
 
 
 def sam(
@@ -377,32 +382,75 @@ def sam(
     """The rise along SAM's step: f(x + ε g/‖g‖) − f(x) with the gradient g at x.
 
     Foret et al. (2010.01412), whose ρ = 0.05 is the default ε. To first order ε ‖g‖: where g is 0,
-    ``value`` is 0, ``converged`` False. ``seed`` is not used: nothing is random.
+    ``value`` is 0, ``converged`` False. Where g is mostly rounding, so is its direction; ``stderr``
+    has what the loss changes with it. ``seed`` is not used: nothing is random.
     """
     epsilon, x = checks.real("epsilon", epsilon, above=0), objective.vector(x)
     base, g = objective.value_and_grad(x)
-    _finite(base, "at x")
+    base = _base(base)
     checks.finite("the gradient at x", g, "SAM steps along it; take another x")
-    norm = g.norm().item()
-    step = epsilon * g / norm if norm > 0 else torch.zeros_like(g)
-    top = _finite(objective.value(x + step), "at the end of the step")
-    percent = 100 / (1 + base)
+    norm = checks.real("the norm of the gradient at x", _norm(g))
+    step = epsilon * g.double().div(norm or 1.0).to(g)
+    top, slope = objective.value_and_grad(x + step)
+    rise = _finite(top, "at the end of the step") - base
+    error = _rounding(objective, x, base, x + step, rise, slope)
+    again = objective.grad(x + torch.finfo(x.dtype).eps * x)  # as good an x as x itself
+    turn = min(1.0, _norm(again - g) / (norm or 1.0))
+    error = math.hypot(error, epsilon * turn * _norm(slope))
     message = f"one step along the gradient, of norm {norm:.3g}"
-    return SharpnessResult(
-        value=percent * (top - base),
-        maximizer=step,
-        loss=base,
-        loss_max=top,
-        epsilon=epsilon,
-        n_evaluations=2,
-        converged=norm > 0,
-        method="sam",
-        message=message if norm > 0 else "the gradient at x is 0: SAM has no direction to step in",
-    )
+    if norm == 0:
+        message = "the gradient at x is 0: SAM has no direction to step in"
+    how = norm > 0, "sam", message
+    return _result(base, rise, error, *how, epsilon=epsilon, n_evaluations=2, maximizer=step)
 
 
 #: The measures that one table compares, by their names.
 MEASURES = {"Definition 2": worst_case, "adaptive": adaptive, "average": average, "SAM": sam}
+
+
+def _rounding(
+    objective: Objective, x: Tensor, base: float, y: Tensor, rise: float, slope: Tensor
+) -> float:
+    """The standard error by rounding of ``rise`` = f(y) − f(x), given the gradient at y.
+
+    By rounding the losses at points next to x differ, and next to y from its tangent. To that come
+    half a unit in the last place of each coordinate of y, and one in each loss.
+    """
+    eps, rng = torch.finfo(y.dtype).eps, np.random.default_rng(0)
+    off = []
+    for point, back in ((x, 0.0), (y, NEAR), (y, NEAR / 2)):
+        last = 2 * eps * torch.from_numpy(rng.standard_normal(len(y))).to(y)
+        near = point + back * (x - y) + last * point
+        value = _finite(objective.value(near), "next to the point found", "; take another epsilon")
+        off.append(value - base - (rise + (slope @ (near - y)).item() if back else 0.0))
+    moved = eps / 2 * (slope * y).abs_().sum().item()
+    last_place = eps * (max(abs(base), abs(base + rise)) or 1.0)  # a loss of 0 may be of any size
+    return math.hypot(1.5 * math.hypot(*off), moved, last_place)  # 1.5, since they are few
+
+
+def _norm(v: Tensor) -> float:
+    """‖v‖, by squares that neither over- nor underflow."""
+    largest = v.abs().max().item()
+    return largest * (v.double() / largest).norm().item() if largest > 0 else 0.0
+
+
+def _result(
+    base: float, rise: float, error: float, found: bool, method: str, message: str, **rest: Any
+) -> SharpnessResult:
+    """φ of a rise above the loss ``base``, both known to within ``error``; ``found``: no better."""
+    scale, known = 1 + base, error < KNOWN * abs(rise)
+    if not known:
+        message += f"; the rise is {rise:.2g} ± {error:.2g}: a larger epsilon or float64 shows more"
+    value = checks.real("the sharpness", 100 * (rise / scale))
+    stderr = 100 * (error / scale) * (1 + abs(rise) / scale)
+    how: Any = {"converged": found and known, "method": method, "message": message}
+    return SharpnessResult(value, base, base + rise, stderr=stderr, **how, **rest)
+
+
+def _base(loss: float) -> float:
+    if 1 + _finite(loss, "at x") <= 0:
+        raise ValueError(f"φ divides by 1 + f(x), which must be positive: f(x) is {loss:g}")
+    return loss
 
 
 def _finite(loss: float, where: str, remedy: str = "") -> float:

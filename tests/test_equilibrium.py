@@ -2,7 +2,9 @@
 
 import itertools
 import math
+from fractions import Fraction
 
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -610,6 +612,131 @@ def test_occupation_of_a_diffusion_between_wells():
     for time in np.array([0.1, 1.0, 10.0]) / (ab + ba):
         exact = (linalg.expm(time * generator) @ start)[in_a].sum()
         assert equilibrium.occupation(time, ab, ba) == pytest.approx(exact, abs=0.01)
+
+
+# The last digits, by exact arithmetic
+
+
+def two_step_covariance(h, c, lr, b, m):
+    """S_ij by the Lyapunov equation of (w, v), of 700 digits: P = A_i P A_jᵀ + n nᵀ c_ij/B."""
+    out, pairs = np.empty((2, 2)), list(itertools.product(range(2), repeat=2))
+    with mpmath.workdps(700):
+        lr, m = mpmath.mpf(lr), mpmath.mpf(m)
+        n, a = (-lr, 1), [((1 - lr * each, -lr * m), (each, m)) for each in h]
+        for i, j in pairs:
+            rows = [[(k == l) - a[i][k[0]][l[0]] * a[j][k[1]][l[1]] for l in pairs] for k in pairs]
+            right = [n[k] * n[l] * mpmath.mpf(c[i][j]) / b for k, l in pairs]
+            out[i, j] = float(mpmath.lu_solve(mpmath.matrix(rows), mpmath.matrix(right))[0])
+    return out
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9, 1 - 1e-9])
+@pytest.mark.parametrize("lr", [1e-300, 1e-17, 1e-9, 0.1, 2 / 3 * (1 - 1e-6)])
+def test_covariance_keeps_its_digits(lr, momentum):
+    h, c = [1.0, 3.0], [[2.0, 0.5], [0.5, 1.0]]
+    exact = two_step_covariance(h, c, lr, B, momentum)
+    found = equilibrium.ou_covariance(np.diag(h), c, lr, B, momentum=momentum)
+    np.testing.assert_allclose(found, exact, rtol=1e-9 if lr > 0.5 else 1e-13)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-10, 1e200])
+def test_covariance_at_every_scale_of_the_loss(scale):
+    found = equilibrium.ou_covariance(scale * H, scale * C, LR / scale, B)
+    np.testing.assert_allclose(found, equilibrium.ou_covariance(H, C, LR, B) / scale, rtol=1e-10)
+    askew = scale * np.array([[2.0, 1.0], [0.0, 2.0]])
+    with pytest.raises(ValueError, match="h must be a symmetric matrix"):
+        equilibrium.ou_covariance(askew, np.eye(2), 1, B)
+    with pytest.raises(ValueError, match="c must be symmetric"):
+        equilibrium.ou_covariance(np.eye(2), askew, 1, B)
+
+
+@pytest.mark.parametrize("lr", [1e-300, 1e-17, 1e-12, 1e-8])
+@pytest.mark.parametrize("replacement", [True, False])
+def test_regression_covariance_of_small_rates_keeps_its_digits(lr, replacement):
+    """Its limit is that of the SDE, HS + SH = η κ C; the next term is smaller by η."""
+    found = equilibrium.linear_regression_covariance(X, Y, lr, 2, replacement=replacement)
+    kappa = 1 / 2 if replacement else 4 / (2 * 5)
+    exact = linalg.solve_continuous_lyapunov(found.hessian, kappa * found.noise)
+    np.testing.assert_allclose(found.covariance / lr, exact, rtol=1e-11 + 10 * lr)
+
+
+@pytest.mark.parametrize("lr_h", [1e-100, 1e-17, 1e-9, 0.3, 1 - 1e-10, 1, 1 + 1e-10, 1.7, 2 - 1e-9])
+@pytest.mark.parametrize(("n", "b"), [(64, 4), (1000, 1), (6, 3)])
+def test_variance_at_the_end_of_an_epoch_keeps_its_digits(lr_h, n, b):
+    with mpmath.workdps(400):
+        e, k = mpmath.mpf(lr_h), n // b
+        p = [(1 - e) ** j for j in range(k)]
+        mean, each = sum(p) / k, e / (2 - e)
+        spread = sum((q - mean) ** 2 for q in p) / sum(q * q for q in p)
+        exact = {
+            "epoch": float(mpmath.mpf(k) / (n - 1) * spread * each),
+            "with_replacement": float(each / b),
+            "without_replacement": float(each * (n - b) / (b * (n - 1))),
+        }
+    for sampling in SAMPLINGS:
+        found = equilibrium.epoch_end_variance(lr_h, n, b, sampling=sampling)
+        assert found == pytest.approx(exact[sampling], rel=1e-12, abs=0)
+
+
+@pytest.mark.parametrize(
+    ("lr", "curvature", "spread"),
+    [
+        (1e-200, 1.0, 1e3),
+        (1.0, 0.0, 1e-200),
+        (1e-170, 1e-160, 3e5),
+        (1e-250, 1e-150, 2e50),
+        (1.0, 1.0, 1e200),
+        (1e300, 1e-300, 3e-300),
+        (2.0, 1.0, 1e-170),
+    ],
+)
+def test_the_smallest_stable_batch_at_every_scale(lr, curvature, spread):
+    eta, a, s, n = *map(Fraction, (lr, curvature, spread)), 1000
+    noise, room = (eta * s) ** 2, eta * a * (2 - eta * a)
+    exact = max(1, math.ceil(n * noise / (noise + room * (n - 1))))
+    assert equilibrium.smallest_stable_batch(lr, curvature, spread, n) == exact
+
+
+def test_excess_loss_and_temperature_at_every_scale():
+    assert equilibrium.excess_loss([1.0, 3.0], 1e-300, B) == pytest.approx(1e-300 / B, rel=1e-14)
+    assert equilibrium.excess_loss([1e200, 5e199], 1e-200, 1) == pytest.approx(2 / 3, rel=1e-14)
+    eta = Fraction(1 - 1e-12)
+    edge = equilibrium.excess_loss([2.0], float(eta), 1)
+    assert edge == pytest.approx(float(eta / (2 - 2 * eta)), rel=1e-14)
+    for lr, sigma, exact in ((1e-300, 1e200, 5e99), (1e200, 1e-200, 5e-201), (1e-3, 0, 0)):
+        assert equilibrium.temperature(lr, 1, sigma) == pytest.approx(exact, rel=1e-14, abs=0)
+    with pytest.raises(ValueError, match="the temperature must be a finite number"):
+        equilibrium.temperature(1.0, 1, 1e200)
+
+
+def test_shares_and_times_of_wells_keep_their_digits():
+    """Levels of 1e9 at T = 1e-6; curvatures whose product no float64 holds."""
+    levels, t = np.array([1e9, 1e9 + 2**-20, 1e9 + 2**-19]), 1e-6
+    p = np.exp(-np.array([0, 2**-20, 2**-19]) / t)
+    np.testing.assert_allclose(equilibrium.laplace(levels, [1.0] * 3, t), p / p.sum(), rtol=1e-13)
+    assert p[2] > 0.1
+    for scale in (1e-200, 1e200):
+        found = equilibrium.kramers_time(scale, -scale, scale, scale)
+        assert found == pytest.approx(2 * math.pi * math.e / scale, rel=1e-12)
+
+
+def test_a_density_of_losses_that_are_rounding_is_refused():
+    """At 1e6 losses differ by 1e-10: as steps for T = 1e-9, and not seen for T = 1e-3."""
+
+    def high(w):
+        return 1e6 + w[:, 0] ** 2 / 2
+
+    gibbs = Gibbs(high, 1e-3, -1, 1)
+    exact = stats.norm(0, math.sqrt(1e-3))
+    np.testing.assert_allclose(gibbs.pdf([0.0, 0.05]), exact.pdf([0.0, 0.05]), rtol=1e-5)
+    for t in (1e-7, 1e-9, 1e-12):
+        box = 20 * math.sqrt(t)
+        with pytest.raises(ValueError, match=r"ℓ/T drowns in its rounding in Z: subtract a const"):
+            Gibbs(high, t, -box, box)
+        with pytest.raises(ValueError, match="drowns in its rounding in the escape time"):
+            equilibrium.escape_time(high, t, 0, box / 20, wall=-box)
+    low = equilibrium.escape_time(lambda w: high(w) - 1e6, 1e-3, 0, 0.05, wall=-1)
+    assert equilibrium.escape_time(high, 1e-3, 0, 0.05, wall=-1) == pytest.approx(low, rel=1e-5)
 
 
 # Bad input

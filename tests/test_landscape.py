@@ -154,6 +154,16 @@ def test_directions_are_as_long_as_the_filters(make):
     assert not torch.equal(direction, filter_normalised(f, f.w, seed=2))
 
 
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-22, 1e22, 1e30])
+def test_directions_of_tiny_and_huge_filters(scale):
+    """In float32 the squares of 1e-23 are 0, and those of 1e20 infinite."""
+    f = NetworkObjective(models.mlp(6, 20, 3), DATA.x_train, DATA.y_train)
+    w = scale * f.w
+    direction = filter_normalised(f, w, seed=1)
+    plain = filter_normalised(f, f.w, seed=1)
+    torch.testing.assert_close(direction.double(), scale * plain.double(), rtol=1e-5, atol=0)
+
+
 def test_a_plane_is_the_loss_on_its_grid():
     f = objective()
     test = NetworkObjective(f.model, DATA.x_test, DATA.y_test, dtype=torch.float64)
@@ -195,3 +205,18 @@ def test_impossible_planes_are_refused(options, message):
         plane({"train": f}, f.w, **options)
     with pytest.raises(ValueError, match="objectives is empty"):
         plane({}, f.w)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_w_that_has_diverged_is_named_first(bad):
+    f = objective()
+    w = f.w.clone()
+    w[3] = bad
+    message = rf"w has 1 of 47 values that are not finite, the first is {bad} at \[3\]"
+    for call in (
+        lambda: plane({"train": f}, w),
+        lambda: filter_normalised(f, w),
+        lambda: interpolate({"train": f}, f.w, w),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()

@@ -237,6 +237,26 @@ def test_the_noise_is_normal(dtype):
         assert abs((np.abs(z) > level).sum() - expected) < 4 * expected**0.5
 
 
+@pytest.mark.parametrize("method", ["euler", "heun"])
+@pytest.mark.parametrize(
+    ("dtype", "dt"), [("float32", 4e-8), ("float32", 1e-7), ("float64", 7e-17)]
+)
+def test_a_drift_smaller_than_the_last_place_of_w_is_not_lost_in_the_noise(method, dtype, dt):
+    """−1.5 dt is about half a unit in the last place of 1.5; the noise, of some units, carries it.
+
+    (Without noise it is lost: w + f dt is w.)
+    """
+    ulp = np.spacing(np.array(1.5, dtype))
+    paths = simulate(
+        pull, 4 * ulp / dt**0.5, 1.5, dt=dt, n_steps=4000, seed=0, method=method, n_walkers=2000,
+        dtype=dtype,
+    )  # fmt: skip
+    moved = paths.final.astype(np.longdouble)[:, 0] - np.longdouble(1.5)
+    stderr = moved.std() / len(moved) ** 0.5
+    assert stderr < 0.05 * 6000 * dt
+    assert abs(moved.mean() + 6000 * dt) < 4 * stderr
+
+
 # Recording
 
 
@@ -555,8 +575,8 @@ def test_the_standard_error_of_an_order_is_its_spread_over_seeds():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"n_walkers": 1}, "1 walkers are too few"),
-        ({"drift": still}, "mean errors are noise"),
+        ({"n_walkers": 1}, "1 walkers too few"),
+        ({"drift": still}, "steps too short: .* is all noise"),
         ({"n_steps": (3, 8)}, r"n_steps must be two or more that divide 128, got \[3, 8\]"),
         ({"n_steps": (8,)}, "two or more"),
         ({"n_steps": (8, 8)}, "two or more"),
@@ -568,3 +588,11 @@ def test_orders_that_are_refused(changes, message):
     options = {"drift": pull, "diffusion": 1.0, "w0": 0.0, "time": 1.0, "n_steps": (4, 8)}
     with pytest.raises(ValueError, match=message):
         convergence_order(**options | {"method": "euler", "seed": 0, "n_walkers": 3} | changes)
+
+
+@pytest.mark.parametrize("w0", [0.0, 1.0, 1e6])
+def test_errors_that_are_rounding_have_no_order(w0):
+    """Without a drift both methods are exact."""
+    options = {"diffusion": 1.0, "w0": w0, "time": 1.0, "n_steps": (4, 8, 16), "method": "euler"}
+    with pytest.raises(ValueError, match=r"steps too short: .* is all noise"):
+        convergence_order(still, **options, seed=0, n_walkers=2000)

@@ -1,3 +1,4 @@
+import math
 from dataclasses import asdict
 from functools import cache
 from itertools import product
@@ -10,8 +11,9 @@ from scipy.optimize import differential_evolution
 from synthetic import gaussian_classes
 from torch import nn
 
+from lecture6 import data
 from lecture6.curvature import rescale
-from lecture6.models import local_seed
+from lecture6.models import local_seed, mlp
 from lecture6.objective import FunctionObjective, NetworkObjective
 from lecture6.sharpness import MEASURES, RandomSubspace, adaptive, average, sam, worst_case
 from lecture6.toys import Powers, Quadratic
@@ -576,3 +578,219 @@ def test_every_measure_refuses_bad_input(name):
 def test_average_needs_two_samples():
     with pytest.raises(ValueError, match="n_samples must be at least 2, got 1"):
         average(BOWL, X, n_samples=1)
+
+
+# ---- rounding: what float64, closed forms and exact arithmetic say --------------------------
+
+
+def digits_net(dtype):
+    images = data.load("digits").subset(400)
+    return NetworkObjective(mlp(64, 32, 10, seed=0), images.x_train, images.y_train, dtype=dtype)
+
+
+def digits_trace():
+    """tr H of the net above: z is linear in every single weight, so E_n Σ_w Var_p(∂z/∂w) is it."""
+    f = digits_net(F64)
+    x = f.x.double().flatten(1)
+    w1, b1, w2, b2 = (p.detach() for p in f.model.parameters())
+    a = (x @ w1.T + b1).relu()
+    p = (a @ w2.T + b2).softmax(1)
+    outer = (1 + a.square().sum(1)) * (1 - p.square().sum(1))
+    spread = p @ w2.square() - (p @ w2).square()  # (n, hidden)
+    inner = (1 + x.square().sum(1)) * (spread * (a > 0)).sum(1)
+    return (outer + inner).mean().item()
+
+
+def test_an_average_that_drowns_in_rounding_says_so():
+    exact = 0.5e-12 * digits_trace()
+    single, double = digits_net(torch.float32), digits_net(F64)
+    good = average(double, double.w, epsilon=1e-6, n_samples=300)
+    scale = 100 / (1 + good.loss)
+    assert good.converged
+    assert abs(good.value - scale * exact) < 3 * good.stderr < 0.2 * good.value
+    for epsilon in (1e-6, 1e-8):
+        bad = average(single, single.w, epsilon=epsilon, n_samples=300)
+        assert not bad.converged
+        assert abs(bad.value - scale * exact * (epsilon / 1e-6) ** 2) < 3 * bad.stderr
+        assert "a larger epsilon or float64 shows more" in bad.message
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_float32_at_a_tiny_epsilon_has_not_converged_and_its_error_is_in_stderr(name):
+    single, double = digits_net(torch.float32), digits_net(F64)
+    for epsilon in (1e-8, 1e-12):
+        found, exact = (MEASURES[name](f, f.w, epsilon=epsilon) for f in (single, double))
+        assert not found.converged
+        assert abs(found.value - exact.value) < 3 * math.hypot(found.stderr, exact.stderr)
+
+
+def rounded_away(w):
+    """Σ w², in which 1e8 comes and goes."""
+    return ((w + 1e4) ** 2 - 1e8 - 2e4 * w).sum()
+
+
+@pytest.mark.parametrize("name", MEASURES)
+@pytest.mark.parametrize(
+    ("f", "x", "epsilon"),
+    [
+        (lambda w: 1e6 + (w**2).sum(), 0.0, 1e-6),  # ulp 1.2e-10
+        (rounded_away, 1 / 3, 1e-9),
+        (lambda w: ((w - 1) ** 2).sum(), 1.0, 1e-17),  # x + z is x
+        (lambda w: ((w - 1) ** 2).sum() + 1e-3, 1.0, 1e-10),
+    ],
+)
+def test_what_rounding_hides_has_not_converged(name, f, x, epsilon):
+    f = FunctionObjective(f, 3)
+    result = MEASURES[name](f, [x] * 3, epsilon=epsilon)
+    half = epsilon * (abs(x) + (name != "adaptive"))
+    exact = {"average": 3 * epsilon**2, "SAM": epsilon**2}.get(name, 3 * half**2)
+    if x == 1 / 3:
+        exact += 2 * x * {"average": 0, "SAM": epsilon * math.sqrt(3)}.get(name, 3 * half)
+    assert not result.converged
+    if x > 0 or name in ("Definition 2", "average"):  # at 0 adaptive has no box, SAM no direction
+        assert abs(result.value - 100 * exact / (1 + result.loss)) <= 3 * result.stderr
+
+
+@pytest.mark.parametrize("digits", [4, 7, 11])
+def test_an_average_of_losses_in_steps_knows_no_more_than_a_step(digits):
+    """Rounded up to so many decimals, by a bias that all draws share: 0 at x, a step around it."""
+    unit = 10.0**-digits
+    f = FunctionObjective(lambda w: unit * torch.round(0.49 + (w @ w) / unit), 4)
+    result = average(f, zeros(f), epsilon=0.1 * unit**0.5)
+    exact = 100 * 4 * 0.01 * unit
+    assert not result.converged
+    assert abs(result.value - exact) < 3 * result.stderr
+
+
+def test_where_nothing_is_rounded_the_error_is_small():
+    for f, x in ((FIGURE_6["6a"], [0.3]), (FIGURE_6["6b"], [0.3]), (BOWL, X), net(F64)):
+        for measure in (worst_case, adaptive, sam):
+            result = measure(f, x)
+            assert 0 < result.stderr <= 1e-4 * result.value
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("dtype", "epsilon"), [(F64, 1e-2), (F64, 1e-9), (torch.float32, 1e-3), (torch.float32, 3e-5)]
+)
+def test_the_error_of_an_average_covers_it_where_rounding_is_small_and_where_not(dtype, epsilon):
+    """Three standard errors in 97 % of 200 repeats, each with other draws and another rounding."""
+    (f, w), (double, _) = net(dtype), net(F64)
+    trace = torch.func.hessian(double._terms()[0][1])(w.double()).trace().item()
+    exact = 100 * 0.5 * epsilon**2 * trace / (1 + double.value(w))
+    generator, scores, hidden = torch.Generator().manual_seed(0), [], 0
+    for seed in range(200):
+        x = w + 1e-4 * torch.randn(len(w), generator=generator).to(w)
+        result = average(f, x, epsilon=epsilon, seed=seed)
+        scores.append(abs(result.value - exact) / result.stderr)
+        hidden += not result.converged
+    assert np.mean(np.array(scores) <= 3) >= 0.97
+    if epsilon in (1e-9, 3e-5):
+        assert hidden > 150
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("measure", [worst_case, adaptive, sam])
+@pytest.mark.parametrize(
+    ("dtype", "epsilon"), [(F64, 1e-13), (torch.float32, 1e-3), (torch.float32, 1e-7)]
+)
+def test_the_error_of_a_rise_covers_it(measure, dtype, epsilon):
+    """At the point found: against float64, and in float64 against long double."""
+    f, centre = net(dtype)
+    generator, scores = torch.Generator().manual_seed(1), []
+    for _ in range(200):
+        x = centre + 0.05 * torch.randn(len(centre), generator=generator).to(centre)
+        result = measure(f, x, epsilon=epsilon)
+        base, top = (long_double_loss(x, z) for z in (0, result.maximizer))
+        exact = float(100 * (top - base) / (1 + base))
+        scores.append(abs(result.value - exact) / result.stderr)
+    assert np.mean(np.array(scores) <= 3) >= 0.97
+
+
+def long_double_loss(x, z):
+    """The mean cross-entropy of the net of 67 weights at x + z, with 64 bits of mantissa."""
+    w = x.double().numpy().astype(np.longdouble)
+    w = w + (0 if isinstance(z, int) else z.double().numpy().astype(np.longdouble))
+    w1, b1, w2, b2 = np.split(w, [32, 40, 64])
+    inputs = DATA.x_train.double().numpy().astype(np.longdouble)
+    z = np.tanh(inputs @ w1.reshape(8, 4).T + b1) @ w2.reshape(3, 8).T + b2
+    z = z - z.max(1, keepdims=True)
+    log_p = z - np.log(np.exp(z).sum(1, keepdims=True))
+    return -log_p[np.arange(len(z)), DATA.y_train.numpy()].mean()
+
+
+def test_what_the_error_costs():
+    """With the default settings no point is evaluated twice, and three losses are for the error."""
+    f, x = net(F64)
+    seen, plain = [], {"value": f.value, "value_and_grad": f.value_and_grad}
+    for name, function in plain.items():
+        setattr(f, name, lambda w, function=function: seen.append(w.clone()) or function(w))
+    result = worst_case(f, x)
+    assert len(torch.stack(seen).unique(dim=0)) == len(seen)
+    assert len(seen) == 1 + result.n_evaluations + 3
+
+
+# ---- losses and gradients of every size ------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MEASURES)
+@pytest.mark.parametrize("level", [-1.0, -3.0, -1e300])
+def test_a_loss_at_or_below_minus_1_is_refused(name, level):
+    f = FunctionObjective(lambda w: level + (w**2).sum(), 2)
+    with pytest.raises(ValueError, match=r"divides by 1 \+ f\(x\), which must be positive"):
+        MEASURES[name](f, [0.0, 0.0])
+
+
+@pytest.mark.parametrize("name", MEASURES)
+@pytest.mark.parametrize("unit", [1e-200, 1e-30, 1e30, 1e200])
+def test_measures_of_tiny_and_huge_losses(name, unit):
+    """1e200 Σ w has a rise, and slopes whose squares no float64 holds."""
+    x, measure = np.array([0.5, -0.25, 1.0]), MEASURES[name]
+    slope = FunctionObjective(lambda w: unit * (w + 3).sum(), 3)
+    base, half = unit * 10.25, 1e-3 * (np.abs(x) + (name != "adaptive"))
+    rise = unit * {"SAM": 1e-3 * math.sqrt(3), "average": 0}.get(name, half.sum())
+    found = measure(slope, x, epsilon=1e-3)
+    assert found.value == pytest.approx(100 * rise / (1 + base), rel=1e-9, abs=4 * found.stderr)
+    assert found.converged == (name != "average")
+    bowl = FunctionObjective(lambda w: unit * (w**2).sum(), 3)
+    small, plain = (measure(g, x, epsilon=1e-3) for g in (bowl, BOWL_OF_1))
+    rises = [(r.loss_max - r.loss, r.stderr * (1 + r.loss)) for r in (small, plain)]
+    assert rises[0] == pytest.approx([unit * part for part in rises[1]], rel=1e-2, abs=0)
+    assert small.converged == plain.converged
+
+
+BOWL_OF_1 = FunctionObjective(lambda w: (w**2).sum(), 3)
+
+
+def test_a_gradient_whose_norm_underflows_has_a_direction():
+    """2e-23 in float32: its square is 0."""
+    model = nn.Linear(2, 2, bias=False)
+    f = NetworkObjective(model, torch.tensor([[1e-22, 2e-22]]), torch.tensor([0]))
+    result = sam(f, torch.zeros(4), epsilon=0.05)
+    g = torch.tensor([-1.0, -2.0, 1.0, 2.0])
+    np.testing.assert_allclose(result.maximizer, 0.05 * g / g.norm(), rtol=1e-6)
+    assert not result.converged  # the rise of 1e-24 drowns in log 2
+    huge = FunctionObjective(lambda w: 1e170 * (w @ w), 2)
+    step = sam(huge, [3e-10, 4e-10]).maximizer
+    np.testing.assert_allclose(step, [0.03, 0.04], rtol=1e-12)
+
+
+def test_a_direction_that_is_rounding_has_not_converged():
+    """Next to a minimum that no float64 hits: with other last places, another gradient."""
+    f = FunctionObjective(lambda w: ((w - 0.1) ** 2 * torch.tensor([1.0, 100.0, 1e4])).sum(), 3)
+    x = torch.full((3,), 0.1, dtype=F64) + torch.tensor([3e-17, 1.4e-17, 1.5e-17], dtype=F64)
+    result = sam(f, x)
+    assert not result.converged
+    assert sam(f, x + 1e-6).converged
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_a_diverged_w_is_named_before_anything_else(name):
+    options = {"subspace": 3} if name == "Definition 2" else {}
+    with pytest.raises(ValueError, match=r"w has 1 of 3 values that are not .*diverged"):
+        MEASURES[name](BOWL, [1.0, np.nan, 0.0], **options)
+
+
+def test_a_box_that_overflows_is_refused():
+    with pytest.raises(ValueError, match="the box of x has 1 of 1 values that are not finite"):
+        worst_case(BOWL, X, subspace=torch.full((3, 1), 1e-320, dtype=F64), epsilon=1e20)
