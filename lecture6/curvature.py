@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -309,6 +311,62 @@ def rescale(model: nn.Sequential, alpha: float) -> nn.Sequential:
         layers[0].weight.mul_(alpha)
         layers[1].weight.div_(alpha)
     return scaled
+
+
+def equal_layer_norms(model: nn.Module) -> nn.Module:
+    """A copy of a net with batch norm, each layer before one with the weight norm √(output units).
+
+    Batch norm makes (z − m)/√(v + ε) of a layer's output z with mean m and variance v. A factor s
+    on the layer's weight and bias makes s z, s m and s² v of them; with s² ε in the place of ε, s
+    cancels. Running statistics go along, so that the function is unchanged but for rounding (where
+    ε is far below v, as is usual, also with ε as it was). What depends on the length of w, such as
+    the box (3), is then compared between nets at equal lengths (Li et al., 1712.09913, §3).
+
+    The layers are the Linear and Conv2d that stand directly before a batch norm in an
+    ``nn.Sequential``, as in all nets of :mod:`lecture6.models` that are built of them. Raises
+    ValueError for a net without such layers or with a batch norm elsewhere, for shared layers, and
+    for weights that are 0 or not finite.
+    """
+    scaled = copy.deepcopy(model)
+    orders = [list(_in_order(m)) for m in scaled.modules() if type(m) is nn.Sequential]
+    pairs = (pair for order in reversed(orders) for pair in pairwise([nn.Identity(), *order]))
+    before = {after: layer for layer, after in pairs}  # the outermost order last: it sees most
+    norms = [m for m in scaled.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    fed = [norm for norm in norms if isinstance(before.get(norm), nn.Linear | nn.Conv2d)]
+    if not fed or not before.keys() >= set(norms):
+        raise ValueError(
+            "layer norms can be made equal where a Linear or Conv2d stands directly before a batch "
+            "norm, and every batch norm in an nn.Sequential: build the net so, or compare nets "
+            "without batch norm as they are"
+        )
+    members = scaled.named_modules(remove_duplicate=False)
+    uses = Counter(id(m) for _, m in members)
+    uses.update(id(p) for _, p in scaled.named_parameters(remove_duplicate=False))
+    for norm in fed:
+        layer = before[norm]
+        plain = type(layer) in (nn.Linear, nn.Conv2d)
+        if not (plain and uses[id(layer.weight)] == uses[id(norm)] == 1):
+            raise ValueError(
+                f"{layer} before a batch norm must be a plain layer with a weight of its own, and "
+                "both be used once: remove parametrizations, give each place its own layer"
+            )
+        length = layer.weight.double().norm().item()
+        if not 0 < length < math.inf:
+            raise ValueError(f"the weight of {layer} has the norm {length:g}, not a length to set")
+        s = math.sqrt(len(layer.weight)) / length
+        moments = [(norm.running_mean, s), (norm.running_var, s * s)]
+        with torch.no_grad():
+            for part, factor in [(layer.weight, s), (layer.bias, s), *moments]:
+                if part is not None:
+                    part.mul_(factor)
+        norm.eps *= s * s
+    return scaled
+
+
+def _in_order(model: nn.Module) -> Iterator[nn.Module]:
+    """The modules that an ``nn.Sequential`` calls, nested ones unrolled."""
+    for m in model if type(model) is nn.Sequential else []:
+        yield from _in_order(m) if type(m) is nn.Sequential else [m]
 
 
 def _krylov(

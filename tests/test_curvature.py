@@ -1,5 +1,6 @@
 """Curvature against closed forms, float64 brute force, and three other libraries."""
 
+import copy
 import math
 
 import curvlinops
@@ -415,6 +416,131 @@ def test_rescaling_makes_the_leading_eigenvalue_as_large_as_one_likes():
         top.append(curvature.eigenvalues(other, other.w, 1).values[0])
     assert top[1] > 100 * top[0]
     assert top[2] == pytest.approx(100 * top[1], rel=0.05)
+
+
+# Equal layer norms
+
+
+def f1_with_running_statistics():
+    return models.f1(36, 3, batch_norm="running")
+
+
+class PreActivation(nn.Module):
+    """A block whose first batch norm follows no layer, with a nested order inside."""
+
+    def __init__(self):
+        super().__init__()
+        first = nn.Sequential(nn.BatchNorm1d(7), nn.ReLU(), nn.Linear(7, 7))
+        self.inner = nn.Sequential(first, nn.BatchNorm1d(7), nn.Tanh())
+
+    def forward(self, x):
+        return x + self.inner(x)
+
+
+def pre_activation():
+    return nn.Sequential(nn.Linear(6, 7), PreActivation(), nn.Linear(7, 3))
+
+
+NORMALISED = {
+    "f1": (lambda: models.f1(36, 3), (36,), 5),
+    "f1, running": (f1_with_running_statistics, (36,), 5),
+    "f2": (lambda: models.f2(36, 3), (36,), 7),
+    "c1": (lambda: models.c1(stride=2), (3, 32, 32), 4),
+    "vgg11": (models.vgg11, (3, 32, 32), 8),
+    "resnet": (lambda: models.resnet(8), (3, 16, 16), 7),
+    "pre-activation": (pre_activation, (6,), 1),
+}
+
+
+@pytest.mark.parametrize("length", [1.0, 1e-4, 1e6])
+@pytest.mark.parametrize("name", NORMALISED)
+def test_equal_layer_norms_keep_the_function(name, length):
+    """Also where ε is far above the variance, as with the weights of a net that decayed."""
+    make, shape, n_layers = NORMALISED[name]
+    with models.local_seed(0):
+        net, x = make(), torch.randn(16, *shape)
+        for norm in net.modules():
+            if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+                nn.init.uniform_(norm.weight, 0.5, 1.5)  # a zero gain would hide the block
+                if norm.track_running_stats:
+                    norm.running_mean.normal_()
+                    norm.running_var.uniform_(0.5, 1.5)
+        for layer in net.modules():
+            if isinstance(layer, nn.Linear | nn.Conv2d) and layer.weight.shape[0] > 3:
+                layer.weight.data *= length
+    before = [p.clone() for p in net.parameters()]
+    equal = curvature.equal_layer_norms(net)
+    assert all(map(torch.equal, net.parameters(), before))
+    layers = [m for m in equal.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    lengths = [m.weight.norm().item() / math.sqrt(len(m.weight)) for m in layers]
+    assert sum(abs(each - 1) < 1e-5 for each in lengths) == n_layers
+    for mode in ("eval", "train"):
+        with torch.no_grad(), models.local_seed(1):
+            z = getattr(copy.deepcopy(net), mode)()(x)
+        with torch.no_grad(), models.local_seed(1):
+            found = getattr(copy.deepcopy(equal), mode)()(x)
+        torch.testing.assert_close(found, z, rtol=1e-5, atol=1e-5 * z.abs().max().item())
+    again = curvature.equal_layer_norms(equal)
+    torch.testing.assert_close(models.flat_parameters(again), models.flat_parameters(equal))
+
+
+def test_at_equal_layer_norms_lengths_that_change_no_prediction_change_no_sharpness():
+    with models.local_seed(0):
+        net = normalised()
+    longer = copy.deepcopy(net)
+    longer[0].weight.data *= 3
+    longer[0].bias.data *= 3
+    tops = {}
+    for name, each in {"net": net, "longer": longer}.items():
+        for kind, model in {"as is": each, "equal": curvature.equal_layer_norms(each)}.items():
+            f = NetworkObjective(model, DATA.x_train, DATA.y_train, dtype=F64)
+            tops[name, kind] = curvature.eigenvalues(f, f.w, 1, tolerance=1e-9).values[0]
+    assert abs(tops["longer", "as is"] / tops["net", "as is"] - 1) > 0.05
+    assert tops["longer", "equal"] == pytest.approx(tops["net", "equal"], rel=1e-5)
+
+
+def shared():
+    layer = nn.Linear(6, 6)
+    return nn.Sequential(layer, nn.BatchNorm1d(6), layer, nn.BatchNorm1d(6))
+
+
+class Outside(nn.Module):
+    """A batch norm whose place only the forward pass knows."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = normalised()
+        self.norm = nn.BatchNorm1d(3)
+
+    def forward(self, x):
+        return self.norm(self.first(x))
+
+
+def zeros():
+    net = normalised()
+    nn.init.zeros_(net[0].weight)
+    return net
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (models.mlp, "build the net so, or compare nets without batch norm as they are"),
+        (lambda: nn.Sequential(nn.ReLU(), nn.BatchNorm1d(6)), "directly before a batch norm"),
+        (Outside, "every batch norm in an nn.Sequential"),
+        (shared, "used once: .* give each place its own layer"),
+        (
+            lambda: nn.Sequential(
+                nn.utils.parametrizations.weight_norm(nn.Linear(6, 6)), nn.BatchNorm1d(6)
+            ),
+            "remove parametrizations",
+        ),
+        (zeros, r"the weight of Linear\(.* has the norm 0"),
+    ],
+)
+def test_nets_whose_layer_norms_cannot_be_made_equal(make, message):
+    with pytest.raises(ValueError, match=message):
+        curvature.equal_layer_norms(make())
 
 
 # Other libraries
