@@ -16,6 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+#: Of the outputs (n, ...) for n samples and their y: a tensor of one number, the mean over them.
+Loss = Callable[[Tensor, Tensor], Tensor]
+
 SEEDS = 2**63  # a seed is below: torch's generators take a larger one for another
 _LARGEST = sys.float_info.max
 _BOUNDS: dict[str, tuple[str, Callable]] = {
@@ -122,25 +125,28 @@ def finite(name: str, values: Tensor, remedy: str) -> Tensor:
     return values
 
 
-def weights(w: Any, n_params: int, *, dtype: torch.dtype, device: torch.device) -> Tensor:
+def weights(
+    w: Any, n_params: int, *, dtype: torch.dtype, device: torch.device, name: str = "w"
+) -> Tensor:
     """``w`` as a detached vector (n_params,) of finite numbers of this dtype and device.
 
-    Raises ValueError for another shape, and for weights that are not finite.
+    Raises ValueError for another shape, and for numbers that are not finite.
     """
     if w.is_complex() if isinstance(w, Tensor) else np.iscomplexobj(w):
         raise ValueError("expected a vector of real numbers, got complex ones: take its real part")
     w = torch.as_tensor(w, dtype=dtype, device=device).detach()
     if w.shape != (n_params,):
         raise ValueError(f"expected a vector of shape ({n_params},), got {tuple(w.shape)}")
-    return finite("w", w, "training diverged, or the vector is of something else")
+    return finite(name, w, "training diverged, or the vector is of something else")
 
 
-def samples(x: Any, y: Any, *, name: str = "") -> tuple[Tensor, Tensor]:
+def samples(x: Any, y: Any, *, name: str = "", classes: bool = True) -> tuple[Tensor, Tensor]:
     """Inputs (n, ...) and labels (n,) of one set, as tensors; labels become int64.
 
     Inputs are tensors or NumPy arrays of real floating numbers, finite, or of integers (tokens).
-    Labels are integers of any dtype: the numbers of classes, from 0. Raises ValueError for anything
-    else, for an empty set and for different lengths; ``name`` is said of the set ("test").
+    Labels are integers of any dtype: the numbers of classes, from 0; if not ``classes``, any finite
+    numbers (n, ...), which stay as they are. Raises ValueError for anything else, for an empty set
+    and for different lengths; ``name`` is said of the set ("test").
     """
     x_name, y_name = (f"{part}_{name}" if name else part for part in "xy")
     try:
@@ -149,8 +155,19 @@ def samples(x: Any, y: Any, *, name: str = "") -> tuple[Tensor, Tensor]:
         raise ValueError(f"{x_name} and {y_name} must be tensors or arrays: {error}") from None
     if x.dim() == 0 or len(x) == 0:
         raise ValueError(f"{x_name} must hold at least one sample, got the shape {tuple(x.shape)}")
+    for label, part in ((x_name, x), (y_name, y)):
+        if part.layout != torch.strided:
+            raise ValueError(f"{label} must be dense, got {part.layout}: call its to_dense()")
     if x.is_complex() or x.dtype == torch.bool:
         raise ValueError(f"{x_name} must be real floating numbers, or integers, got {x.dtype}")
+    if not classes:
+        if y.shape[:1] != x.shape[:1]:
+            raise ValueError(
+                f"{y_name} must have a row for each of the {len(x)} samples, got the shape "
+                f"{tuple(y.shape)}"
+            )
+        y = finite(y_name, y, "clean the data first")
+        return finite(x_name, x, "clean the data first"), y
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or y.shape != (len(x),):
         raise ValueError(
             f"{y_name} must hold the number of its class for each sample, integers of the shape "
@@ -179,6 +196,27 @@ def parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return found
 
 
+def copied(model: nn.Module) -> nn.Module:
+    """A copy of the model without what ``torch.compile`` made of it: that has no second derivative.
+
+    Raises ValueError for a model that cannot be copied.
+    """
+    try:
+        return _eager(copy.deepcopy(getattr(model, "_orig_mod", model)))
+    except RuntimeError as error:
+        raise ValueError(
+            "the model cannot be copied: build it anew and load its state_dict(), and take "
+            f"torch.nn.utils.parametrizations for weight or spectral norm: {error}"
+        ) from error
+
+
+def _eager(model: nn.Module) -> nn.Module:
+    for name, child in model._modules.items():
+        if child is not None and (plain := _eager(child)) is not child:
+            setattr(model, name, plain)
+    return getattr(model, "_orig_mod", model)
+
+
 def as_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """``model`` with its real floating parameters and buffers in ``dtype``, in place; no others."""
     return model._apply(lambda t: t.to(dtype) if t.is_floating_point() else t)
@@ -197,10 +235,11 @@ def ready(model: nn.Module, x: Any, y: Any, *, name: str = "") -> tuple[Tensor, 
     return cast(x, first), y.to(first.device)
 
 
-def fits(model: nn.Module, x: Tensor, y: Tensor, *, name: str = "") -> None:
+def fits(model: nn.Module, x: Tensor, y: Tensor, *, name: str = "", classes: bool = True) -> None:
     """Raise ValueError unless ``model`` makes logits (n, classes) of ``x``, and has the classes y.
 
-    Two samples are tried, in a copy in eval mode, and without touching torch's generators.
+    If not ``classes``, unless it makes one real floating tensor (n, ...). Two samples are tried, in
+    a copy in eval mode, and without touching torch's generators.
     """
     x_name, y_name = (f"{part}_{name}" if name else part for part in "xy")
     first = next(iter(parameters(model).values()))
@@ -212,15 +251,40 @@ def fits(model: nn.Module, x: Tensor, y: Tensor, *, name: str = "") -> None:
                 f"the network does not take {x_name}, {x.dtype} of the shape (n, "
                 f"{', '.join(map(str, x.shape[1:]))}): {error}"
             ) from error
-    if not isinstance(z, Tensor) or z.dim() != 2 or len(z) != 2 or z.shape[1] < 2:
+    one = isinstance(z, Tensor) and z.shape[:1] == (2,) and z.is_floating_point()
+    if not one or (classes and (z.dim() != 2 or z.shape[1] < 2)):
         got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
-        raise ValueError(
-            "the network must give logits of the shape (n, classes), with 2 classes or more, got "
-            f"{got} for n = 2"
-        )
+        wanted = "logits of the shape (n, classes), with 2 classes or more"
+        wanted = wanted if classes else "one floating tensor of the shape (n, ...)"
+        raise ValueError(f"the network must give {wanted}, got {got} for n = 2")
+    if not classes:
+        return
     low, high = int(y.min()), int(y.max())
     if low < 0 or high >= z.shape[1]:
         raise ValueError(
             f"{y_name} must lie between 0 and {z.shape[1] - 1}, the network has {z.shape[1]} "
             f"outputs: got labels from {low} to {high}"
+        )
+
+
+def mean_over_samples(loss: Loss, z: Tensor, y: Tensor) -> None:
+    """Raise ValueError unless ``loss(z, y)`` is the mean of the losses of the samples by one."""
+    try:
+        whole = loss(z, y)
+        each = torch.stack([loss(z[i : i + 1], y[i : i + 1]) for i in range(len(y))])
+    except Exception as error:  # whatever the user's loss raises
+        raise ValueError(
+            f"the loss does not take outputs of the shape {tuple(z.shape)} with y, {y.dtype} of "
+            f"the shape {tuple(y.shape)}: {error}"
+        ) from error
+    if not isinstance(whole, Tensor) or whole.dim() or not whole.is_floating_point():
+        raise ValueError(f"the loss must give one number, the mean over the samples, got {whole}")
+    finite("the loss of single samples", each, "does it suit these outputs and y?")
+    off = abs(whole.item() - each.double().mean().item())
+    if not off <= max(1e-9, 1e3 * torch.finfo(z.dtype).eps) * each.abs().double().mean().item():
+        raise ValueError(
+            f"the loss of {len(y)} samples is {whole.item():.6g}, and the mean of their losses one "
+            f"by one {each.double().mean().item():.6g}: it must be a mean over samples. Usual "
+            'causes: reduction="sum", class weights or ignore_index, which change what it is '
+            "divided by, or outputs (n, 1) beside y of the shape (n,)"
         )

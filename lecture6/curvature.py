@@ -38,8 +38,9 @@ class Eigenpairs:
 
     ``errors`` estimates ``|λ − exact|``: the residual r bounds the distance to the nearest
     eigenvalue, and r²/gap does so more closely when the rest of the spectrum is ``gap`` away
-    (Kato–Temple). ``converged`` means that every error is below the tolerance asked for. What no
-    residual can show is an eigenvalue that the search has not met: one to which the random start is
+    (Kato–Temple); the rounding of the products is added. ``converged`` means that every error is
+    below the tolerance asked for: an eigenvalue that drowns in rounding is not. What no residual
+    can show is an eigenvalue that the search has not met: one to which the random start is
     nearly orthogonal, which a block of two vectors makes very unlikely, or a third copy.
     """
 
@@ -53,24 +54,29 @@ class Eigenpairs:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number estimated from random draws, with its standard error (0 when it is exact)."""
+    """A number estimated from random draws, or exactly, with its standard error."""
 
     value: float
-    stderr: float
+    stderr: float  #: rounding included, which is all of it where the value is exact
     n_samples: int  #: independent ones; below about ten stderr is uncertain: use Student's t
 
     @classmethod
-    def mean(cls, samples: ArrayLike, groups: np.ndarray | None = None) -> Estimate:
+    def mean(
+        cls, samples: ArrayLike, groups: np.ndarray | None = None, *, rounding: float = 0.0
+    ) -> Estimate:
         """The mean of ``samples`` (n,), independent ones or groups of them, numbered from 0, (n,).
 
-        A single one is exact.
+        A single one is exact. ``rounding``: the standard error that is common to all of them.
         """
         x = np.asarray(samples, dtype=float)
         checks.finite("an estimate", torch.from_numpy(x), "is the loss finite at w, and near it?")
+        unit = _unit(torch.from_numpy(x))
+        x = x / unit
         sums = x - x.mean() if groups is None else np.bincount(groups, x - x.mean())
         n = len(sums)
         stderr = math.sqrt((sums**2).sum() * n / (n - 1)) / len(x) if n > 1 else 0.0
-        return cls(float(x.mean()), stderr, n)
+        stderr = math.hypot(stderr, np.finfo(float).eps * np.abs(x).mean())
+        return cls(float(x.mean()) * unit, math.hypot(stderr * unit, rounding), n)
 
 
 @dataclass(frozen=True)
@@ -84,10 +90,13 @@ class SpectralDensity:
     nodes: np.ndarray  #: (vectors, m)
     weights: np.ndarray  #: (vectors, m), each row sums to 1
     n_params: int
+    rounding: float = 0.0  #: of a node
 
     def mean_of(self, function: Callable[[np.ndarray], np.ndarray]) -> Estimate:
         """(1/n) Σ_i function(λ_i) over all n = ``n_params`` eigenvalues."""
-        return Estimate.mean((self.weights * function(self.nodes)).sum(1))
+        here, beside = function(self.nodes), function(self.nodes + self.rounding)
+        rounding = float((self.weights * np.abs(beside - here)).sum(1).mean())
+        return Estimate.mean((self.weights * here).sum(1), rounding=rounding)
 
     def density(self, grid: np.ndarray, width: float) -> tuple[np.ndarray, np.ndarray]:
         """Density on ``grid`` (g,) under a Gaussian of standard deviation ``width``.
@@ -129,7 +138,7 @@ def eigenvalues(
     limit = min(checks.whole("max_products", max_products, least=k), n)
     start = torch.from_numpy(generator.standard_normal((BLOCK, n))).to(objective.vector(w))
     for space in _krylov(objective.product(w, of=of), start, limit, generator):
-        basis, t, coupling = space
+        basis, t, coupling, unit = space
         size = len(t)
         if size < k:
             continue
@@ -146,13 +155,15 @@ def eigenvalues(
         # An invariant space (no coupling) may lack copies of repeated eigenvalues: look outside it.
         if size == limit or (met.all() and coupling.any()):
             break
-    rotation = torch.from_numpy(np.ascontiguousarray(vectors[:, chosen].T)).to(basis)
+    found = torch.from_numpy(np.ascontiguousarray(vectors[:, chosen].T)).to(basis) @ basis
+    floor = torch.finfo(basis.dtype).eps * np.abs(values).max() * unit
+    errors = errors * unit + _rounding(objective, w, of, found.sum(0)) + floor
     return Eigenpairs(
-        values=values[chosen],
-        vectors=rotation @ basis,
-        residuals=r,
+        values=values[chosen] * unit,
+        vectors=found,
+        residuals=r * unit,
         errors=errors,
-        converged=bool(met.all()),
+        converged=bool((errors <= tolerance * np.abs(values[chosen]) * unit).all()),
         n_products=size,
     )
 
@@ -169,18 +180,48 @@ def trace(
     """
     n_products = checks.whole("n_products", n_products, least=2)
     generator = np.random.default_rng(checks.seed(seed))
-    if objective.n_params <= min(n_products, MOST_COLUMNS):
-        return Estimate.mean([np.trace(matrix(objective, w, of=of))])
     like, parts = objective.vector(w), []
-    for weight, part in objective.product(w, of=of).parts():
+    small = objective.n_params <= min(n_products, MOST_COLUMNS)
+    if small:
+        parts = [Estimate.mean([np.trace(matrix(objective, w, of=of))])]
+    for weight, part in [] if small else objective.product(w, of=of).parts():
         samples = []
         for i in range(n_products):
             v = random_signs(generator, like)
             samples.append(weight * (v @ part(v, i + 1 < n_products)).item())
         del part
         parts.append(Estimate.mean(samples))
-    value, stderr = sum(p.value for p in parts), math.hypot(*(p.stderr for p in parts))
-    return Estimate(value, stderr, n_products * len(parts))
+    rounding = _rounding(objective, w, of, random_signs(generator, like))
+    value, stderr = sum(p.value for p in parts), math.hypot(*(p.stderr for p in parts), rounding)
+    return Estimate(value, stderr, sum(p.n_samples for p in parts))
+
+
+def _rounding(objective: Objective, w: Tensor, of: str, v: Tensor) -> float:
+    """How far rounding moves M v, in norm.
+
+    What is computed is at best the exact result for weights that differ from w in their last digit
+    (Higham 2002, §1.5). So it is what such a change of every weight makes of M v, on a few of the
+    samples, and the last digit of the result.
+    """
+    f = objective.few()
+    w, eps = f.vector(w), torch.finfo(f.dtype).eps
+    moved = w + eps * w * random_signs(np.random.default_rng(1), w)
+    here, there = (f.product(point, of=of)(v) for point in (w, moved))
+    rounding = _length(there - here) + eps * _length(here)
+    if not math.isfinite(rounding):
+        raise ValueError(NOT_FINITE)
+    return rounding
+
+
+def _unit(values: Tensor) -> float:
+    """A power of 2 next to the largest: divided by it, they lose no digit and may be squared."""
+    exponent = math.frexp(values.abs().max().item())[1]
+    return math.ldexp(1.0, min(max(exponent, -1022), 1023))
+
+
+def _length(v: Tensor) -> float:
+    unit = _unit(v)
+    return unit * (v.double() / unit).norm().item()
 
 
 def random_signs(generator: np.random.Generator, like: Tensor) -> Tensor:
@@ -207,17 +248,23 @@ def spectral_density(
     n_vectors = checks.whole("n_vectors", n_vectors, least=2)
     n_steps = checks.whole("n_steps", n_steps, least=1)
     n, generator = objective.n_params, np.random.default_rng(checks.seed(seed))
+
+    def rounding(nodes: np.ndarray) -> float:
+        v = random_signs(np.random.default_rng(0), objective.vector(w)) / math.sqrt(n)
+        eps = torch.finfo(objective.dtype).eps
+        return _rounding(objective, w, of, v) + eps * float(np.abs(nodes).max())
+
     if n <= min(n_vectors * n_steps, MOST_COLUMNS):
         nodes = np.linalg.eigvalsh(matrix(objective, w, of=of))[None, :]
-        return SpectralDensity(nodes, np.full((1, n), 1 / n), n)
+        return SpectralDensity(nodes, np.full((1, n), 1 / n), n, rounding(nodes))
     product, rows = objective.product(w, of=of), []
     for _ in range(n_vectors):
         start = torch.from_numpy(generator.standard_normal((1, n))).to(objective.vector(w))
-        *_, (_, t, _) = _krylov(product, start, min(n_steps, n), generator)
+        *_, (_, t, _, unit) = _krylov(product, start, min(n_steps, n), generator)
         nodes, vectors = np.linalg.eigh(t)
-        rows.append((nodes, vectors[0] ** 2))
+        rows.append((nodes * unit, vectors[0] ** 2))
     nodes, weights = map(np.stack, zip(*rows, strict=True))
-    return SpectralDensity(nodes, weights, n)
+    return SpectralDensity(nodes, weights, n, rounding(nodes))
 
 
 def log_determinant(density: SpectralDensity, delta: float) -> Estimate:
@@ -225,10 +272,11 @@ def log_determinant(density: SpectralDensity, delta: float) -> Estimate:
 
     Raises ValueError when M + δ I is not positive definite, with the δ that would make it so.
     """
-    lowest, delta = density.nodes.min(), checks.real("delta", delta)
+    delta = checks.real("delta", delta)
+    lowest = density.nodes.min() - density.rounding
     if not lowest + delta > 0:
         raise ValueError(
-            f"M + δI is not positive definite: an eigenvalue lies at {lowest:.3g} or below and "
+            f"M + δI is not positive definite: an eigenvalue may lie at {lowest:.3g} or below, and "
             f"delta is {delta:g}; take delta above {max(-lowest, 0.0):.3g}"
         )
     return density.mean_of(lambda nodes: density.n_params * np.log(nodes + delta))
@@ -238,10 +286,13 @@ class Restriction(Objective):
     """The loss as a function of some of the parameters, the others held at ``w``.
 
     ``indices``: a slice or an index tensor of the flat vector; for a layer, one of the objective's
-    ``slices``. Its Hessian is the diagonal block of M.
+    ``slices``; default: the parameters that are not frozen. Its Hessian is the diagonal block of M.
     """
 
-    def __init__(self, objective: Objective, w: Tensor, indices: slice | Tensor) -> None:
+    def __init__(
+        self, objective: Objective, w: Tensor, indices: slice | Tensor | None = None
+    ) -> None:
+        indices = objective.trainable if indices is None else indices
         self.objective, self.indices = objective, indices
         self.full = objective.vector(w).clone()
         self.w = self.full[indices].clone()  # (n_params,) of the part
@@ -250,6 +301,9 @@ class Restriction(Objective):
         named = torch.arange(objective.n_params, device=self.device)[indices].unique()
         if not 0 < self.n_params == len(named):
             raise ValueError(f"the indices must name parameters, each of them once: got {indices}")
+
+    def few(self) -> Restriction:
+        return Restriction(self.objective.few(), self.full, self.indices)
 
     def _embedded(self, part: Tensor, full: Tensor) -> Tensor:
         full = full.clone()
@@ -285,7 +339,7 @@ def matrix(objective: Objective, w: Tensor, *, of: str = "hessian") -> np.ndarra
     full = np.concatenate([product(part).double().cpu().numpy() for part in parts])
     if not np.isfinite(full).all():
         raise ValueError(NOT_FINITE)
-    return (full + full.T) / 2
+    return full / 2 + full.T / 2
 
 
 def rescale(model: nn.Sequential, alpha: float) -> nn.Sequential:
@@ -329,21 +383,24 @@ def equal_layer_norms(model: nn.Module) -> nn.Module:
     """
     scaled = copy.deepcopy(model)
     orders = [list(_in_order(m)) for m in scaled.modules() if type(m) is nn.Sequential]
+    # the outermost order last: it sees most
     pairs = (pair for order in reversed(orders) for pair in pairwise([nn.Identity(), *order]))
-    before = {after: layer for layer, after in pairs}  # the outermost order last: it sees most
+    before = {after: layer for layer, after in pairs}
     norms = [m for m in scaled.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    fed = [norm for norm in norms if isinstance(before.get(norm), nn.Linear | nn.Conv2d)]
+    fed = [
+        (layer, norm)
+        for norm in norms
+        if isinstance(layer := before.get(norm), nn.Linear | nn.Conv2d)
+    ]
     if not fed or not before.keys() >= set(norms):
         raise ValueError(
             "layer norms can be made equal where a Linear or Conv2d stands directly before a batch "
             "norm, and every batch norm in an nn.Sequential: build the net so, or compare nets "
             "without batch norm as they are"
         )
-    members = scaled.named_modules(remove_duplicate=False)
-    uses = Counter(id(m) for _, m in members)
+    uses = Counter(id(m) for _, m in scaled.named_modules(remove_duplicate=False))
     uses.update(id(p) for _, p in scaled.named_parameters(remove_duplicate=False))
-    for norm in fed:
-        layer = before[norm]
+    for layer, norm in fed:
         plain = type(layer) in (nn.Linear, nn.Conv2d)
         if not (plain and uses[id(layer.weight)] == uses[id(norm)] == 1):
             raise ValueError(
@@ -354,11 +411,12 @@ def equal_layer_norms(model: nn.Module) -> nn.Module:
         if not 0 < length < math.inf:
             raise ValueError(f"the weight of {layer} has the norm {length:g}, not a length to set")
         s = math.sqrt(len(layer.weight)) / length
-        moments = [(norm.running_mean, s), (norm.running_var, s * s)]
         with torch.no_grad():
-            for part, factor in [(layer.weight, s), (layer.bias, s), *moments]:
+            for part in (layer.weight, layer.bias, norm.running_mean):
                 if part is not None:
-                    part.mul_(factor)
+                    part.mul_(s)
+            if norm.running_var is not None:
+                norm.running_var.mul_(s * s)
         norm.eps *= s * s
     return scaled
 
@@ -371,21 +429,24 @@ def _in_order(model: nn.Module) -> Iterator[nn.Module]:
 
 def _krylov(
     product: Product, start: Tensor, size: int, generator: np.random.Generator
-) -> Iterator[tuple[Tensor, np.ndarray, np.ndarray]]:
+) -> Iterator[tuple[Tensor, np.ndarray, np.ndarray, float]]:
     """Orthonormal basis of the Krylov space of ``start`` (b, n), a block longer at every step.
 
     Yields the basis Q (m, n), T = Q M Qᵀ (m, m) in float64, and the coupling C (b', b): the part
-    of M Qᵀ outside of Q has norm ‖C y‖ for the combination of the last b rows with weights y.
+    of M Qᵀ outside of Q has norm ‖C y‖ for the combination of the last b rows with weights y. T and
+    C are in units of the number that comes last.
     """
     block, n = torch.linalg.qr(start.T).Q.T, start.shape[1]
     basis = start.new_empty(size, n)
-    t = np.zeros((size, size))
+    t, unit = np.zeros((size, size)), 0.0
     for m in range(0, size, len(start)):
         block = block[: size - m]
         end = m + len(block)
         basis[m:end] = block
         known = basis[:end]
         image = product(block)
+        unit = unit or _unit(image)
+        image = image / unit
         scale = image.norm(dim=1).max().item()
         if not math.isfinite(scale):
             raise ValueError(NOT_FINITE)
@@ -409,4 +470,4 @@ def _krylov(
                 for _ in range(2):
                     v = v - others.T @ (others @ v)
                 block[i] = v / v.norm()
-        yield known, t[:end, :end], coupling if end < n else np.zeros_like(coupling)
+        yield known, t[:end, :end], coupling if end < n else np.zeros_like(coupling), unit

@@ -2,14 +2,15 @@
 
 F is F_pop of :mod:`lecture6.noise_scale`, which has the formulas; ψ is the fluctuation of a batch's
 mean gradient. McCandlish et al. (1812.06162) call F and ḡ Σ and G, and so do their noise scales
-below; H is the Hessian. All raise ValueError for impossible settings, and for a network that mixes
-the samples of a batch.
+below; H is the Hessian. All raise ValueError for impossible settings, for gradients that are not
+finite, and for a network that mixes the samples of a batch. What is squared are differences of
+gradients, and standard errors count rounding.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import islice, repeat
@@ -21,8 +22,8 @@ from scipy import stats
 from torch import Tensor
 
 from lecture6 import checks, curvature
-from lecture6.curvature import Estimate
-from lecture6.noise_scale import check_batch, two_batch_noise_scale
+from lecture6.curvature import NOT_FINITE, Estimate
+from lecture6.noise_scale import check_batch, noise_scale_of_pairs
 from lecture6.objective import MEMORY_LIMIT, NetworkObjective, Product, _graph_bytes
 from lecture6.sample_gradients import SampleGradients
 from lecture6.train import sample_batches
@@ -62,6 +63,7 @@ def project_gradients(objective: NetworkObjective, w: Tensor, directions: Tensor
     No gradient of a linear layer is formed, and memory does not grow with N but for the result.
     """
     u, d = torch.as_tensor(directions).to(objective.w), objective.n_params
+    checks.finite("directions", u, "give finite ones")
     if u.dim() != 2 or u.shape[1] != d:
         raise ValueError(f"expected directions of shape (k, {d}), got {tuple(u.shape)}")
 
@@ -104,13 +106,32 @@ class GradientCovariance:
         """F v for v (n_params,), or for a block (k, n_params) of k vectors."""
         return self._product(v)
 
-    def trace(self) -> float:
-        """tr F, exactly: the mean of ‖g_i‖², less ‖ḡ‖²."""
-        norms = map(SampleGradients.squared_norms, self.objective.sample_gradients(self.w))
-        mean = (
-            sum(part.sum(dtype=torch.float64).item() for part in norms) / self.objective.n_samples
-        )
-        return mean - _square(self.mean)
+    @cached_property
+    def rounding(self) -> float:
+        """How far rounding moves the gradient of a sample, in the root mean square over samples.
+
+        By what a change of the last digit of every weight makes of a few of them.
+        """
+        f, w = self.objective.few(), self.objective.vector(self.w)
+        eps = torch.finfo(w.dtype).eps
+        moved = w + eps * w * curvature.random_signs(np.random.default_rng(0), w)
+        here, there = (next(f.sample_gradients(point, most=f.n_samples)) for point in (w, moved))
+        squares = there.minus(here).squared_norms() + eps**2 * here.squared_norms()
+        return math.sqrt(squares.mean().item())
+
+    def trace(self) -> Estimate:
+        """tr F, exactly: the mean of ‖g_i − ḡ‖², with what rounding leaves open."""
+        f, w = self.objective, self.objective.vector(self.w)
+        first, total, mean = f.per_sample(w, f.x[:1], f.y[:1]), 0.0, torch.zeros_like(w)
+        for each in f.sample_gradients(w):
+            d = each.minus(first)
+            total += d.squared_norms().sum().item() / f.n_samples
+            mean += d.combine(w.new_ones(d.n_samples) / f.n_samples)
+        value = max(total - _square(mean), 0.0)
+        e = self.rounding
+        stderr = 2 * math.sqrt(value) * e + e**2 + float(np.finfo(float).eps) * total
+        checks.finite("tr F", torch.tensor([value, stderr]), NOT_FINITE)
+        return Estimate(value, stderr, f.n_samples)
 
     def eigenvalues(self, k: int = 5, **options: Any) -> curvature.Eigenpairs:
         """The ``k`` largest; see :func:`lecture6.curvature.eigenvalues`."""
@@ -118,10 +139,13 @@ class GradientCovariance:
 
     def simple_noise_scale(self) -> Estimate:
         """B_simple = tr F/‖ḡ‖², exactly, over these samples (McCandlish et al., 1812.06162)."""
-        squared = _square(self.mean)
-        if squared == 0:
-            raise ValueError("the gradient is 0 at w, and B_simple = tr F/‖ḡ‖² not defined there")
-        return Estimate(self.trace() / squared, 0.0, self.objective.n_samples)
+        squared, spread = _square(self.mean), self.trace()
+        if not squared > self.rounding**2:
+            raise ValueError(
+                "the gradient is 0 at w, but for rounding, and B_simple = tr F/‖ḡ‖² not defined"
+            )
+        value, e = spread.value / squared, 2 * self.rounding / math.sqrt(squared)
+        return Estimate(value, math.hypot(spread.stderr / squared, value * e), spread.n_samples)
 
 
 Source = GradientCovariance | Tensor  # a network's, or gradients or projections of them (N, k)
@@ -142,11 +166,16 @@ def _batches(
     return islice(endless, count)
 
 
-def _gradient(source: Source, index: Tensor) -> Tensor:
-    """The mean gradient of the samples ``index``."""
+def _mean_and_psi(source: Source) -> tuple[Tensor, Callable[[Tensor], Tensor], float]:
+    """ḡ, ψ of the samples that an index names, and how far rounding moves the latter, in norm."""
     if isinstance(source, Tensor):
-        return source[index].mean(0)
-    return source.objective.on(index).grad(source.w)
+        checks.finite("the gradients", source, "is the loss finite at w?")
+        shifted = source - source[0]
+        centred, eps = shifted - shifted.mean(0), torch.finfo(source.dtype).eps
+        rounding = eps * centred.double().square().sum(1).mean().sqrt().item()
+        return source.mean(0), lambda index: centred[index].mean(0), rounding
+    f, w, mean = source.objective, source.w, source.mean
+    return mean, lambda index: f.on(index).grad(w) - mean, source.rounding
 
 
 def fluctuations(
@@ -159,8 +188,7 @@ def fluctuations(
     """
     n_batches = checks.whole("n_batches", n_batches, least=1)
     batches = _batches(source, batch_size, n_batches, sampling, seed)
-    mean = source.mean(0) if isinstance(source, Tensor) else source.mean
-    return (_gradient(source, index) - mean for index in batches)
+    return map(_mean_and_psi(source)[1], batches)
 
 
 def fluctuation_trace(
@@ -180,7 +208,9 @@ def fluctuation_trace(
             f"sample with {sampling!r} sampling: got n_batches = {n_batches}"
         )
     psi = fluctuations(source, batch_size, n_batches, sampling=sampling, seed=seed)
-    return Estimate.mean([_square(each) for each in psi], np.arange(n_batches) // per_group)
+    squares, e = [_square(each) for each in psi], _mean_and_psi(source)[2]
+    rounding = 2 * math.sqrt(np.mean(squares)) * e + e**2
+    return Estimate.mean(squares, np.arange(n_batches) // per_group, rounding=rounding)
 
 
 @dataclass(frozen=True)
@@ -215,6 +245,7 @@ def normality(samples: Tensor | np.ndarray) -> Normality:
         raise ValueError(f"needs 20 samples or more, got {n}")
     if not (np.isfinite(x).all() and (np.ptp(x, axis=0) > 0).all()):
         raise ValueError("the samples of each direction must be finite and differ from each other")
+    x = x / np.abs(x).max(0)  # squares stay in range
     z = (x - x.mean(0)) / x.std(0)
     skewness, kurtosis = (z**3).mean(0), (z**4).mean(0)
     influence = z**4 - 4 * skewness * z - 2 * kurtosis * (z**2 - 1)  # of each on the kurtosis
@@ -245,11 +276,14 @@ def estimate_simple_noise_scale(
     b_small = checks.whole("b_small", b_small, least=1, most=b_big - 1)
     n_pairs = checks.whole("n_pairs", n_pairs, least=2)
     batches = _batches(source, b_big, n_pairs, "with_replacement", seed)
-    norms = [
-        [_square(_gradient(source, part)) for part in (index[:b_small], index)] for index in batches
-    ]
-    small, big = np.array(norms).T
-    return two_batch_noise_scale(small, big, b_small, b_big)
+    mean, psi, e = _mean_and_psi(source)
+    big, more = [], []
+    for index in batches:
+        small, whole = psi(index[:b_small]).double(), psi(index).double()
+        big.append(_square(mean + whole))
+        more.append((small - whole) @ (small + whole + 2 * mean))  # of squares, before them
+    rounding = 2 * e * math.sqrt(np.mean(big))
+    return noise_scale_of_pairs(np.array(big), np.array(more), b_small, b_big, rounding=rounding)
 
 
 def critical_batch_size(
@@ -265,19 +299,22 @@ def critical_batch_size(
     f, g, limit = covariance.objective, covariance.mean, covariance.memory_limit
     generator = np.random.default_rng(checks.seed(seed))
     hessian = f.product(covariance.w, memory_limit=limit)
-    bottom = (g @ hessian(g)).item()
-    if not bottom > 0:
+    along = hessian(g)
+    bottom, e = (g @ along).item(), covariance.rounding
+    if not bottom > 2 * e * math.sqrt(_square(along)):
         raise ValueError(
-            f"GᵀHG = {bottom:.3g} is not positive: B_noise is defined where the loss curves up "
-            "along the gradient; train on, or take simple_noise_scale()"
+            f"GᵀHG = {bottom:.3g} is not positive beyond rounding: B_noise is defined where the "
+            "loss curves up along the gradient; train on, or take simple_noise_scale()"
         )
     if n_products >= f.n_samples:
         chunks = per_sample_gradients(f, covariance.w, memory_limit=limit)
         centred = map(lambda chunk: chunk.sub_(g), chunks)
         total = sum((c * hessian(c)).sum(dtype=torch.float64).item() for c in centred)
-        return Estimate(total / f.n_samples / bottom, 0.0, f.n_samples)
-    samples = []
-    for _ in range(n_products):
-        v = curvature.random_signs(generator, g)
-        samples.append((hessian(v) @ (covariance @ v)).item() / bottom)
-    return Estimate.mean(samples)
+        samples = [total / f.n_samples / bottom]
+    else:
+        samples = []
+        for _ in range(n_products):
+            v = curvature.random_signs(generator, g)
+            samples.append((hessian(v) @ (covariance @ v)).item() / bottom)
+    spread = covariance.trace().stderr * math.sqrt(_square(along) / _square(g)) / bottom
+    return Estimate.mean(samples, rounding=spread)

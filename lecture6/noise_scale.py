@@ -96,13 +96,25 @@ def two_batch_noise_scale(small: ArrayLike, big: ArrayLike, b_small: int, b_big:
             f"needs the norms of 2 pairs of batches or more, got {small.shape} and {big.shape}"
         )
     checks.finite("the norms", torch.from_numpy(small + big), "is the loss finite at w?")
-    g = (b_big * big - b_small * small) / (b_big - b_small)
-    s = (small - big) / (1 / b_small - 1 / b_big)
+    rounding = float(np.finfo(float).eps * (small + big).mean())
+    return noise_scale_of_pairs(big, small - big, b_small, b_big, rounding=rounding)
+
+
+def noise_scale_of_pairs(
+    big: np.ndarray, more: np.ndarray, b_small: int, b_big: int, *, rounding: float
+) -> Estimate:
+    """:func:`two_batch_noise_scale` from ‖G_B‖² and ``more`` = ‖G_b‖² − ‖G_B‖², (n,) each.
+
+    ``rounding``: of ``more``, the same for all pairs.
+    """
+    g = big - more * (b_small / (b_big - b_small))
+    s = more / (1 / b_small - 1 / b_big)
     if not g.mean() > 0:
         raise ValueError(
             f"the estimate of ‖G‖² is {g.mean():.3g}, not positive: the noise hides the gradient; "
             f"take more than {len(g)} pairs, or big batches of more than {b_big}"
         )
     ratio = s.mean() / g.mean()
-    stderr = Estimate.mean(s - ratio * g).stderr / g.mean()
+    rounding = rounding / (1 / b_small - 1 / b_big)
+    stderr = Estimate.mean(s - ratio * g, rounding=rounding).stderr / g.mean()
     return Estimate(float(ratio), float(stderr), len(g))
