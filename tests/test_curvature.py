@@ -138,7 +138,9 @@ def test_all_eigenvalues_of_a_small_matrix():
     spectrum = [-3.0, 0.0, 0.5, 2.0, 7.0]
     found = curvature.eigenvalues(Quadratic(spectrum), np.zeros(5), 5)
     np.testing.assert_allclose(found.values, spectrum[::-1], atol=1e-12)
-    assert found.converged
+    assert not found.converged  # of the eigenvalue 0 no digit is known
+    assert (np.abs(found.values - spectrum[::-1]) <= found.errors).all()
+    assert found.errors.max() < 1e-14 * 7 * 5
 
 
 def test_repeated_eigenvalues_need_a_block(monkeypatch):
@@ -242,7 +244,7 @@ def test_trace_is_exact_when_the_budget_allows_it():
     exact = np.trace(brute_force(objective))
     found = curvature.trace(objective, objective.w, n_products=objective.n_params)
     assert found.value == pytest.approx(exact)
-    assert found.stderr == 0
+    assert 0 < found.stderr < 1e-13 * exact  # rounding alone
 
 
 def test_hutchinson_is_exact_for_a_diagonal_matrix():
@@ -357,10 +359,10 @@ def test_density_of_a_small_problem_is_the_spectrum():
     grid = np.linspace(-3, 3, 2001)
     curve, stderr = density.density(grid, 0.1)
     assert np.trapezoid(curve, grid) == pytest.approx(1, abs=1e-3)
-    assert (stderr == 0).all()
+    assert (stderr <= 1e-15 * curve).all()
     exact = curvature.log_determinant(density, DELTA)
     assert exact.value == pytest.approx(np.linalg.slogdet(EXACT + DELTA * np.eye(len(EXACT)))[1])
-    assert exact.stderr == 0
+    assert 0 < exact.stderr < 1e-11
 
 
 def test_lanczos_quadrature_is_exact_for_low_moments():
@@ -463,16 +465,17 @@ def test_equal_layer_norms_keep_the_function(name, length):
             if isinstance(norm, nn.modules.batchnorm._BatchNorm):
                 nn.init.uniform_(norm.weight, 0.5, 1.5)  # a zero gain would hide the block
                 if norm.track_running_stats:
-                    norm.running_mean.normal_()
-                    norm.running_var.uniform_(0.5, 1.5)
+                    norm.running_mean.normal_(std=length)
+                    norm.running_var.uniform_(0.5 * length**2, 1.5 * length**2)
         for layer in net.modules():
             if isinstance(layer, nn.Linear | nn.Conv2d) and layer.weight.shape[0] > 3:
-                layer.weight.data *= length
+                for p in layer.parameters():
+                    p.data *= length
     before = [p.clone() for p in net.parameters()]
     equal = curvature.equal_layer_norms(net)
     assert all(map(torch.equal, net.parameters(), before))
     layers = [m for m in equal.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-    lengths = [m.weight.norm().item() / math.sqrt(len(m.weight)) for m in layers]
+    lengths = [m.weight.double().norm().item() / math.sqrt(len(m.weight)) for m in layers]
     assert sum(abs(each - 1) < 1e-5 for each in lengths) == n_layers
     for mode in ("eval", "train"):
         with torch.no_grad(), models.local_seed(1):
