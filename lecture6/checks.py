@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import operator
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -197,12 +198,9 @@ def parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """A copy of the model without what ``torch.compile`` made of it: that has no second derivative.
-
-    Raises ValueError for a model that cannot be copied.
-    """
+    """A copy of the model; raises ValueError for one that cannot be copied."""
     try:
-        return _eager(copy.deepcopy(getattr(model, "_orig_mod", model)))
+        return copy.deepcopy(model)
     except RuntimeError as error:
         raise ValueError(
             "the model cannot be copied: build it anew and load its state_dict(), and take "
@@ -210,11 +208,24 @@ def copied(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def _eager(model: nn.Module) -> nn.Module:
-    for name, child in model._modules.items():
-        if child is not None and (plain := _eager(child)) is not child:
-            setattr(model, name, plain)
-    return getattr(model, "_orig_mod", model)
+@contextmanager
+def one_function(model: nn.Module) -> Iterator[None]:
+    """A context in which ``model`` is one function, with its derivatives and without.
+
+    Transformer layers have a shortcut without them, which leaves out padded tokens. The recurrent
+    layers of cuDNN have no gradient in eval mode, those of oneDNN no second one, and neither has
+    what ``torch.compile`` makes: it is run as it was written.
+    """
+    shortcut = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    with ExitStack() as stack:
+        stack.callback(torch.backends.mha.set_fastpath_enabled, shortcut)
+        if any(isinstance(m, nn.RNNBase) for m in model.modules()):
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+        if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
 
 
 def as_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -243,7 +254,7 @@ def fits(model: nn.Module, x: Tensor, y: Tensor, *, name: str = "", classes: boo
     """
     x_name, y_name = (f"{part}_{name}" if name else part for part in "xy")
     first = next(iter(parameters(model).values()))
-    with torch.no_grad(), torch.random.fork_rng():
+    with torch.no_grad(), torch.random.fork_rng(), one_function(model):
         try:
             z = copy.deepcopy(model).eval()(cast(x[[0, -1]], first))
         except Exception as error:  # whatever the user's forward raises

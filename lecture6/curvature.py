@@ -188,7 +188,8 @@ def trace(
         samples = []
         for i in range(n_products):
             v = random_signs(generator, like)
-            samples.append(weight * (v @ part(v, i + 1 < n_products)).item())
+            image = part(v, i + 1 < n_products)
+            samples.append(weight * (v.double() @ image.double()).item())
         del part
         parts.append(Estimate.mean(samples))
     rounding = _rounding(objective, w, of, random_signs(generator, like))

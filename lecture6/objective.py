@@ -385,8 +385,9 @@ class NetworkObjective(FlatNetwork, Objective):
             return SamplePass(self.model, self.x, self.y, self.loss or F.cross_entropy)
         except (RuntimeError, ValueError) as error:  # ValueError: of batch norm, for one sample
             raise ValueError(
-                "torch.func.vmap cannot map the network, or its loss, over single samples: replace "
-                f"what it names, or build the model without batch statistics: {error}"
+                "the network, or its loss, gives no gradients of single samples: torch.func.vmap "
+                "must map it over them, which recurrent layers, batch norm by batch statistics and "
+                f"what reads numbers out of tensors do not allow: {error}"
             ) from error
 
     def check_separate(self, w: Tensor) -> None:

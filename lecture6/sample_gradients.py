@@ -14,14 +14,16 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial, reduce
 from itertools import accumulate, product
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
-from lecture6.checks import Loss, cast, parameters
+from lecture6.checks import Loss, cast, one_function, parameters
 from lecture6.models import flat_parameters, unflatten
 
 TRIED = 16  # samples on which a network is tried out
@@ -112,28 +114,24 @@ class SampleGradients:
         return out
 
 
+class _PlainWeightNorm(TorchFunctionMode):
+    """Makes weight norm of plain operations: torch's own has a wrong second derivative (2.15)."""
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        if func is torch._weight_norm:
+            v, g, *dim = args
+            return v * (g / torch.norm_except_dim(v, 2, *dim))
+        return func(*args, **(kwargs or {}))
+
+
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
     """A context that records gradients which have gradients: of fused attention torch has none."""
     with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-        yield
-
-
-@contextmanager
-def _one_function(model: nn.Module) -> Iterator[None]:
-    """A context in which ``model`` is the same function with and without gradients.
-
-    Transformer layers have a shortcut without them, which leaves out padded tokens. The recurrent
-    layers of cuDNN have no gradient in eval mode, those of oneDNN no second one.
-    """
-    shortcut = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    with ExitStack() as stack:
-        stack.callback(torch.backends.mha.set_fastpath_enabled, shortcut)
-        if any(isinstance(m, nn.RNNBase) for m in model.modules()):
-            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
-        yield
+        with _PlainWeightNorm():
+            yield
 
 
 class FlatNetwork:
@@ -148,7 +146,7 @@ class FlatNetwork:
 
     def logits(self, w: Tensor, x: Tensor) -> Tensor:
         """The outputs of the network, logits (n, classes) as a rule, for inputs x (n, ...) at w."""
-        with _one_function(self.model):
+        with one_function(self.model):
             return functional_call(self.model, unflatten(w, self.shapes), (cast(x, w),))
 
 
@@ -203,7 +201,7 @@ class SamplePass(FlatNetwork):
             return self.loss(z, y[None]), inputs
 
         gradient = vmap(grad(loss, argnums=(0, 1), has_aux=True), in_dims=(None, None, 0, 0))
-        with twice_differentiable(), _one_function(self.model):
+        with twice_differentiable(), one_function(self.model):
             (rest, deltas), inputs = gradient(free, shifts, x.to(w.device), cast(y, w))
         places = [(self.slices[f"{n}.weight"], self.slices.get(f"{n}.bias")) for n in self.layers]
         factors = [(inputs[n].flatten(1), deltas[n].flatten(1)) for n in self.layers]
