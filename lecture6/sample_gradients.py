@@ -129,9 +129,13 @@ class _PlainWeightNorm(TorchFunctionMode):
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
     """A context that records gradients which have gradients: of fused attention torch has none."""
-    with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-        with _PlainWeightNorm():
-            yield
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        sdpa_kernel(SDPBackend.MATH),
+        _PlainWeightNorm(),
+    ):
+        yield
 
 
 class FlatNetwork:
