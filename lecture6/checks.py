@@ -126,19 +126,17 @@ def finite(name: str, values: Tensor, remedy: str) -> Tensor:
     return values
 
 
-def weights(
-    w: Any, n_params: int, *, dtype: torch.dtype, device: torch.device, name: str = "w"
-) -> Tensor:
+def weights(w: Any, n_params: int, *, dtype: torch.dtype, device: torch.device) -> Tensor:
     """``w`` as a detached vector (n_params,) of finite numbers of this dtype and device.
 
-    Raises ValueError for another shape, and for numbers that are not finite.
+    Raises ValueError for another shape, and for weights that are not finite.
     """
     if w.is_complex() if isinstance(w, Tensor) else np.iscomplexobj(w):
         raise ValueError("expected a vector of real numbers, got complex ones: take its real part")
     w = torch.as_tensor(w, dtype=dtype, device=device).detach()
     if w.shape != (n_params,):
         raise ValueError(f"expected a vector of shape ({n_params},), got {tuple(w.shape)}")
-    return finite(name, w, "training diverged, or the vector is of something else")
+    return finite("w", w, "training diverged, or the vector is of something else")
 
 
 def samples(x: Any, y: Any, *, name: str = "", classes: bool = True) -> tuple[Tensor, Tensor]:
@@ -161,20 +159,17 @@ def samples(x: Any, y: Any, *, name: str = "", classes: bool = True) -> tuple[Te
             raise ValueError(f"{label} must be dense, got {part.layout}: call its to_dense()")
     if x.is_complex() or x.dtype == torch.bool:
         raise ValueError(f"{x_name} must be real floating numbers, or integers, got {x.dtype}")
+    x = finite(x_name, x, "clean the data first")
     if not classes:
         if y.shape[:1] != x.shape[:1]:
-            raise ValueError(
-                f"{y_name} must have a row for each of the {len(x)} samples, got the shape "
-                f"{tuple(y.shape)}"
-            )
-        y = finite(y_name, y, "clean the data first")
-        return finite(x_name, x, "clean the data first"), y
+            raise ValueError(f"{y_name} must have {len(x)} rows as {x_name}: got {tuple(y.shape)}")
+        return x, finite(y_name, y, "clean the data first")
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or y.shape != (len(x),):
         raise ValueError(
             f"{y_name} must hold the number of its class for each sample, integers of the shape "
             f"({len(x)},), got {y.dtype} of the shape {tuple(y.shape)}"
         )
-    return finite(x_name, x, "clean the data first"), y.to(torch.int64)
+    return x, y.to(torch.int64)
 
 
 def parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -197,24 +192,12 @@ def parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return found
 
 
-def copied(model: nn.Module) -> nn.Module:
-    """A copy of the model; raises ValueError for one that cannot be copied."""
-    try:
-        return copy.deepcopy(model)
-    except RuntimeError as error:
-        raise ValueError(
-            "the model cannot be copied: build it anew and load its state_dict(), and take "
-            f"torch.nn.utils.parametrizations for weight or spectral norm: {error}"
-        ) from error
-
-
 @contextmanager
 def one_function(model: nn.Module) -> Iterator[None]:
     """A context in which ``model`` is one function, with its derivatives and without.
 
-    Transformer layers have a shortcut without them, which leaves out padded tokens. The recurrent
-    layers of cuDNN have no gradient in eval mode, those of oneDNN no second one, and neither has
-    what ``torch.compile`` makes: it is run as it was written.
+    Transformer layers have a shortcut without them, which leaves out padded tokens; the recurrent
+    kernels of cuDNN and oneDNN and what ``torch.compile`` makes have no second derivatives.
     """
     shortcut = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -279,23 +262,19 @@ def fits(model: nn.Module, x: Tensor, y: Tensor, *, name: str = "", classes: boo
 
 
 def mean_over_samples(loss: Loss, z: Tensor, y: Tensor) -> None:
-    """Raise ValueError unless ``loss(z, y)`` is the mean of the losses of the samples by one."""
+    """Raise ValueError unless ``loss(z, y)`` is the mean of the losses of single samples."""
     try:
-        whole = loss(z, y)
-        each = torch.stack([loss(z[i : i + 1], y[i : i + 1]) for i in range(len(y))])
+        whole = loss(z, y).item()
+        each = [loss(z[i : i + 1], y[i : i + 1]).item() for i in range(len(y))]
     except Exception as error:  # whatever the user's loss raises
         raise ValueError(
-            f"the loss does not take outputs of the shape {tuple(z.shape)} with y, {y.dtype} of "
-            f"the shape {tuple(y.shape)}: {error}"
+            f"the loss must make one number of outputs of the shape {tuple(z.shape)} and y of the "
+            f"shape {tuple(y.shape)}, {y.dtype}: {error}"
         ) from error
-    if not isinstance(whole, Tensor) or whole.dim() or not whole.is_floating_point():
-        raise ValueError(f"the loss must give one number, the mean over the samples, got {whole}")
-    finite("the loss of single samples", each, "does it suit these outputs and y?")
-    off = abs(whole.item() - each.double().mean().item())
-    if not off <= max(1e-9, 1e3 * torch.finfo(z.dtype).eps) * each.abs().double().mean().item():
+    mean, size = np.mean(each), np.abs(each).mean()
+    if not abs(whole - mean) <= max(1e-9, 1e3 * torch.finfo(z.dtype).eps) * size:
         raise ValueError(
-            f"the loss of {len(y)} samples is {whole.item():.6g}, and the mean of their losses one "
-            f"by one {each.double().mean().item():.6g}: it must be a mean over samples. Usual "
-            'causes: reduction="sum", class weights or ignore_index, which change what it is '
-            "divided by, or outputs (n, 1) beside y of the shape (n,)"
+            f"the loss must be a mean over samples: of {len(y)} of them it is {whole:.6g}, and the "
+            f'mean of their losses {mean:.6g}. Usual causes: reduction="sum", class weights or '
+            "ignore_index, which change the divisor, outputs (n, 1) beside y (n,), NaN"
         )

@@ -16,12 +16,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from scipy.linalg.blas import dnrm2  # never over- or underflows on the way
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lecture6 import checks
 from lecture6.objective import Graph, Objective, PartProduct, Product
@@ -70,13 +72,11 @@ class Estimate:
         """
         x = np.asarray(samples, dtype=float)
         checks.finite("an estimate", torch.from_numpy(x), "is the loss finite at w, and near it?")
-        unit = _unit(torch.from_numpy(x))
-        x = x / unit
         sums = x - x.mean() if groups is None else np.bincount(groups, x - x.mean())
         n = len(sums)
-        stderr = math.sqrt((sums**2).sum() * n / (n - 1)) / len(x) if n > 1 else 0.0
-        stderr = math.hypot(stderr, np.finfo(float).eps * np.abs(x).mean())
-        return cls(float(x.mean()) * unit, math.hypot(stderr * unit, rounding), n)
+        stderr = _length(sums) * math.sqrt(n / (n - 1)) / len(x) if n > 1 else 0.0
+        rounding = math.hypot(rounding, np.finfo(float).eps * np.abs(x).mean())
+        return cls(float(x.mean()), math.hypot(stderr, rounding), n)
 
 
 @dataclass(frozen=True)
@@ -198,11 +198,10 @@ def trace(
 
 
 def _rounding(objective: Objective, w: Tensor, of: str, v: Tensor) -> float:
-    """How far rounding moves M v, in norm.
+    """How far rounding moves M v, in norm: as far as a change of every weight's last digit does.
 
-    What is computed is at best the exact result for weights that differ from w in their last digit
-    (Higham 2002, §1.5). So it is what such a change of every weight makes of M v, on a few of the
-    samples, and the last digit of the result.
+    At best, what is computed is exact for such other weights (Higham 2002, §1.5). Found on a few of
+    the samples.
     """
     f = objective.few()
     w, eps = f.vector(w), torch.finfo(f.dtype).eps
@@ -214,15 +213,8 @@ def _rounding(objective: Objective, w: Tensor, of: str, v: Tensor) -> float:
     return rounding
 
 
-def _unit(values: Tensor) -> float:
-    """A power of 2 next to the largest: divided by it, they lose no digit and may be squared."""
-    exponent = math.frexp(values.abs().max().item())[1]
-    return math.ldexp(1.0, min(max(exponent, -1022), 1023))
-
-
-def _length(v: Tensor) -> float:
-    unit = _unit(v)
-    return unit * (v.double() / unit).norm().item()
+def _length(v: Tensor | np.ndarray) -> float:
+    return float(dnrm2(np.asarray(v.cpu() if isinstance(v, Tensor) else v, dtype=float)))
 
 
 def random_signs(generator: np.random.Generator, like: Tensor) -> Tensor:
@@ -250,22 +242,20 @@ def spectral_density(
     n_steps = checks.whole("n_steps", n_steps, least=1)
     n, generator = objective.n_params, np.random.default_rng(checks.seed(seed))
 
-    def rounding(nodes: np.ndarray) -> float:
-        v = random_signs(np.random.default_rng(0), objective.vector(w)) / math.sqrt(n)
-        eps = torch.finfo(objective.dtype).eps
-        return _rounding(objective, w, of, v) + eps * float(np.abs(nodes).max())
-
-    if n <= min(n_vectors * n_steps, MOST_COLUMNS):
-        nodes = np.linalg.eigvalsh(matrix(objective, w, of=of))[None, :]
-        return SpectralDensity(nodes, np.full((1, n), 1 / n), n, rounding(nodes))
     product, rows = objective.product(w, of=of), []
-    for _ in range(n_vectors):
+    small = n <= min(n_vectors * n_steps, MOST_COLUMNS)
+    if small:
+        rows = [(np.linalg.eigvalsh(matrix(objective, w, of=of)), np.full(n, 1 / n))]
+    for _ in range(0 if small else n_vectors):
         start = torch.from_numpy(generator.standard_normal((1, n))).to(objective.vector(w))
         *_, (_, t, _, unit) = _krylov(product, start, min(n_steps, n), generator)
         nodes, vectors = np.linalg.eigh(t)
         rows.append((nodes * unit, vectors[0] ** 2))
     nodes, weights = map(np.stack, zip(*rows, strict=True))
-    return SpectralDensity(nodes, weights, n, rounding(nodes))
+    unit_vector = random_signs(generator, objective.vector(w)) / math.sqrt(n)
+    eps = torch.finfo(objective.dtype).eps
+    rounding = _rounding(objective, w, of, unit_vector) + eps * float(np.abs(nodes).max())
+    return SpectralDensity(nodes, weights, n, rounding)
 
 
 def log_determinant(density: SpectralDensity, delta: float) -> Estimate:
@@ -287,13 +277,10 @@ class Restriction(Objective):
     """The loss as a function of some of the parameters, the others held at ``w``.
 
     ``indices``: a slice or an index tensor of the flat vector; for a layer, one of the objective's
-    ``slices``; default: the parameters that are not frozen. Its Hessian is the diagonal block of M.
+    ``slices``; ``trainable`` for what is not frozen. Its Hessian is the diagonal block of M.
     """
 
-    def __init__(
-        self, objective: Objective, w: Tensor, indices: slice | Tensor | None = None
-    ) -> None:
-        indices = objective.trainable if indices is None else indices
+    def __init__(self, objective: Objective, w: Tensor, indices: slice | Tensor) -> None:
         self.objective, self.indices = objective, indices
         self.full = objective.vector(w).clone()
         self.w = self.full[indices].clone()  # (n_params,) of the part
@@ -377,55 +364,36 @@ def equal_layer_norms(model: nn.Module) -> nn.Module:
     ε is far below v, as is usual, also with ε as it was). What depends on the length of w, such as
     the box (3), is then compared between nets at equal lengths (Li et al., 1712.09913, §3).
 
-    The layers are the Linear and Conv2d that stand directly before a batch norm in an
-    ``nn.Sequential``, as in all nets of :mod:`lecture6.models` that are built of them. Raises
-    ValueError for a net without such layers or with a batch norm elsewhere, for shared layers, and
-    for weights that are 0 or not finite.
+    Raises ValueError unless every batch norm stands directly after a Linear or Conv2d of its own in
+    an ``nn.Sequential``, as in :mod:`lecture6.models`, with a weight that is not 0.
     """
     scaled = copy.deepcopy(model)
-    orders = [list(_in_order(m)) for m in scaled.modules() if type(m) is nn.Sequential]
-    # the outermost order last: it sees most
-    pairs = (pair for order in reversed(orders) for pair in pairwise([nn.Identity(), *order]))
-    before = {after: layer for layer, after in pairs}
-    norms = [m for m in scaled.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    fed = [
+    orders = [pairwise(m) for m in scaled.modules() if type(m) is nn.Sequential]
+    pairs = [
         (layer, norm)
-        for norm in norms
-        if isinstance(layer := before.get(norm), nn.Linear | nn.Conv2d)
+        for layer, norm in chain(*orders)
+        if isinstance(layer, nn.Linear | nn.Conv2d) and isinstance(norm, _BatchNorm)
     ]
-    if not fed or not before.keys() >= set(norms):
+    norms = {m for m in scaled.modules() if isinstance(m, _BatchNorm)}
+    uses = Counter(id(p) for _, p in scaled.named_parameters(remove_duplicate=False))
+    plain = all(type(a) in (nn.Linear, nn.Conv2d) and uses[id(a.weight)] == 1 for a, _ in pairs)
+    if not (plain and 0 < len(pairs) == len(norms)):
         raise ValueError(
-            "layer norms can be made equal where a Linear or Conv2d stands directly before a batch "
-            "norm, and every batch norm in an nn.Sequential: build the net so, or compare nets "
+            "layer norms can be made equal where every batch norm stands directly after a plain "
+            "Linear or Conv2d, used once, in an nn.Sequential: build the net so, or compare nets "
             "without batch norm as they are"
         )
-    uses = Counter(id(m) for _, m in scaled.named_modules(remove_duplicate=False))
-    uses.update(id(p) for _, p in scaled.named_parameters(remove_duplicate=False))
-    for layer, norm in fed:
-        plain = type(layer) in (nn.Linear, nn.Conv2d)
-        if not (plain and uses[id(layer.weight)] == uses[id(norm)] == 1):
-            raise ValueError(
-                f"{layer} before a batch norm must be a plain layer with a weight of its own, and "
-                "both be used once: remove parametrizations, give each place its own layer"
-            )
+    for layer, norm in pairs:
         length = layer.weight.double().norm().item()
         if not 0 < length < math.inf:
             raise ValueError(f"the weight of {layer} has the norm {length:g}, not a length to set")
         s = math.sqrt(len(layer.weight)) / length
         with torch.no_grad():
-            for part in (layer.weight, layer.bias, norm.running_mean):
+            for part in (layer.weight, layer.bias, norm.running_mean, norm.running_var):
                 if part is not None:
-                    part.mul_(s)
-            if norm.running_var is not None:
-                norm.running_var.mul_(s * s)
+                    part.mul_(s * s if part is norm.running_var else s)
         norm.eps *= s * s
     return scaled
-
-
-def _in_order(model: nn.Module) -> Iterator[nn.Module]:
-    """The modules that an ``nn.Sequential`` calls, nested ones unrolled."""
-    for m in model if type(model) is nn.Sequential else []:
-        yield from _in_order(m) if type(m) is nn.Sequential else [m]
 
 
 def _krylov(
@@ -446,7 +414,8 @@ def _krylov(
         basis[m:end] = block
         known = basis[:end]
         image = product(block)
-        unit = unit or _unit(image)
+        if unit == 0:  # a power of 2 next to M: in units of it no norm over- or underflows
+            unit = math.ldexp(1.0, max(-1022, math.frexp(image.abs().max().item())[1] - 1))
         image = image / unit
         scale = image.norm(dim=1).max().item()
         if not math.isfinite(scale):

@@ -3,14 +3,13 @@
 F is F_pop of :mod:`lecture6.noise_scale`, which has the formulas; ψ is the fluctuation of a batch's
 mean gradient. McCandlish et al. (1812.06162) call F and ḡ Σ and G, and so do their noise scales
 below; H is the Hessian. All raise ValueError for impossible settings, for gradients that are not
-finite, and for a network that mixes the samples of a batch. What is squared are differences of
-gradients, and standard errors count rounding.
+finite, and for a network that mixes the samples of a batch. Standard errors count rounding.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import islice, repeat
@@ -22,8 +21,8 @@ from scipy import stats
 from torch import Tensor
 
 from lecture6 import checks, curvature
-from lecture6.curvature import NOT_FINITE, Estimate
-from lecture6.noise_scale import check_batch, noise_scale_of_pairs
+from lecture6.curvature import Estimate
+from lecture6.noise_scale import check_batch, two_batch_noise_scale
 from lecture6.objective import MEMORY_LIMIT, NetworkObjective, Product, _graph_bytes
 from lecture6.sample_gradients import SampleGradients
 from lecture6.train import sample_batches
@@ -31,6 +30,11 @@ from lecture6.train import sample_batches
 
 def _square(v: Tensor) -> float:
     return v.double().square().sum().item()
+
+
+def _of_square(square: float, e: float) -> float:
+    """How far a square is uncertain where its root is so by e."""
+    return 2 * math.sqrt(square) * e + e**2
 
 
 def per_sample_gradients(
@@ -108,10 +112,7 @@ class GradientCovariance:
 
     @cached_property
     def rounding(self) -> float:
-        """How far rounding moves the gradient of a sample, in the root mean square over samples.
-
-        By what a change of the last digit of every weight makes of a few of them.
-        """
+        """How far rounding moves a sample's gradient: rms of what a weight's last digit does."""
         f, w = self.objective.few(), self.objective.vector(self.w)
         eps = torch.finfo(w.dtype).eps
         moved = w + eps * w * curvature.random_signs(np.random.default_rng(0), w)
@@ -122,15 +123,14 @@ class GradientCovariance:
     def trace(self) -> Estimate:
         """tr F, exactly: the mean of ‖g_i − ḡ‖², with what rounding leaves open."""
         f, w = self.objective, self.objective.vector(self.w)
-        first, total, mean = f.per_sample(w, f.x[:1], f.y[:1]), 0.0, torch.zeros_like(w)
+        first, total, sums = f.per_sample(w, f.x[:1], f.y[:1]), 0.0, torch.zeros_like(w)
         for each in f.sample_gradients(w):
             d = each.minus(first)
             total += d.squared_norms().sum().item() / f.n_samples
-            mean += d.combine(w.new_ones(d.n_samples) / f.n_samples)
-        value = max(total - _square(mean), 0.0)
-        e = self.rounding
-        stderr = 2 * math.sqrt(value) * e + e**2 + float(np.finfo(float).eps) * total
-        checks.finite("tr F", torch.tensor([value, stderr]), NOT_FINITE)
+            sums += d.sum()
+        value = max(total - _square(sums / f.n_samples), 0.0)
+        stderr = _of_square(value, self.rounding) + float(np.finfo(float).eps) * total
+        checks.finite("tr F", torch.tensor([value, stderr]), "is w too large?")
         return Estimate(value, stderr, f.n_samples)
 
     def eigenvalues(self, k: int = 5, **options: Any) -> curvature.Eigenpairs:
@@ -166,16 +166,25 @@ def _batches(
     return islice(endless, count)
 
 
-def _mean_and_psi(source: Source) -> tuple[Tensor, Callable[[Tensor], Tensor], float]:
-    """ḡ, ψ of the samples that an index names, and how far rounding moves the latter, in norm."""
+def _gradient(source: Source, index: Tensor) -> Tensor:
+    """The mean gradient of the samples ``index``."""
     if isinstance(source, Tensor):
-        checks.finite("the gradients", source, "is the loss finite at w?")
-        shifted = source - source[0]
-        centred, eps = shifted - shifted.mean(0), torch.finfo(source.dtype).eps
-        rounding = eps * centred.double().square().sum(1).mean().sqrt().item()
-        return source.mean(0), lambda index: centred[index].mean(0), rounding
-    f, w, mean = source.objective, source.w, source.mean
-    return mean, lambda index: f.on(index).grad(w) - mean, source.rounding
+        return source[index].mean(0)
+    return source.objective.on(index).grad(source.w)
+
+
+def _finite(source: Source) -> Source:
+    """``source``; gradients as finite numbers in float64, where their means lose no digit."""
+    if not isinstance(source, Tensor):
+        return source
+    return checks.finite("the gradients", source.double(), "is the loss finite at w?")
+
+
+def _rounding(source: Source) -> float:
+    """How far rounding moves the mean gradient of a batch, in norm."""
+    if not isinstance(source, Tensor):
+        return source.rounding
+    return float(np.finfo(float).eps) * source.norm(dim=1).max().item()
 
 
 def fluctuations(
@@ -188,7 +197,11 @@ def fluctuations(
     """
     n_batches = checks.whole("n_batches", n_batches, least=1)
     batches = _batches(source, batch_size, n_batches, sampling, seed)
-    return map(_mean_and_psi(source)[1], batches)
+    source = _finite(source)
+    if isinstance(source, Tensor):
+        source = source - source[0]  # what they have in common is not squared
+    mean = source.mean(0) if isinstance(source, Tensor) else source.mean
+    return (_gradient(source, index) - mean for index in batches)
 
 
 def fluctuation_trace(
@@ -208,8 +221,8 @@ def fluctuation_trace(
             f"sample with {sampling!r} sampling: got n_batches = {n_batches}"
         )
     psi = fluctuations(source, batch_size, n_batches, sampling=sampling, seed=seed)
-    squares, e = [_square(each) for each in psi], _mean_and_psi(source)[2]
-    rounding = 2 * math.sqrt(np.mean(squares)) * e + e**2
+    squares = [_square(each) for each in psi]
+    rounding = _of_square(float(np.mean(squares)), _rounding(_finite(source)))
     return Estimate.mean(squares, np.arange(n_batches) // per_group, rounding=rounding)
 
 
@@ -276,14 +289,13 @@ def estimate_simple_noise_scale(
     b_small = checks.whole("b_small", b_small, least=1, most=b_big - 1)
     n_pairs = checks.whole("n_pairs", n_pairs, least=2)
     batches = _batches(source, b_big, n_pairs, "with_replacement", seed)
-    mean, psi, e = _mean_and_psi(source)
-    big, more = [], []
-    for index in batches:
-        small, whole = psi(index[:b_small]).double(), psi(index).double()
-        big.append(_square(mean + whole))
-        more.append((small - whole) @ (small + whole + 2 * mean))  # of squares, before them
-    rounding = 2 * e * math.sqrt(np.mean(big))
-    return noise_scale_of_pairs(np.array(big), np.array(more), b_small, b_big, rounding=rounding)
+    source = _finite(source)
+    norms = [
+        [_square(_gradient(source, part)) for part in (index[:b_small], index)] for index in batches
+    ]
+    small, big = np.array(norms).T
+    rounding = _of_square(float(big.mean()), _rounding(source))
+    return two_batch_noise_scale(small, big, b_small, b_big, rounding=rounding)
 
 
 def critical_batch_size(

@@ -25,17 +25,16 @@ from lecture6.sample_gradients import (
     FlatNetwork,
     SampleGradients,
     SamplePass,
-    tolerance,
     twice_differentiable,
 )
 
 MEMORY_LIMIT = 1 << 28  # bytes of graphs kept between products with one Hessian
 PIECE = 1 << 24  # numbers in the gradients outside of linear layers that are made at once
 
-MIXED = (
-    "the network mixes the samples of a batch, so that no sample has a gradient of its own: {}. "
-    'The usual cause is batch norm by batch statistics: build the model with batch_norm="running" '
-    "or without batch norm"
+NO_SINGLE = (
+    "the network gives no gradients of single samples. Usual causes: it mixes the samples of a "
+    'batch, as batch norm by batch statistics does: build the model with batch_norm="running" or '
+    "without; or torch.func.vmap does not take it, as it takes no recurrent layers"
 )
 
 PartProduct = Callable[[Tensor, bool], Tensor]  # see Product
@@ -98,18 +97,13 @@ class Objective(ABC):
             f"of must be 'hessian' (or, for networks, 'gauss_newton' or 'covariance'), got {of!r}"
         )
 
-    @property
-    def trainable(self) -> Tensor:
-        """The numbers of the parameters in w that are not frozen: all, but of a network."""
-        return torch.arange(self.n_params)
-
     def few(self) -> Objective:
         """The loss on a few of the samples, where it has samples: to see what rounding does."""
         return self
 
-    def vector(self, w: Tensor, name: str = "w") -> Tensor:
+    def vector(self, w: Tensor) -> Tensor:
         """``w`` of this dtype and device; raises ValueError as :func:`lecture6.checks.weights`."""
-        return checks.weights(w, self.n_params, dtype=self.dtype, device=self.device, name=name)
+        return checks.weights(w, self.n_params, dtype=self.dtype, device=self.device)
 
     def value(self, w: Tensor) -> float:
         """f(w)."""
@@ -134,7 +128,7 @@ class Objective(ABC):
 
     def hvp(self, w: Tensor, v: Tensor) -> Tensor:
         """The Hessian of f at w times v, (n_params,); for many v, see :meth:`product`."""
-        return self.product(w, memory_limit=0)(self.vector(v, "v"))
+        return self.product(w, memory_limit=0)(v)
 
     def product(
         self, w: Tensor, *, of: str = "hessian", memory_limit: int = MEMORY_LIMIT
@@ -254,12 +248,11 @@ class NetworkObjective(FlatNetwork, Objective):
     """The mean loss of a network on a fixed set of samples, as a function of its weights.
 
     w is made of all real floating parameters in the model's order, tied ones once, frozen ones too:
-    ``Restriction(f, f.w)`` of :mod:`lecture6.curvature` is the loss of those that are not frozen.
+    :class:`lecture6.curvature.Restriction` to ``trainable`` is the loss of the others alone.
 
     Arguments:
         model: any module that makes logits (n, classes); a copy in eval mode is used (no
-            dropout, nothing that ``torch.compile`` made, no hooks on parameters) and the original
-            not touched
+            dropout, no hooks on parameters) and the original not touched
         x, y: samples (n, ...) and integer labels (n,), see :func:`lecture6.checks.samples`
         loss: default: the mean cross-entropy. Or ``loss(outputs, y)``, the mean over samples of
             the losses of each, one number: then outputs are a tensor (n, ...), and y (n, ...) is
@@ -292,12 +285,16 @@ class NetworkObjective(FlatNetwork, Objective):
         if not (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point):
             raise ValueError(f"dtype must be one of torch's floating ones, got {dtype!r}")
         with torch.inference_mode(False):
-            super().__init__(checks.as_dtype(checks.copied(model), self.dtype).eval())
+            super().__init__(checks.as_dtype(copy.deepcopy(model), self.dtype).eval())
         checks.fits(self.model, x, y, classes=loss is None)
         self.loss = loss
         #: (n_params,) the model's own weights
         self.w = checks.finite("the model", flat_parameters(self.model), "training diverged")
         self.n_params = len(self.w)
+        named = checks.parameters(self.model).values()
+        free = torch.cat([torch.full((p.numel(),), p.requires_grad) for p in named])
+        #: the numbers of the parameters in w that are not frozen
+        self.trainable = free.nonzero()[:, 0]
         self.batch_size = checks.whole("batch_size", batch_size, least=1)
         self._set_samples(x, y)
         x, y = self._batches[0]
@@ -320,12 +317,6 @@ class NetworkObjective(FlatNetwork, Objective):
             x, y = (t.clone() if t.is_inference() else t for t in (x, checks.cast(y, self.w)))
         self.x, self.y, self.n_samples = x, y, len(x)
         self._batches = evaluation_batches(x.to(self.device), y, self.batch_size)
-
-    @property
-    def trainable(self) -> Tensor:
-        numbers, named = super().trainable, dict(self.model.named_parameters())
-        parts = [numbers[s] for name, s in self.slices.items() if named[name].requires_grad]
-        return torch.cat(parts or [numbers[:0]])
 
     def few(self) -> NetworkObjective:
         return self.on(torch.linspace(0, self.n_samples - 1, min(TRIED, self.n_samples)).long())
@@ -360,8 +351,8 @@ class NetworkObjective(FlatNetwork, Objective):
 
         @cache
         def mean() -> Tensor:
-            parts = (self.per_sample(w, x, y).minus(first) for x, y in pieces)
-            return reduce(torch.add, (d.combine(w.new_ones(d.n_samples) / n) for d in parts))
+            parts = (self.per_sample(w, x, y).minus(first).sum() for x, y in pieces)
+            return reduce(torch.add, parts) / n
 
         def of_mean() -> tuple[Tensor, PartProduct]:
             return mean(), lambda v, more: mean() * (mean() @ v)
@@ -376,42 +367,22 @@ class NetworkObjective(FlatNetwork, Objective):
 
     @cached_property
     def per_sample(self) -> SamplePass:
-        """The pass that gives gradients sample by sample.
-
-        Raises ValueError where ``torch.func.vmap`` cannot map the network over its samples.
-        """
-        self._check_outputs(self.w)
+        """The pass that gives gradients sample by sample; ValueError where there is none."""
         try:
             return SamplePass(self.model, self.x, self.y, self.loss or F.cross_entropy)
         except (RuntimeError, ValueError) as error:  # ValueError: of batch norm, for one sample
-            raise ValueError(
-                "the network, or its loss, gives no gradients of single samples: torch.func.vmap "
-                "must map it over them, which recurrent layers, batch norm by batch statistics and "
-                f"what reads numbers out of tensors do not allow: {error}"
-            ) from error
+            raise ValueError(f"{NO_SINGLE}: {error}") from error
 
     def check_separate(self, w: Tensor) -> None:
-        """Raises ValueError for a network in which a sample's outputs depend on its batch."""
-        w, x, y = self._check_outputs(w), self.x[:TRIED], self.y[:TRIED]
-        (batch,) = evaluation_batches(x.to(self.device), y)
-        with torch.enable_grad():
-            point = w.clone().requires_grad_()
-            (g,) = torch.autograd.grad(self._loss(point, *batch), point)
-        checks.finite("the gradient at w", g, "is the loss finite there, and smooth?")
-        if not self.per_sample(w, x, y).has_mean(g):
-            raise ValueError(MIXED.format("the mean of their gradients is not that of the loss"))
+        """Raises ValueError unless the gradients of single samples have that of all as their mean.
 
-    def _check_outputs(self, w: Tensor) -> Tensor:
-        w, x = self.vector(w), self.x[:TRIED]
-        with torch.no_grad():
-            # beside a copy of itself, since batch norm refuses a single sample
-            alone, among = (self.logits(w, part)[0] for part in (x[[0, 0]], x))
-        checks.finite("what the network makes of its samples", among, "w is too large for them")
-        difference = (alone - among).abs().max().item()
-        if not difference <= tolerance(w) * among.abs().max().item():
-            what = f"the outputs for one change by {difference:.2g} with its companions"
-            raise ValueError(MIXED.format(what))
-        return w
+        Outputs do not show it: those of a last layer of zeros do not depend on the batch.
+        """
+        some = torch.arange(min(TRIED, self.n_samples))
+        g = self.on(some).grad(w)
+        checks.finite("the gradient at w", g, "w is too large for the samples, or no smooth point")
+        if not self.per_sample(self.vector(w), self.x[some], self.y[some]).has_mean(g):
+            raise ValueError(NO_SINGLE)
 
     def _pieces(self, w: Tensor, most: int) -> Batches:
         """The samples, ``most`` at a time, or fewer where their gradients are large."""

@@ -40,11 +40,6 @@ class SampleGradients:
     n_params: int
 
     @property
-    def n_samples(self) -> int:
-        """How many gradients they are."""
-        return len(self.layers[0][-1] if self.layers else self.rest[0][-1])
-
-    @property
     def nbytes(self) -> int:
         """Bytes of memory."""
         tensors = [part for *_, a, delta in self.layers for part in (a, delta)]
@@ -89,22 +84,27 @@ class SampleGradients:
         in most of their digits keep those in which they differ.
         """
         layers = []
-        for (weight, bias, a, delta), (_, _, b, other) in zip(
-            self.layers, others.layers, strict=True
-        ):
+        for mine, (*_, b, other) in zip(self.layers, others.layers, strict=True):
+            weight, bias, a, delta = mine
             layers += [(weight, None, a - b, delta), (weight, bias, b, delta - other)]
         rest = zip(self.rest, others.rest, strict=True)
         return SampleGradients(layers, [(s, g - h) for (s, g), (_, h) in rest], self.n_params)
 
+    def sum(self) -> Tensor:
+        """Σ_i g_i, (n_params,)."""
+        some = self.layers[0][-1] if self.layers else self.rest[0][-1]
+        return self.combine(some.new_ones(len(some)))
+
     def has_mean(self, g: Tensor) -> bool:
         """Whether g (n_params,) is the mean of the g_i, but for rounding."""
-        off = self.combine(g.new_ones(self.n_samples) / self.n_samples) - g
-        return bool(off.double().norm() <= tolerance(g) * self.squared_norms().mean().sqrt())
+        norms = self.squared_norms()
+        off = (self.sum() / len(norms) - g).double().norm()
+        return bool(off <= tolerance(g) * norms.mean().sqrt())
 
     def matrix(self) -> Tensor:
         """The g_i themselves, (n, n_params)."""
         some = self.layers[0][-1] if self.layers else self.rest[0][-1]
-        out = some.new_zeros(self.n_samples, self.n_params)
+        out = some.new_zeros(len(some), self.n_params)
         for weight, bias, a, delta in self.layers:
             out[:, weight].view(*delta.shape, -1).addcmul_(delta[:, :, None], a[:, None])
             if bias is not None:
@@ -129,12 +129,8 @@ class _PlainWeightNorm(TorchFunctionMode):
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
     """A context that records gradients which have gradients: of fused attention torch has none."""
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        sdpa_kernel(SDPBackend.MATH),
-        _PlainWeightNorm(),
-    ):
+    attention = sdpa_kernel(SDPBackend.MATH)
+    with torch.inference_mode(False), torch.enable_grad(), attention, _PlainWeightNorm():
         yield
 
 

@@ -427,22 +427,6 @@ def f1_with_running_statistics():
     return models.f1(36, 3, batch_norm="running")
 
 
-class PreActivation(nn.Module):
-    """A block whose first batch norm follows no layer, with a nested order inside."""
-
-    def __init__(self):
-        super().__init__()
-        first = nn.Sequential(nn.BatchNorm1d(7), nn.ReLU(), nn.Linear(7, 7))
-        self.inner = nn.Sequential(first, nn.BatchNorm1d(7), nn.Tanh())
-
-    def forward(self, x):
-        return x + self.inner(x)
-
-
-def pre_activation():
-    return nn.Sequential(nn.Linear(6, 7), PreActivation(), nn.Linear(7, 3))
-
-
 NORMALISED = {
     "f1": (lambda: models.f1(36, 3), (36,), 5),
     "f1, running": (f1_with_running_statistics, (36,), 5),
@@ -450,7 +434,6 @@ NORMALISED = {
     "c1": (lambda: models.c1(stride=2), (3, 32, 32), 4),
     "vgg11": (models.vgg11, (3, 32, 32), 8),
     "resnet": (lambda: models.resnet(8), (3, 16, 16), 7),
-    "pre-activation": (pre_activation, (6,), 1),
 }
 
 
@@ -529,14 +512,15 @@ def zeros():
     ("make", "message"),
     [
         (models.mlp, "build the net so, or compare nets without batch norm as they are"),
-        (lambda: nn.Sequential(nn.ReLU(), nn.BatchNorm1d(6)), "directly before a batch norm"),
-        (Outside, "every batch norm in an nn.Sequential"),
-        (shared, "used once: .* give each place its own layer"),
+        (lambda: nn.Sequential(nn.ReLU(), nn.BatchNorm1d(6)), "directly after a plain Linear"),
+        (lambda: nn.Sequential(normalised(), nn.BatchNorm1d(3)), "directly after a plain Linear"),
+        (Outside, "in an nn.Sequential"),
+        (shared, "used once"),
         (
             lambda: nn.Sequential(
                 nn.utils.parametrizations.weight_norm(nn.Linear(6, 6)), nn.BatchNorm1d(6)
             ),
-            "remove parametrizations",
+            "a plain Linear or Conv2d",
         ),
         (zeros, r"the weight of Linear\(.* has the norm 0"),
     ],
