@@ -197,7 +197,7 @@ def one_function(model: nn.Module) -> Iterator[None]:
     """A context in which ``model`` is one function, with its derivatives and without.
 
     Transformer layers have a shortcut without them, which leaves out padded tokens; the recurrent
-    kernels of cuDNN and oneDNN and what ``torch.compile`` makes have no second derivatives.
+    layers of cuDNN and what ``torch.compile`` makes have no second derivatives.
     """
     shortcut = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -205,7 +205,6 @@ def one_function(model: nn.Module) -> Iterator[None]:
         stack.callback(torch.backends.mha.set_fastpath_enabled, shortcut)
         if any(isinstance(m, nn.RNNBase) for m in model.modules()):
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
         if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield

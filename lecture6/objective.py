@@ -128,7 +128,7 @@ class Objective(ABC):
 
     def hvp(self, w: Tensor, v: Tensor) -> Tensor:
         """The Hessian of f at w times v, (n_params,); for many v, see :meth:`product`."""
-        return self.product(w, memory_limit=0)(v)
+        return self.product(w, memory_limit=0)(self.vector(v))
 
     def product(
         self, w: Tensor, *, of: str = "hessian", memory_limit: int = MEMORY_LIMIT
