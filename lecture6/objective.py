@@ -199,7 +199,7 @@ def _gauss_newton(
         (g,) = torch.autograd.grad(z, x, u, create_graph=True)  # Jᵀu: linear in u
         out = z.detach().requires_grad_()
         slope = None if loss is None else _slope(loss(out, y), out)
-    p = z.detach().softmax(1)
+    p = z.detach().softmax(-1)
 
     def product(v: Tensor, more: bool) -> Tensor:
         (jv,) = torch.autograd.grad(g, u, v, retain_graph=more)
@@ -369,7 +369,8 @@ class NetworkObjective(FlatNetwork, Objective):
     def per_sample(self) -> SamplePass:
         """The pass that gives gradients sample by sample; ValueError where there is none."""
         try:
-            return SamplePass(self.model, self.x, self.y, self.loss or F.cross_entropy)
+            with torch.inference_mode(False):
+                return SamplePass(self.model, self.x, self.y, self.loss or F.cross_entropy)
         except (RuntimeError, ValueError) as error:  # ValueError: of batch norm, for one sample
             raise ValueError(f"{NO_SINGLE}: {error}") from error
 

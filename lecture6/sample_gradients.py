@@ -207,7 +207,7 @@ class SamplePass(FlatNetwork):
         factors = [(inputs[n].flatten(1), deltas[n].flatten(1)) for n in self.layers]
         return SampleGradients(
             layers=[place + factor for place, factor in zip(places, factors, strict=True)],
-            rest=[(self.slices[name], g.flatten(1)) for name, g in rest.items()],
+            rest=[(self.slices[name], g.reshape(len(g), -1)) for name, g in rest.items()],
             n_params=len(w),
         )
 

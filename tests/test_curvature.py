@@ -167,11 +167,64 @@ def test_a_matrix_of_low_rank(block, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("scale", [1e-12, 1e9])
-def test_eigenvalues_at_any_scale(scale):
-    found = curvature.eigenvalues(Quadratic(scale * SPECTRUM, seed=1), ZERO, 3)
+@pytest.mark.parametrize("scale", [1e-300, 1e-200, 1e-12, 1e9, 1e200, 1e300])
+def test_measures_at_any_scale(scale):
+    bowl = Quadratic(scale * SPECTRUM, seed=1)
+    found = curvature.eigenvalues(bowl, ZERO, 3)
+    np.testing.assert_allclose(found.values / scale, [9.0, 5.5, 5.0], rtol=1e-3)
+    assert (found.errors / scale < 1e-2).all()
+    assert found.converged
+    trace, one = curvature.trace(bowl, ZERO), curvature.trace(BOWL, ZERO)
+    assert trace.value / scale == pytest.approx(one.value)
+    assert trace.stderr / scale == pytest.approx(one.stderr)
+    density = curvature.spectral_density(bowl, ZERO, n_vectors=3, n_steps=10)
+    mean = curvature.spectral_density(BOWL, ZERO, n_vectors=3, n_steps=10).mean_of(lambda x: x)
+    scaled = density.mean_of(lambda x: x)
+    assert scaled.value / scale == pytest.approx(mean.value)
+    assert scaled.stderr / scale == pytest.approx(mean.stderr)
+    np.testing.assert_allclose(curvature.matrix(bowl, ZERO) / scale, BOWL.h, atol=1e-12)
+
+
+def test_three_equal_eigenvalues_of_a_tiny_matrix():
+    spectrum = 1e-300 * np.array([5.0, 5.0, 5.0, 1.0, -0.2])
+    found = curvature.eigenvalues(Quadratic(spectrum, seed=3), np.zeros(5), 3)
+    np.testing.assert_allclose(found.values / 1e-300, [5.0, 5.0, 5.0], rtol=1e-12)
+    assert found.converged
+
+
+class Single(FunctionObjective):
+    """½ Σ h_i w_i² in float32."""
+
+    def __init__(self, h):
+        super().__init__(lambda w: 0.5 * (torch.tensor(h).to(w) * w) @ w, len(h))
+        self.dtype = torch.float32
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_eigenvalues_at_the_ends_of_float32(scale):
+    f = Single((scale * SPECTRUM).tolist())
+    found = curvature.eigenvalues(f, ZERO, 3)
     np.testing.assert_allclose(found.values / scale, [9.0, 5.5, 5.0], rtol=1e-3)
     assert found.converged
+
+
+@pytest.mark.parametrize("small", [1e-5, 1e-9, 0.0])
+@pytest.mark.parametrize("end", ["largest", "smallest"])
+def test_an_eigenvalue_below_the_rounding_of_the_products_is_not_converged(small, end):
+    """In float32 beside an eigenvalue of 1000."""
+    h = [1000.0, small, small / 2] if end == "largest" else [1000.0, small, small / 2][::-1]
+    found = curvature.eigenvalues(Single(h), np.ones(3), 3, end=end)
+    assert not found.converged
+    assert (np.abs(np.sort(found.values) - np.sort(h)) <= found.errors).all()
+    assert curvature.eigenvalues(Single(h), np.ones(3), 1).converged
+
+
+def test_a_trace_whose_draws_agree_is_as_good_as_their_rounding():
+    """Of a diagonal matrix every draw is the trace: stderr is the rounding of the sum in float32."""
+    h = [1e6, *[0.01] * 50, -1e6]
+    found = curvature.trace(Single(h), np.ones(52))
+    assert abs(found.value - 0.5) <= 3 * found.stderr
+    assert 1e-3 < found.stderr < 1
 
 
 @pytest.mark.parametrize("make", [dense, normalised])

@@ -610,7 +610,7 @@ def test_curvature_of_any_network(name):
     assert sides[0] == pytest.approx((v @ f.product(w, of="gauss_newton")(u)).item(), rel=1e-9)
     assert sides[1] == pytest.approx((u @ f.hvp(w, v)).item(), rel=1e-9)
     if name in ("LSTM", "GRU"):
-        with pytest.raises(ValueError, match="torch.func.vmap does not take it, .* recurrent"):
+        with pytest.raises(ValueError, match=r"torch.func.vmap does not take it, .* recurrent"):
             f.product(w, of="covariance")
     else:
         rows = torch.cat([g.matrix() for g in f.sample_gradients(w)])
