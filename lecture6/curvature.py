@@ -429,8 +429,9 @@ def _krylov(
         t[:end, m:end] = inner.T
         t[m:end, m:end] = (inner[:, m:] + inner[:, m:].T) / 2
         q, r = torch.linalg.qr(image.T)
-        block, coupling = q.T, r.double().cpu().numpy()
-        lost = np.abs(np.diag(coupling)) <= 10 * torch.finfo(start.dtype).eps * scale
+        u, s, v = torch.linalg.svd(r)  # a direction that is lost to rounding then spoils no other
+        block, coupling = (q @ u).T, (s[:, None] * v).double().cpu().numpy()
+        lost = s.cpu().numpy() <= 10 * torch.finfo(start.dtype).eps * scale
         if lost.any():
             # The space is invariant under M: go on from directions outside it, not from rounding.
             coupling[lost] = 0.0

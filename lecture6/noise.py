@@ -130,7 +130,7 @@ class GradientCovariance:
             sums += d.sum()
         value = max(total - _square(sums / f.n_samples), 0.0)
         stderr = _of_square(value, self.rounding) + float(np.finfo(float).eps) * total
-        checks.finite("tr F", torch.tensor([value, stderr]), "is w too large?")
+        checks.finite("tr F", torch.tensor([value, stderr], dtype=torch.float64), "is w too large?")
         return Estimate(value, stderr, f.n_samples)
 
     def eigenvalues(self, k: int = 5, **options: Any) -> curvature.Eigenpairs:

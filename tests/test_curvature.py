@@ -185,11 +185,18 @@ def test_measures_at_any_scale(scale):
     np.testing.assert_allclose(curvature.matrix(bowl, ZERO) / scale, BOWL.h, atol=1e-12)
 
 
-def test_three_equal_eigenvalues_of_a_tiny_matrix():
-    spectrum = 1e-300 * np.array([5.0, 5.0, 5.0, 1.0, -0.2])
-    found = curvature.eigenvalues(Quadratic(spectrum, seed=3), np.zeros(5), 3)
-    np.testing.assert_allclose(found.values / 1e-300, [5.0, 5.0, 5.0], rtol=1e-12)
-    assert found.converged
+@pytest.mark.parametrize("scale", [1e-300, 1e-20, 1.0, 1e300])
+@pytest.mark.parametrize(
+    "spectrum", [[5, 5, 5, 1, -0.2], [2, 2, 2, 2, 0.5], [3, 3, 1, 1, 1, 1, 0.5]]
+)
+def test_more_equal_eigenvalues_than_a_block_has_vectors(spectrum, scale):
+    """The search runs out of directions one at a time: the one that is lost spoils no other."""
+    for seed in range(10):
+        bowl = Quadratic(scale * np.array(spectrum), seed=seed)
+        found = curvature.eigenvalues(bowl, np.zeros(len(spectrum)), 3, seed=seed)
+        np.testing.assert_allclose(found.values / scale, spectrum[:3], rtol=1e-12)
+        assert found.converged
+        torch.testing.assert_close(found.vectors @ found.vectors.T, torch.eye(3, dtype=F64))
 
 
 class Single(FunctionObjective):
@@ -220,7 +227,7 @@ def test_an_eigenvalue_below_the_rounding_of_the_products_is_not_converged(small
 
 
 def test_a_trace_whose_draws_agree_is_as_good_as_their_rounding():
-    """Of a diagonal matrix every draw is the trace: stderr is the rounding of the sum in float32."""
+    """Every draw of a diagonal matrix is its trace: what is uncertain is the sum in float32."""
     h = [1e6, *[0.01] * 50, -1e6]
     found = curvature.trace(Single(h), np.ones(52))
     assert abs(found.value - 0.5) <= 3 * found.stderr
