@@ -154,9 +154,8 @@ def samples(x: Any, y: Any, *, name: str = "", classes: bool = True) -> tuple[Te
         raise ValueError(f"{x_name} and {y_name} must be tensors or arrays: {error}") from None
     if x.dim() == 0 or len(x) == 0:
         raise ValueError(f"{x_name} must hold at least one sample, got the shape {tuple(x.shape)}")
-    for label, part in ((x_name, x), (y_name, y)):
-        if part.layout != torch.strided:
-            raise ValueError(f"{label} must be dense, got {part.layout}: call its to_dense()")
+    if torch.sparse_coo in (x.layout, y.layout):
+        raise ValueError(f"{x_name} and {y_name} must not be sparse: call to_dense()")
     if x.is_complex() or x.dtype == torch.bool:
         raise ValueError(f"{x_name} must be real floating numbers, or integers, got {x.dtype}")
     x = finite(x_name, x, "clean the data first")
@@ -199,10 +198,10 @@ def one_function(model: nn.Module) -> Iterator[None]:
     Transformer layers have a shortcut without them, which leaves out padded tokens; the recurrent
     layers of cuDNN and what ``torch.compile`` makes have no second derivatives.
     """
-    shortcut = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
+    mha = torch.backends.mha
     with ExitStack() as stack:
-        stack.callback(torch.backends.mha.set_fastpath_enabled, shortcut)
+        stack.callback(mha.set_fastpath_enabled, mha.get_fastpath_enabled())
+        mha.set_fastpath_enabled(False)
         if any(isinstance(m, nn.RNNBase) for m in model.modules()):
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
@@ -248,8 +247,10 @@ def fits(model: nn.Module, x: Tensor, y: Tensor, *, name: str = "", classes: boo
     if not one or (classes and (z.dim() != 2 or z.shape[1] < 2)):
         got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
         wanted = "logits of the shape (n, classes), with 2 classes or more"
-        wanted = wanted if classes else "one floating tensor of the shape (n, ...)"
-        raise ValueError(f"the network must give {wanted}, got {got} for n = 2")
+        raise ValueError(
+            f"the network must give {wanted if classes else 'one floating tensor (n, ...)'}, got "
+            f"{got} for n = 2"
+        )
     if not classes:
         return
     low, high = int(y.min()), int(y.max())

@@ -30,6 +30,7 @@ from lecture6.objective import Graph, Objective, PartProduct, Product
 from lecture6.sample_gradients import SampleGradients
 
 BLOCK = 2  # vectors that Lanczos iterates together
+SMALL = 32  # up to so many dimensions Lanczos goes through all of them, and misses no eigenvalue
 MOST_COLUMNS = 5000  # of a matrix that is formed: 200 MB in float64
 NOT_FINITE = "a product with the matrix is not finite: is the loss finite at w, and near it?"
 
@@ -42,8 +43,9 @@ class Eigenpairs:
     eigenvalue, and r²/gap does so more closely when the rest of the spectrum is ``gap`` away
     (Kato–Temple); the rounding of the products is added. ``converged`` means that every error is
     below the tolerance asked for: an eigenvalue that drowns in rounding is not. What no residual
-    can show is an eigenvalue that the search has not met: one to which the random start is
-    nearly orthogonal, which a block of two vectors makes very unlikely, or a third copy.
+    can show is an eigenvalue that the search has not met: one to which the random start is nearly
+    orthogonal, which a block of two vectors makes very unlikely, or, above 32 parameters, a third
+    copy.
     """
 
     values: np.ndarray  #: (k,)
@@ -153,7 +155,7 @@ def eigenvalues(
         errors = r * (r / np.maximum(np.maximum(apart.min(1), r), np.finfo(float).tiny))
         met = errors <= tolerance * np.abs(values[chosen])
         # An invariant space (no coupling) may lack copies of repeated eigenvalues: look outside it.
-        if size == limit or (met.all() and coupling.any()):
+        if size == limit or (met.all() and coupling.any() and n > SMALL):
             break
     found = torch.from_numpy(np.ascontiguousarray(vectors[:, chosen].T)).to(basis) @ basis
     floor = torch.finfo(basis.dtype).eps * np.abs(values).max() * unit
@@ -359,10 +361,9 @@ def equal_layer_norms(model: nn.Module) -> nn.Module:
     """A copy of a net with batch norm, each layer before one with the weight norm √(output units).
 
     Batch norm makes (z − m)/√(v + ε) of a layer's output z with mean m and variance v. A factor s
-    on the layer's weight and bias makes s z, s m and s² v of them; with s² ε in the place of ε, s
-    cancels. Running statistics go along, so that the function is unchanged but for rounding (where
-    ε is far below v, as is usual, also with ε as it was). What depends on the length of w, such as
-    the box (3), is then compared between nets at equal lengths (Li et al., 1712.09913, §3).
+    on the layer's weight and bias, and on running statistics, makes s z, s m and s² v of them, and
+    cancels with s² ε for ε: the function is unchanged. What depends on the length of w, as the box
+    (3) does, is then compared between nets at equal lengths (Li et al., 1712.09913, §3).
 
     Raises ValueError unless every batch norm stands directly after a Linear or Conv2d of its own in
     an ``nn.Sequential``, as in :mod:`lecture6.models`, with a weight that is not 0.
@@ -437,7 +438,7 @@ def _krylov(
             coupling[lost] = 0.0
             for i in np.flatnonzero(lost):
                 v = torch.from_numpy(generator.standard_normal(n)).to(start)
-                others = torch.cat([known, block[:i], block[i + 1 :]])
+                others = torch.cat([known, block[:i]])  # what is lost comes last
                 for _ in range(2):
                     v = v - others.T @ (others @ v)
                 block[i] = v / v.norm()

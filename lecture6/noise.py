@@ -32,11 +32,6 @@ def _square(v: Tensor) -> float:
     return v.double().square().sum().item()
 
 
-def _of_square(square: float, e: float) -> float:
-    """How far a square is uncertain where its root is so by e."""
-    return 2 * math.sqrt(square) * e + e**2
-
-
 def per_sample_gradients(
     objective: NetworkObjective, w: Tensor, *, memory_limit: int = MEMORY_LIMIT
 ) -> Iterator[Tensor]:
@@ -129,7 +124,7 @@ class GradientCovariance:
             total += d.squared_norms().sum().item() / f.n_samples
             sums += d.sum()
         value = max(total - _square(sums / f.n_samples), 0.0)
-        stderr = _of_square(value, self.rounding) + float(np.finfo(float).eps) * total
+        stderr = _rounding(self, value) + float(np.finfo(float).eps) * total
         checks.finite("tr F", torch.tensor([value, stderr], dtype=torch.float64), "is w too large?")
         return Estimate(value, stderr, f.n_samples)
 
@@ -152,7 +147,9 @@ Source = GradientCovariance | Tensor  # a network's, or gradients or projections
 
 
 def _n_train(source: Source) -> int:
-    return len(source) if isinstance(source, Tensor) else source.objective.n_samples
+    if not isinstance(source, Tensor):
+        return source.objective.n_samples
+    return len(checks.finite("the gradients", source, "is the loss finite at w?"))
 
 
 def _batches(
@@ -169,22 +166,17 @@ def _batches(
 def _gradient(source: Source, index: Tensor) -> Tensor:
     """The mean gradient of the samples ``index``."""
     if isinstance(source, Tensor):
-        return source[index].mean(0)
+        return source[index].double().mean(0)
     return source.objective.on(index).grad(source.w)
 
 
-def _finite(source: Source) -> Source:
-    """``source``; gradients as finite numbers in float64, where their means lose no digit."""
-    if not isinstance(source, Tensor):
-        return source
-    return checks.finite("the gradients", source.double(), "is the loss finite at w?")
-
-
-def _rounding(source: Source) -> float:
-    """How far rounding moves the mean gradient of a batch, in norm."""
-    if not isinstance(source, Tensor):
-        return source.rounding
-    return float(np.finfo(float).eps) * source.norm(dim=1).max().item()
+def _rounding(source: Source, square: float) -> float:
+    """What rounding leaves open of the squared norm of a mean gradient, or of a fluctuation."""
+    if isinstance(source, Tensor):
+        e = float(np.finfo(float).eps) * source.double().norm(dim=1).max().item()
+    else:
+        e = source.rounding
+    return 2 * math.sqrt(square) * e + e**2
 
 
 def fluctuations(
@@ -197,10 +189,7 @@ def fluctuations(
     """
     n_batches = checks.whole("n_batches", n_batches, least=1)
     batches = _batches(source, batch_size, n_batches, sampling, seed)
-    source = _finite(source)
-    if isinstance(source, Tensor):
-        source = source - source[0]  # what they have in common is not squared
-    mean = source.mean(0) if isinstance(source, Tensor) else source.mean
+    mean = source.double().mean(0) if isinstance(source, Tensor) else source.mean
     return (_gradient(source, index) - mean for index in batches)
 
 
@@ -222,7 +211,7 @@ def fluctuation_trace(
         )
     psi = fluctuations(source, batch_size, n_batches, sampling=sampling, seed=seed)
     squares = [_square(each) for each in psi]
-    rounding = _of_square(float(np.mean(squares)), _rounding(_finite(source)))
+    rounding = _rounding(source, float(np.mean(squares)))
     return Estimate.mean(squares, np.arange(n_batches) // per_group, rounding=rounding)
 
 
@@ -289,12 +278,11 @@ def estimate_simple_noise_scale(
     b_small = checks.whole("b_small", b_small, least=1, most=b_big - 1)
     n_pairs = checks.whole("n_pairs", n_pairs, least=2)
     batches = _batches(source, b_big, n_pairs, "with_replacement", seed)
-    source = _finite(source)
     norms = [
         [_square(_gradient(source, part)) for part in (index[:b_small], index)] for index in batches
     ]
     small, big = np.array(norms).T
-    rounding = _of_square(float(big.mean()), _rounding(source))
+    rounding = _rounding(source, float(big.mean()))
     return two_batch_noise_scale(small, big, b_small, b_big, rounding=rounding)
 
 
