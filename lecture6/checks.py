@@ -9,12 +9,16 @@ from __future__ import annotations
 import copy
 import operator
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+#: Of the outputs (n, ...) for n samples and their y: a tensor of one number, the mean over them.
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 SEEDS = 2**63  # a seed is below: torch's generators take a larger one for another
 _LARGEST = sys.float_info.max
@@ -135,12 +139,13 @@ def weights(w: Any, n_params: int, *, dtype: torch.dtype, device: torch.device) 
     return finite("w", w, "training diverged, or the vector is of something else")
 
 
-def samples(x: Any, y: Any, *, name: str = "") -> tuple[Tensor, Tensor]:
+def samples(x: Any, y: Any, *, name: str = "", classes: bool = True) -> tuple[Tensor, Tensor]:
     """Inputs (n, ...) and labels (n,) of one set, as tensors; labels become int64.
 
     Inputs are tensors or NumPy arrays of real floating numbers, finite, or of integers (tokens).
-    Labels are integers of any dtype: the numbers of classes, from 0. Raises ValueError for anything
-    else, for an empty set and for different lengths; ``name`` is said of the set ("test").
+    Labels are integers of any dtype: the numbers of classes, from 0; if not ``classes``, any finite
+    numbers (n, ...), which stay as they are. Raises ValueError for anything else, for an empty set
+    and for different lengths; ``name`` is said of the set ("test").
     """
     x_name, y_name = (f"{part}_{name}" if name else part for part in "xy")
     try:
@@ -149,14 +154,21 @@ def samples(x: Any, y: Any, *, name: str = "") -> tuple[Tensor, Tensor]:
         raise ValueError(f"{x_name} and {y_name} must be tensors or arrays: {error}") from None
     if x.dim() == 0 or len(x) == 0:
         raise ValueError(f"{x_name} must hold at least one sample, got the shape {tuple(x.shape)}")
+    if torch.sparse_coo in (x.layout, y.layout):
+        raise ValueError(f"{x_name} and {y_name} must not be sparse: call to_dense()")
     if x.is_complex() or x.dtype == torch.bool:
         raise ValueError(f"{x_name} must be real floating numbers, or integers, got {x.dtype}")
+    x = finite(x_name, x, "clean the data first")
+    if not classes:
+        if y.shape[:1] != x.shape[:1]:
+            raise ValueError(f"{y_name} must have {len(x)} rows as {x_name}: got {tuple(y.shape)}")
+        return x, finite(y_name, y, "clean the data first")
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or y.shape != (len(x),):
         raise ValueError(
             f"{y_name} must hold the number of its class for each sample, integers of the shape "
             f"({len(x)},), got {y.dtype} of the shape {tuple(y.shape)}"
         )
-    return finite(x_name, x, "clean the data first"), y.to(torch.int64)
+    return x, y.to(torch.int64)
 
 
 def parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -179,6 +191,24 @@ def parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return found
 
 
+@contextmanager
+def one_function(model: nn.Module) -> Iterator[None]:
+    """A context in which ``model`` is one function, with its derivatives and without.
+
+    Transformer layers have a shortcut without them, which leaves out padded tokens; the recurrent
+    layers of cuDNN and what ``torch.compile`` makes have no second derivatives.
+    """
+    mha = torch.backends.mha
+    with ExitStack() as stack:
+        stack.callback(mha.set_fastpath_enabled, mha.get_fastpath_enabled())
+        mha.set_fastpath_enabled(False)
+        if any(isinstance(m, nn.RNNBase) for m in model.modules()):
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
+
+
 def as_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """``model`` with its real floating parameters and buffers in ``dtype``, in place; no others."""
     return model._apply(lambda t: t.to(dtype) if t.is_floating_point() else t)
@@ -197,14 +227,15 @@ def ready(model: nn.Module, x: Any, y: Any, *, name: str = "") -> tuple[Tensor, 
     return cast(x, first), y.to(first.device)
 
 
-def fits(model: nn.Module, x: Tensor, y: Tensor, *, name: str = "") -> None:
+def fits(model: nn.Module, x: Tensor, y: Tensor, *, name: str = "", classes: bool = True) -> None:
     """Raise ValueError unless ``model`` makes logits (n, classes) of ``x``, and has the classes y.
 
-    Two samples are tried, in a copy in eval mode, and without touching torch's generators.
+    If not ``classes``, unless it makes one real floating tensor (n, ...). Two samples are tried, in
+    a copy in eval mode, and without touching torch's generators.
     """
     x_name, y_name = (f"{part}_{name}" if name else part for part in "xy")
     first = next(iter(parameters(model).values()))
-    with torch.no_grad(), torch.random.fork_rng():
+    with torch.no_grad(), torch.random.fork_rng(), one_function(model):
         try:
             z = copy.deepcopy(model).eval()(cast(x[[0, -1]], first))
         except Exception as error:  # whatever the user's forward raises
@@ -212,15 +243,38 @@ def fits(model: nn.Module, x: Tensor, y: Tensor, *, name: str = "") -> None:
                 f"the network does not take {x_name}, {x.dtype} of the shape (n, "
                 f"{', '.join(map(str, x.shape[1:]))}): {error}"
             ) from error
-    if not isinstance(z, Tensor) or z.dim() != 2 or len(z) != 2 or z.shape[1] < 2:
+    one = isinstance(z, Tensor) and z.shape[:1] == (2,) and z.is_floating_point()
+    if not one or (classes and (z.dim() != 2 or z.shape[1] < 2)):
         got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
+        wanted = "logits of the shape (n, classes), with 2 classes or more"
         raise ValueError(
-            "the network must give logits of the shape (n, classes), with 2 classes or more, got "
+            f"the network must give {wanted if classes else 'one floating tensor (n, ...)'}, got "
             f"{got} for n = 2"
         )
+    if not classes:
+        return
     low, high = int(y.min()), int(y.max())
     if low < 0 or high >= z.shape[1]:
         raise ValueError(
             f"{y_name} must lie between 0 and {z.shape[1] - 1}, the network has {z.shape[1]} "
             f"outputs: got labels from {low} to {high}"
+        )
+
+
+def mean_over_samples(loss: Loss, z: Tensor, y: Tensor) -> None:
+    """Raise ValueError unless ``loss(z, y)`` is the mean of the losses of single samples."""
+    try:
+        whole = loss(z, y).item()
+        each = [loss(z[i : i + 1], y[i : i + 1]).item() for i in range(len(y))]
+    except Exception as error:  # whatever the user's loss raises
+        raise ValueError(
+            f"the loss must make one number of outputs of the shape {tuple(z.shape)} and y of the "
+            f"shape {tuple(y.shape)}, {y.dtype}: {error}"
+        ) from error
+    mean, size = np.mean(each), np.abs(each).mean()
+    if not abs(whole - mean) <= max(1e-9, 1e3 * torch.finfo(z.dtype).eps) * size:
+        raise ValueError(
+            f"the loss must be a mean over samples: of {len(y)} of them it is {whole:.6g}, and the "
+            f'mean of their losses {mean:.6g}. Usual causes: reduction="sum", class weights or '
+            "ignore_index, which change the divisor, outputs (n, 1) beside y (n,), NaN"
         )

@@ -16,18 +16,21 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from scipy.linalg.blas import dnrm2  # never over- or underflows on the way
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lecture6 import checks
 from lecture6.objective import Graph, Objective, PartProduct, Product
 from lecture6.sample_gradients import SampleGradients
 
 BLOCK = 2  # vectors that Lanczos iterates together
+SMALL = 32  # up to so many dimensions Lanczos goes through all of them, and misses no eigenvalue
 MOST_COLUMNS = 5000  # of a matrix that is formed: 200 MB in float64
 NOT_FINITE = "a product with the matrix is not finite: is the loss finite at w, and near it?"
 
@@ -38,9 +41,11 @@ class Eigenpairs:
 
     ``errors`` estimates ``|λ − exact|``: the residual r bounds the distance to the nearest
     eigenvalue, and r²/gap does so more closely when the rest of the spectrum is ``gap`` away
-    (Kato–Temple). ``converged`` means that every error is below the tolerance asked for. What no
-    residual can show is an eigenvalue that the search has not met: one to which the random start is
-    nearly orthogonal, which a block of two vectors makes very unlikely, or a third copy.
+    (Kato–Temple); the rounding of the products is added. ``converged`` means that every error is
+    below the tolerance asked for: an eigenvalue that drowns in rounding is not. What no residual
+    can show is an eigenvalue that the search has not met: one to which the random start is nearly
+    orthogonal, which a block of two vectors makes very unlikely, or, above 32 parameters, a third
+    copy.
     """
 
     values: np.ndarray  #: (k,)
@@ -53,24 +58,27 @@ class Eigenpairs:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number estimated from random draws, with its standard error (0 when it is exact)."""
+    """A number estimated from random draws, or exactly, with its standard error."""
 
     value: float
-    stderr: float
+    stderr: float  #: rounding included, which is all of it where the value is exact
     n_samples: int  #: independent ones; below about ten stderr is uncertain: use Student's t
 
     @classmethod
-    def mean(cls, samples: ArrayLike, groups: np.ndarray | None = None) -> Estimate:
+    def mean(
+        cls, samples: ArrayLike, groups: np.ndarray | None = None, *, rounding: float = 0.0
+    ) -> Estimate:
         """The mean of ``samples`` (n,), independent ones or groups of them, numbered from 0, (n,).
 
-        A single one is exact.
+        A single one is exact. ``rounding``: the standard error that is common to all of them.
         """
         x = np.asarray(samples, dtype=float)
         checks.finite("an estimate", torch.from_numpy(x), "is the loss finite at w, and near it?")
         sums = x - x.mean() if groups is None else np.bincount(groups, x - x.mean())
         n = len(sums)
-        stderr = math.sqrt((sums**2).sum() * n / (n - 1)) / len(x) if n > 1 else 0.0
-        return cls(float(x.mean()), stderr, n)
+        stderr = _length(sums) * math.sqrt(n / (n - 1)) / len(x) if n > 1 else 0.0
+        rounding = math.hypot(rounding, np.finfo(float).eps * np.abs(x).mean())
+        return cls(float(x.mean()), math.hypot(stderr, rounding), n)
 
 
 @dataclass(frozen=True)
@@ -84,10 +92,13 @@ class SpectralDensity:
     nodes: np.ndarray  #: (vectors, m)
     weights: np.ndarray  #: (vectors, m), each row sums to 1
     n_params: int
+    rounding: float = 0.0  #: of a node
 
     def mean_of(self, function: Callable[[np.ndarray], np.ndarray]) -> Estimate:
         """(1/n) Σ_i function(λ_i) over all n = ``n_params`` eigenvalues."""
-        return Estimate.mean((self.weights * function(self.nodes)).sum(1))
+        here, beside = function(self.nodes), function(self.nodes + self.rounding)
+        rounding = float((self.weights * np.abs(beside - here)).sum(1).mean())
+        return Estimate.mean((self.weights * here).sum(1), rounding=rounding)
 
     def density(self, grid: np.ndarray, width: float) -> tuple[np.ndarray, np.ndarray]:
         """Density on ``grid`` (g,) under a Gaussian of standard deviation ``width``.
@@ -129,7 +140,7 @@ def eigenvalues(
     limit = min(checks.whole("max_products", max_products, least=k), n)
     start = torch.from_numpy(generator.standard_normal((BLOCK, n))).to(objective.vector(w))
     for space in _krylov(objective.product(w, of=of), start, limit, generator):
-        basis, t, coupling = space
+        basis, t, coupling, unit = space
         size = len(t)
         if size < k:
             continue
@@ -144,15 +155,17 @@ def eigenvalues(
         errors = r * (r / np.maximum(np.maximum(apart.min(1), r), np.finfo(float).tiny))
         met = errors <= tolerance * np.abs(values[chosen])
         # An invariant space (no coupling) may lack copies of repeated eigenvalues: look outside it.
-        if size == limit or (met.all() and coupling.any()):
+        if size == limit or (met.all() and coupling.any() and n > SMALL):
             break
-    rotation = torch.from_numpy(np.ascontiguousarray(vectors[:, chosen].T)).to(basis)
+    found = torch.from_numpy(np.ascontiguousarray(vectors[:, chosen].T)).to(basis) @ basis
+    floor = torch.finfo(basis.dtype).eps * np.abs(values).max() * unit
+    errors = errors * unit + _rounding(objective, w, of, found.sum(0)) + floor
     return Eigenpairs(
-        values=values[chosen],
-        vectors=rotation @ basis,
-        residuals=r,
+        values=values[chosen] * unit,
+        vectors=found,
+        residuals=r * unit,
         errors=errors,
-        converged=bool(met.all()),
+        converged=bool((errors <= tolerance * np.abs(values[chosen]) * unit).all()),
         n_products=size,
     )
 
@@ -169,18 +182,41 @@ def trace(
     """
     n_products = checks.whole("n_products", n_products, least=2)
     generator = np.random.default_rng(checks.seed(seed))
-    if objective.n_params <= min(n_products, MOST_COLUMNS):
-        return Estimate.mean([np.trace(matrix(objective, w, of=of))])
     like, parts = objective.vector(w), []
-    for weight, part in objective.product(w, of=of).parts():
+    small = objective.n_params <= min(n_products, MOST_COLUMNS)
+    if small:
+        parts = [Estimate.mean([np.trace(matrix(objective, w, of=of))])]
+    for weight, part in [] if small else objective.product(w, of=of).parts():
         samples = []
         for i in range(n_products):
             v = random_signs(generator, like)
-            samples.append(weight * (v @ part(v, i + 1 < n_products)).item())
+            image = part(v, i + 1 < n_products)
+            samples.append(weight * (v.double() @ image.double()).item())
         del part
         parts.append(Estimate.mean(samples))
-    value, stderr = sum(p.value for p in parts), math.hypot(*(p.stderr for p in parts))
-    return Estimate(value, stderr, n_products * len(parts))
+    rounding = _rounding(objective, w, of, random_signs(generator, like))
+    value, stderr = sum(p.value for p in parts), math.hypot(*(p.stderr for p in parts), rounding)
+    return Estimate(value, stderr, sum(p.n_samples for p in parts))
+
+
+def _rounding(objective: Objective, w: Tensor, of: str, v: Tensor) -> float:
+    """How far rounding moves M v, in norm: as far as a change of every weight's last digit does.
+
+    At best, what is computed is exact for such other weights (Higham 2002, §1.5). Found on a few of
+    the samples.
+    """
+    f = objective.few()
+    w, eps = f.vector(w), torch.finfo(f.dtype).eps
+    moved = w + eps * w * random_signs(np.random.default_rng(1), w)
+    here, there = (f.product(point, of=of)(v) for point in (w, moved))
+    rounding = _length(there - here) + eps * _length(here)
+    if not math.isfinite(rounding):
+        raise ValueError(NOT_FINITE)
+    return rounding
+
+
+def _length(v: Tensor | np.ndarray) -> float:
+    return float(dnrm2(np.asarray(v.cpu() if isinstance(v, Tensor) else v, dtype=float)))
 
 
 def random_signs(generator: np.random.Generator, like: Tensor) -> Tensor:
@@ -207,17 +243,21 @@ def spectral_density(
     n_vectors = checks.whole("n_vectors", n_vectors, least=2)
     n_steps = checks.whole("n_steps", n_steps, least=1)
     n, generator = objective.n_params, np.random.default_rng(checks.seed(seed))
-    if n <= min(n_vectors * n_steps, MOST_COLUMNS):
-        nodes = np.linalg.eigvalsh(matrix(objective, w, of=of))[None, :]
-        return SpectralDensity(nodes, np.full((1, n), 1 / n), n)
+
     product, rows = objective.product(w, of=of), []
-    for _ in range(n_vectors):
+    small = n <= min(n_vectors * n_steps, MOST_COLUMNS)
+    if small:
+        rows = [(np.linalg.eigvalsh(matrix(objective, w, of=of)), np.full(n, 1 / n))]
+    for _ in range(0 if small else n_vectors):
         start = torch.from_numpy(generator.standard_normal((1, n))).to(objective.vector(w))
-        *_, (_, t, _) = _krylov(product, start, min(n_steps, n), generator)
+        *_, (_, t, _, unit) = _krylov(product, start, min(n_steps, n), generator)
         nodes, vectors = np.linalg.eigh(t)
-        rows.append((nodes, vectors[0] ** 2))
+        rows.append((nodes * unit, vectors[0] ** 2))
     nodes, weights = map(np.stack, zip(*rows, strict=True))
-    return SpectralDensity(nodes, weights, n)
+    unit_vector = random_signs(generator, objective.vector(w)) / math.sqrt(n)
+    eps = torch.finfo(objective.dtype).eps
+    rounding = _rounding(objective, w, of, unit_vector) + eps * float(np.abs(nodes).max())
+    return SpectralDensity(nodes, weights, n, rounding)
 
 
 def log_determinant(density: SpectralDensity, delta: float) -> Estimate:
@@ -225,10 +265,11 @@ def log_determinant(density: SpectralDensity, delta: float) -> Estimate:
 
     Raises ValueError when M + δ I is not positive definite, with the δ that would make it so.
     """
-    lowest, delta = density.nodes.min(), checks.real("delta", delta)
+    delta = checks.real("delta", delta)
+    lowest = density.nodes.min() - density.rounding
     if not lowest + delta > 0:
         raise ValueError(
-            f"M + δI is not positive definite: an eigenvalue lies at {lowest:.3g} or below and "
+            f"M + δI is not positive definite: an eigenvalue may lie at {lowest:.3g} or below, and "
             f"delta is {delta:g}; take delta above {max(-lowest, 0.0):.3g}"
         )
     return density.mean_of(lambda nodes: density.n_params * np.log(nodes + delta))
@@ -238,7 +279,7 @@ class Restriction(Objective):
     """The loss as a function of some of the parameters, the others held at ``w``.
 
     ``indices``: a slice or an index tensor of the flat vector; for a layer, one of the objective's
-    ``slices``. Its Hessian is the diagonal block of M.
+    ``slices``; ``trainable`` for what is not frozen. Its Hessian is the diagonal block of M.
     """
 
     def __init__(self, objective: Objective, w: Tensor, indices: slice | Tensor) -> None:
@@ -250,6 +291,9 @@ class Restriction(Objective):
         named = torch.arange(objective.n_params, device=self.device)[indices].unique()
         if not 0 < self.n_params == len(named):
             raise ValueError(f"the indices must name parameters, each of them once: got {indices}")
+
+    def few(self) -> Restriction:
+        return Restriction(self.objective.few(), self.full, self.indices)
 
     def _embedded(self, part: Tensor, full: Tensor) -> Tensor:
         full = full.clone()
@@ -285,7 +329,7 @@ def matrix(objective: Objective, w: Tensor, *, of: str = "hessian") -> np.ndarra
     full = np.concatenate([product(part).double().cpu().numpy() for part in parts])
     if not np.isfinite(full).all():
         raise ValueError(NOT_FINITE)
-    return (full + full.T) / 2
+    return full / 2 + full.T / 2
 
 
 def rescale(model: nn.Sequential, alpha: float) -> nn.Sequential:
@@ -317,75 +361,63 @@ def equal_layer_norms(model: nn.Module) -> nn.Module:
     """A copy of a net with batch norm, each layer before one with the weight norm √(output units).
 
     Batch norm makes (z − m)/√(v + ε) of a layer's output z with mean m and variance v. A factor s
-    on the layer's weight and bias makes s z, s m and s² v of them; with s² ε in the place of ε, s
-    cancels. Running statistics go along, so that the function is unchanged but for rounding (where
-    ε is far below v, as is usual, also with ε as it was). What depends on the length of w, such as
-    the box (3), is then compared between nets at equal lengths (Li et al., 1712.09913, §3).
+    on the layer's weight and bias, and on running statistics, makes s z, s m and s² v of them, and
+    cancels with s² ε for ε: the function is unchanged. What depends on the length of w, as the box
+    (3) does, is then compared between nets at equal lengths (Li et al., 1712.09913, §3).
 
-    The layers are the Linear and Conv2d that stand directly before a batch norm in an
-    ``nn.Sequential``, as in all nets of :mod:`lecture6.models` that are built of them. Raises
-    ValueError for a net without such layers or with a batch norm elsewhere, for shared layers, and
-    for weights that are 0 or not finite.
+    Raises ValueError unless every batch norm stands directly after a Linear or Conv2d of its own in
+    an ``nn.Sequential``, as in :mod:`lecture6.models`, with a weight that is not 0.
     """
     scaled = copy.deepcopy(model)
-    orders = [list(_in_order(m)) for m in scaled.modules() if type(m) is nn.Sequential]
-    pairs = (pair for order in reversed(orders) for pair in pairwise([nn.Identity(), *order]))
-    before = {after: layer for layer, after in pairs}  # the outermost order last: it sees most
-    norms = [m for m in scaled.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    fed = [norm for norm in norms if isinstance(before.get(norm), nn.Linear | nn.Conv2d)]
-    if not fed or not before.keys() >= set(norms):
+    orders = [pairwise(m) for m in scaled.modules() if type(m) is nn.Sequential]
+    pairs = [
+        (layer, norm)
+        for layer, norm in chain(*orders)
+        if isinstance(layer, nn.Linear | nn.Conv2d) and isinstance(norm, _BatchNorm)
+    ]
+    norms = {m for m in scaled.modules() if isinstance(m, _BatchNorm)}
+    uses = Counter(id(p) for _, p in scaled.named_parameters(remove_duplicate=False))
+    plain = all(type(a) in (nn.Linear, nn.Conv2d) and uses[id(a.weight)] == 1 for a, _ in pairs)
+    if not (plain and 0 < len(pairs) == len(norms)):
         raise ValueError(
-            "layer norms can be made equal where a Linear or Conv2d stands directly before a batch "
-            "norm, and every batch norm in an nn.Sequential: build the net so, or compare nets "
+            "layer norms can be made equal where every batch norm stands directly after a plain "
+            "Linear or Conv2d, used once, in an nn.Sequential: build the net so, or compare nets "
             "without batch norm as they are"
         )
-    members = scaled.named_modules(remove_duplicate=False)
-    uses = Counter(id(m) for _, m in members)
-    uses.update(id(p) for _, p in scaled.named_parameters(remove_duplicate=False))
-    for norm in fed:
-        layer = before[norm]
-        plain = type(layer) in (nn.Linear, nn.Conv2d)
-        if not (plain and uses[id(layer.weight)] == uses[id(norm)] == 1):
-            raise ValueError(
-                f"{layer} before a batch norm must be a plain layer with a weight of its own, and "
-                "both be used once: remove parametrizations, give each place its own layer"
-            )
+    for layer, norm in pairs:
         length = layer.weight.double().norm().item()
         if not 0 < length < math.inf:
             raise ValueError(f"the weight of {layer} has the norm {length:g}, not a length to set")
         s = math.sqrt(len(layer.weight)) / length
-        moments = [(norm.running_mean, s), (norm.running_var, s * s)]
         with torch.no_grad():
-            for part, factor in [(layer.weight, s), (layer.bias, s), *moments]:
+            for part in (layer.weight, layer.bias, norm.running_mean, norm.running_var):
                 if part is not None:
-                    part.mul_(factor)
+                    part.mul_(s * s if part is norm.running_var else s)
         norm.eps *= s * s
     return scaled
 
 
-def _in_order(model: nn.Module) -> Iterator[nn.Module]:
-    """The modules that an ``nn.Sequential`` calls, nested ones unrolled."""
-    for m in model if type(model) is nn.Sequential else []:
-        yield from _in_order(m) if type(m) is nn.Sequential else [m]
-
-
 def _krylov(
     product: Product, start: Tensor, size: int, generator: np.random.Generator
-) -> Iterator[tuple[Tensor, np.ndarray, np.ndarray]]:
+) -> Iterator[tuple[Tensor, np.ndarray, np.ndarray, float]]:
     """Orthonormal basis of the Krylov space of ``start`` (b, n), a block longer at every step.
 
     Yields the basis Q (m, n), T = Q M Qᵀ (m, m) in float64, and the coupling C (b', b): the part
-    of M Qᵀ outside of Q has norm ‖C y‖ for the combination of the last b rows with weights y.
+    of M Qᵀ outside of Q has norm ‖C y‖ for the combination of the last b rows with weights y. T and
+    C are in units of the number that comes last.
     """
     block, n = torch.linalg.qr(start.T).Q.T, start.shape[1]
     basis = start.new_empty(size, n)
-    t = np.zeros((size, size))
+    t, unit = np.zeros((size, size)), 0.0
     for m in range(0, size, len(start)):
         block = block[: size - m]
         end = m + len(block)
         basis[m:end] = block
         known = basis[:end]
         image = product(block)
+        if unit == 0:  # a power of 2 next to M: in units of it no norm over- or underflows
+            unit = math.ldexp(1.0, max(-1022, math.frexp(image.abs().max().item())[1] - 1))
+        image = image / unit
         scale = image.norm(dim=1).max().item()
         if not math.isfinite(scale):
             raise ValueError(NOT_FINITE)
@@ -398,15 +430,16 @@ def _krylov(
         t[:end, m:end] = inner.T
         t[m:end, m:end] = (inner[:, m:] + inner[:, m:].T) / 2
         q, r = torch.linalg.qr(image.T)
-        block, coupling = q.T, r.double().cpu().numpy()
-        lost = np.abs(np.diag(coupling)) <= 10 * torch.finfo(start.dtype).eps * scale
+        u, s, v = torch.linalg.svd(r)  # a direction that is lost to rounding then spoils no other
+        block, coupling = (q @ u).T, (s[:, None] * v).double().cpu().numpy()
+        lost = s.cpu().numpy() <= 10 * torch.finfo(start.dtype).eps * scale
         if lost.any():
             # The space is invariant under M: go on from directions outside it, not from rounding.
             coupling[lost] = 0.0
             for i in np.flatnonzero(lost):
                 v = torch.from_numpy(generator.standard_normal(n)).to(start)
-                others = torch.cat([known, block[:i], block[i + 1 :]])
+                others = torch.cat([known, block[:i]])  # what is lost comes last
                 for _ in range(2):
                     v = v - others.T @ (others @ v)
                 block[i] = v / v.norm()
-        yield known, t[:end, :end], coupling if end < n else np.zeros_like(coupling)
+        yield known, t[:end, :end], coupling if end < n else np.zeros_like(coupling), unit

@@ -58,7 +58,7 @@ def unflatten(w: Tensor, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """The length of :func:`flat_parameters`."""
+    """The length of :func:`flat_parameters`: frozen parameters count too, tied ones once."""
     return sum(p.numel() for p in checks.parameters(model).values())
 
 

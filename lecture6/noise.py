@@ -2,8 +2,8 @@
 
 F is F_pop of :mod:`lecture6.noise_scale`, which has the formulas; ψ is the fluctuation of a batch's
 mean gradient. McCandlish et al. (1812.06162) call F and ḡ Σ and G, and so do their noise scales
-below; H is the Hessian. All raise ValueError for impossible settings, and for a network that mixes
-the samples of a batch.
+below; H is the Hessian. All raise ValueError for impossible settings, for gradients that are not
+finite, and for a network that mixes the samples of a batch. Standard errors count rounding.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ def project_gradients(objective: NetworkObjective, w: Tensor, directions: Tensor
     No gradient of a linear layer is formed, and memory does not grow with N but for the result.
     """
     u, d = torch.as_tensor(directions).to(objective.w), objective.n_params
+    checks.finite("directions", u, "give finite ones")
     if u.dim() != 2 or u.shape[1] != d:
         raise ValueError(f"expected directions of shape (k, {d}), got {tuple(u.shape)}")
 
@@ -104,13 +105,28 @@ class GradientCovariance:
         """F v for v (n_params,), or for a block (k, n_params) of k vectors."""
         return self._product(v)
 
-    def trace(self) -> float:
-        """tr F, exactly: the mean of ‖g_i‖², less ‖ḡ‖²."""
-        norms = map(SampleGradients.squared_norms, self.objective.sample_gradients(self.w))
-        mean = (
-            sum(part.sum(dtype=torch.float64).item() for part in norms) / self.objective.n_samples
-        )
-        return mean - _square(self.mean)
+    @cached_property
+    def rounding(self) -> float:
+        """How far rounding moves a sample's gradient: rms of what a weight's last digit does."""
+        f, w = self.objective.few(), self.objective.vector(self.w)
+        eps = torch.finfo(w.dtype).eps
+        moved = w + eps * w * curvature.random_signs(np.random.default_rng(0), w)
+        here, there = (next(f.sample_gradients(point, most=f.n_samples)) for point in (w, moved))
+        squares = there.minus(here).squared_norms() + eps**2 * here.squared_norms()
+        return math.sqrt(squares.mean().item())
+
+    def trace(self) -> Estimate:
+        """tr F, exactly: the mean of ‖g_i − ḡ‖², with what rounding leaves open."""
+        f, w = self.objective, self.objective.vector(self.w)
+        first, total, sums = f.per_sample(w, f.x[:1], f.y[:1]), 0.0, torch.zeros_like(w)
+        for each in f.sample_gradients(w):
+            d = each.minus(first)
+            total += d.squared_norms().sum().item() / f.n_samples
+            sums += d.sum()
+        value = max(total - _square(sums / f.n_samples), 0.0)
+        stderr = _rounding(self, value) + float(np.finfo(float).eps) * total
+        checks.finite("tr F", torch.tensor([value, stderr], dtype=torch.float64), "is w too large?")
+        return Estimate(value, stderr, f.n_samples)
 
     def eigenvalues(self, k: int = 5, **options: Any) -> curvature.Eigenpairs:
         """The ``k`` largest; see :func:`lecture6.curvature.eigenvalues`."""
@@ -118,17 +134,22 @@ class GradientCovariance:
 
     def simple_noise_scale(self) -> Estimate:
         """B_simple = tr F/‖ḡ‖², exactly, over these samples (McCandlish et al., 1812.06162)."""
-        squared = _square(self.mean)
-        if squared == 0:
-            raise ValueError("the gradient is 0 at w, and B_simple = tr F/‖ḡ‖² not defined there")
-        return Estimate(self.trace() / squared, 0.0, self.objective.n_samples)
+        squared, spread = _square(self.mean), self.trace()
+        if not squared > self.rounding**2:
+            raise ValueError(
+                "the gradient is 0 at w, but for rounding, and B_simple = tr F/‖ḡ‖² not defined"
+            )
+        value, e = spread.value / squared, 2 * self.rounding / math.sqrt(squared)
+        return Estimate(value, math.hypot(spread.stderr / squared, value * e), spread.n_samples)
 
 
 Source = GradientCovariance | Tensor  # a network's, or gradients or projections of them (N, k)
 
 
 def _n_train(source: Source) -> int:
-    return len(source) if isinstance(source, Tensor) else source.objective.n_samples
+    if not isinstance(source, Tensor):
+        return source.objective.n_samples
+    return len(checks.finite("the gradients", source, "is the loss finite at w?"))
 
 
 def _batches(
@@ -145,8 +166,17 @@ def _batches(
 def _gradient(source: Source, index: Tensor) -> Tensor:
     """The mean gradient of the samples ``index``."""
     if isinstance(source, Tensor):
-        return source[index].mean(0)
+        return source[index].double().mean(0)
     return source.objective.on(index).grad(source.w)
+
+
+def _rounding(source: Source, square: float) -> float:
+    """What rounding leaves open of the squared norm of a mean gradient, or of a fluctuation."""
+    if isinstance(source, Tensor):
+        e = float(np.finfo(float).eps) * source.double().norm(dim=1).max().item()
+    else:
+        e = source.rounding
+    return 2 * math.sqrt(square) * e + e**2
 
 
 def fluctuations(
@@ -159,7 +189,7 @@ def fluctuations(
     """
     n_batches = checks.whole("n_batches", n_batches, least=1)
     batches = _batches(source, batch_size, n_batches, sampling, seed)
-    mean = source.mean(0) if isinstance(source, Tensor) else source.mean
+    mean = source.double().mean(0) if isinstance(source, Tensor) else source.mean
     return (_gradient(source, index) - mean for index in batches)
 
 
@@ -180,7 +210,9 @@ def fluctuation_trace(
             f"sample with {sampling!r} sampling: got n_batches = {n_batches}"
         )
     psi = fluctuations(source, batch_size, n_batches, sampling=sampling, seed=seed)
-    return Estimate.mean([_square(each) for each in psi], np.arange(n_batches) // per_group)
+    squares = [_square(each) for each in psi]
+    rounding = _rounding(source, float(np.mean(squares)))
+    return Estimate.mean(squares, np.arange(n_batches) // per_group, rounding=rounding)
 
 
 @dataclass(frozen=True)
@@ -215,6 +247,7 @@ def normality(samples: Tensor | np.ndarray) -> Normality:
         raise ValueError(f"needs 20 samples or more, got {n}")
     if not (np.isfinite(x).all() and (np.ptp(x, axis=0) > 0).all()):
         raise ValueError("the samples of each direction must be finite and differ from each other")
+    x = x / np.abs(x).max(0)  # squares stay in range
     z = (x - x.mean(0)) / x.std(0)
     skewness, kurtosis = (z**3).mean(0), (z**4).mean(0)
     influence = z**4 - 4 * skewness * z - 2 * kurtosis * (z**2 - 1)  # of each on the kurtosis
@@ -249,7 +282,8 @@ def estimate_simple_noise_scale(
         [_square(_gradient(source, part)) for part in (index[:b_small], index)] for index in batches
     ]
     small, big = np.array(norms).T
-    return two_batch_noise_scale(small, big, b_small, b_big)
+    rounding = _rounding(source, float(big.mean()))
+    return two_batch_noise_scale(small, big, b_small, b_big, rounding=rounding)
 
 
 def critical_batch_size(
@@ -265,19 +299,22 @@ def critical_batch_size(
     f, g, limit = covariance.objective, covariance.mean, covariance.memory_limit
     generator = np.random.default_rng(checks.seed(seed))
     hessian = f.product(covariance.w, memory_limit=limit)
-    bottom = (g @ hessian(g)).item()
-    if not bottom > 0:
+    along = hessian(g)
+    bottom, e = (g @ along).item(), covariance.rounding
+    if not bottom > 2 * e * math.sqrt(_square(along)):
         raise ValueError(
-            f"GᵀHG = {bottom:.3g} is not positive: B_noise is defined where the loss curves up "
-            "along the gradient; train on, or take simple_noise_scale()"
+            f"GᵀHG = {bottom:.3g} is not positive beyond rounding: B_noise is defined where the "
+            "loss curves up along the gradient; train on, or take simple_noise_scale()"
         )
     if n_products >= f.n_samples:
         chunks = per_sample_gradients(f, covariance.w, memory_limit=limit)
         centred = map(lambda chunk: chunk.sub_(g), chunks)
         total = sum((c * hessian(c)).sum(dtype=torch.float64).item() for c in centred)
-        return Estimate(total / f.n_samples / bottom, 0.0, f.n_samples)
-    samples = []
-    for _ in range(n_products):
-        v = curvature.random_signs(generator, g)
-        samples.append((hessian(v) @ (covariance @ v)).item() / bottom)
-    return Estimate.mean(samples)
+        samples = [total / f.n_samples / bottom]
+    else:
+        samples = []
+        for _ in range(n_products):
+            v = curvature.random_signs(generator, g)
+            samples.append((hessian(v) @ (covariance @ v)).item() / bottom)
+    spread = covariance.trace().stderr * math.sqrt(_square(along) / _square(g)) / bottom
+    return Estimate.mean(samples, rounding=spread)

@@ -80,13 +80,15 @@ def batch_size_for(
     return batch_size
 
 
-def two_batch_noise_scale(small: ArrayLike, big: ArrayLike, b_small: int, b_big: int) -> Estimate:
+def two_batch_noise_scale(
+    small: ArrayLike, big: ArrayLike, b_small: int, b_big: int, *, rounding: float = 0.0
+) -> Estimate:
     """B_simple = tr Σ/‖G‖² from squared norms of gradients of small and big batches, by pairs.
 
     ``small`` and ``big`` have the shape (n,). ‖G‖² ← (B ‖G_B‖² − b ‖G_b‖²)/(B − b) and
     tr Σ ← (‖G_b‖² − ‖G_B‖²)/(1/b − 1/B) are unbiased; each is averaged over the pairs before the
     ratio is taken (McCandlish et al., 1812.06162, App. A), whose standard error is by the delta
-    method. Raises ValueError when ‖G‖² is not found to be positive.
+    method. ``rounding``: of a squared norm. Raises ValueError when ‖G‖² is not positive beyond it.
     """
     small, big = np.asarray(small, dtype=float), np.asarray(big, dtype=float)
     b_small = checks.whole("b_small", b_small, least=1)
@@ -96,13 +98,14 @@ def two_batch_noise_scale(small: ArrayLike, big: ArrayLike, b_small: int, b_big:
             f"needs the norms of 2 pairs of batches or more, got {small.shape} and {big.shape}"
         )
     checks.finite("the norms", torch.from_numpy(small + big), "is the loss finite at w?")
-    g = (b_big * big - b_small * small) / (b_big - b_small)
+    g = big - (small - big) * (b_small / (b_big - b_small))
     s = (small - big) / (1 / b_small - 1 / b_big)
-    if not g.mean() > 0:
+    if not g.mean() > rounding:
         raise ValueError(
             f"the estimate of ‖G‖² is {g.mean():.3g}, not positive: the noise hides the gradient; "
             f"take more than {len(g)} pairs, or big batches of more than {b_big}"
         )
     ratio = s.mean() / g.mean()
-    stderr = Estimate.mean(s - ratio * g).stderr / g.mean()
+    rounding = (rounding + np.finfo(float).eps * big.mean()) / (1 / b_small - 1 / b_big)
+    stderr = Estimate.mean(s - ratio * g, rounding=rounding).stderr / g.mean()
     return Estimate(float(ratio), float(stderr), len(g))

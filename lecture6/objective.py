@@ -7,9 +7,10 @@ once and tested where its value is known in closed form.
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from functools import cached_property, partial
+from functools import cache, cached_property, partial, reduce
 from itertools import zip_longest
 
 import torch
@@ -19,10 +20,22 @@ from torch import Tensor, nn
 from lecture6 import checks
 from lecture6.evaluation import EVALUATION_BATCH, Batches, evaluate, evaluation_batches
 from lecture6.models import flat_parameters
-from lecture6.sample_gradients import TRIED, FlatNetwork, SampleGradients, SamplePass, tolerance
+from lecture6.sample_gradients import (
+    TRIED,
+    FlatNetwork,
+    SampleGradients,
+    SamplePass,
+    twice_differentiable,
+)
 
 MEMORY_LIMIT = 1 << 28  # bytes of graphs kept between products with one Hessian
 PIECE = 1 << 24  # numbers in the gradients outside of linear layers that are made at once
+
+NO_SINGLE = (
+    "the network gives no gradients of single samples. Usual causes: it mixes the samples of a "
+    'batch, as batch norm by batch statistics does: build the model with batch_norm="running" or '
+    "without; or torch.func.vmap does not take it, as it takes no recurrent layers"
+)
 
 PartProduct = Callable[[Tensor, bool], Tensor]  # see Product
 #: Makes what the products with one term need, the last tensor of a graph or gradients, and them.
@@ -52,7 +65,7 @@ class Product:
         n = len(self._like)
         if v.dim() not in (1, 2) or v.shape[-1] != n:
             raise ValueError(f"expected vectors of shape ({n},) or (k, {n}), got {tuple(v.shape)}")
-        rows = v.reshape(-1, n)
+        rows = checks.finite("the vectors", v.reshape(-1, n), "a product with them is not")
         out = torch.zeros_like(rows)
         for weight, part in self.parts():
             for j, row in enumerate(rows):
@@ -84,6 +97,10 @@ class Objective(ABC):
             f"of must be 'hessian' (or, for networks, 'gauss_newton' or 'covariance'), got {of!r}"
         )
 
+    def few(self) -> Objective:
+        """The loss on a few of the samples, where it has samples: to see what rounding does."""
+        return self
+
     def vector(self, w: Tensor) -> Tensor:
         """``w`` of this dtype and device; raises ValueError as :func:`lecture6.checks.weights`."""
         return checks.weights(w, self.n_params, dtype=self.dtype, device=self.device)
@@ -100,13 +117,13 @@ class Objective(ABC):
 
     def value_and_grad(self, w: Tensor) -> tuple[float, Tensor]:
         """f(w) and ∇f(w) from one forward and one backward pass."""
-        x = self.vector(w).clone().requires_grad_()
-        total, out = 0.0, torch.zeros_like(x)
-        for weight, term in self._terms():
-            with torch.enable_grad():
+        w = self.vector(w)
+        with torch.inference_mode(False), torch.enable_grad():
+            x, total, out = w.clone().requires_grad_(), 0.0, torch.zeros_like(w)
+            for weight, term in self._terms():
                 value = term(x)
-            total += weight * value.item()
-            out.add_(torch.autograd.grad(value, x)[0], alpha=weight)
+                total += weight * value.item()
+                out.add_(torch.autograd.grad(value, x)[0], alpha=weight)
         return total, out
 
     def hvp(self, w: Tensor, v: Tensor) -> Tensor:
@@ -121,8 +138,8 @@ class Objective(ABC):
         Arguments:
             of:
                 - "hessian", and for networks
-                - "gauss_newton": Jᵀ ∇²ℓ(z) J with J = ∂z/∂w the Jacobian of the logits,
-                  positive semidefinite (Schraudolph 2002)
+                - "gauss_newton": Jᵀ ∇²ℓ(z) J with J = ∂z/∂w the Jacobian of the outputs,
+                  positive semidefinite where ℓ is convex in them (Schraudolph 2002)
                 - "covariance": (1/n) Σ_i g_i g_iᵀ − ∇f ∇fᵀ of the gradients g_i of the n samples
 
             memory_limit: bytes. What does not depend on v is computed once and kept up to this
@@ -155,10 +172,9 @@ def _again(part: PartProduct, v: Tensor, more: bool) -> Tensor:
 
 
 def _hessian(term: Callable[[Tensor], Tensor], w: Tensor) -> tuple[Tensor, PartProduct]:
-    x = w.clone().requires_grad_()
-    with torch.enable_grad():
-        (g,) = torch.autograd.grad(term(x), x, create_graph=True)
-        g = g + 0.0 * x  # where f is linear, g does not depend on x
+    with twice_differentiable():
+        x = w.clone().requires_grad_()
+        g = _slope(term(x), x)
 
     def product(v: Tensor, more: bool) -> Tensor:
         return torch.autograd.grad(g, x, v, retain_graph=more)[0]
@@ -166,18 +182,31 @@ def _hessian(term: Callable[[Tensor], Tensor], w: Tensor) -> tuple[Tensor, PartP
     return g, product
 
 
-def _gauss_newton(logits: Callable[[Tensor], Tensor], w: Tensor) -> tuple[Tensor, PartProduct]:
-    """For the mean cross-entropy of the softmax of ``logits``, (samples, classes)."""
-    x = w.clone().requires_grad_()
-    with torch.enable_grad():
-        z = logits(x)
+def _slope(value: Tensor, x: Tensor) -> Tensor:
+    """∂value/∂x with its graph."""
+    (g,) = torch.autograd.grad(value, x, create_graph=True)
+    return g + 0.0 * x  # where value is linear, g does not depend on x
+
+
+def _gauss_newton(
+    outputs: Callable[[Tensor], Tensor], loss: checks.Loss | None, y: Tensor, w: Tensor
+) -> tuple[Tensor, PartProduct]:
+    """For this loss of outputs and y; None: the mean cross-entropy of logits (n, classes)."""
+    with twice_differentiable():
+        x = w.clone().requires_grad_()
+        z = outputs(x)
         u = torch.zeros_like(z, requires_grad=True)
         (g,) = torch.autograd.grad(z, x, u, create_graph=True)  # Jᵀu: linear in u
-    p = z.detach().softmax(1)
+        out = z.detach().requires_grad_()
+        slope = None if loss is None else _slope(loss(out, y), out)
+    p = z.detach().softmax(-1)
 
     def product(v: Tensor, more: bool) -> Tensor:
         (jv,) = torch.autograd.grad(g, u, v, retain_graph=more)
-        curved = p * (jv - (p * jv).sum(1, keepdim=True)) / len(p)  # ∇²ℓ(z) = diag(p) − p pᵀ
+        if slope is None:
+            curved = p * (jv - (p * jv).sum(1, keepdim=True)) / len(p)  # ∇²ℓ(z) = diag(p) − p pᵀ
+        else:
+            (curved,) = torch.autograd.grad(slope, out, jv, retain_graph=more)
         return torch.autograd.grad(z, x, curved, retain_graph=more)[0]
 
     return g, product
@@ -216,20 +245,28 @@ class FunctionObjective(Objective):
 
 
 class NetworkObjective(FlatNetwork, Objective):
-    """The mean cross-entropy of a network on a fixed set of samples, as a function of its weights.
+    """The mean loss of a network on a fixed set of samples, as a function of its weights.
+
+    w is made of all real floating parameters in the model's order, tied ones once, frozen ones too:
+    :class:`lecture6.curvature.Restriction` to ``trainable`` is the loss of the others alone.
 
     Arguments:
         model: any module that makes logits (n, classes); a copy in eval mode is used (no
-            dropout) and the original not touched
+            dropout, no hooks on parameters) and the original not touched
         x, y: samples (n, ...) and integer labels (n,), see :func:`lecture6.checks.samples`
+        loss: default: the mean cross-entropy. Or ``loss(outputs, y)``, the mean over samples of
+            the losses of each, one number: then outputs are a tensor (n, ...), and y (n, ...) is
+            whatever the loss takes. So ``torch.nn.functional.mse_loss`` and
+            ``lambda z, y: F.cross_entropy(z.transpose(1, 2), y)`` for tokens (n, T) will do
         batch_size: samples in memory at a time. The set is cut into nearly equal batches, each
             weighted by its exact share, so that the cut does not change the value. With batch
             norm by batch statistics (the default of :mod:`lecture6.models`) it does: then the cut
             is part of the definition, and every point w is normalised by its own activations.
         dtype: default: the model's; ``torch.float64`` for line searches and oracles
 
-    Raises ValueError for samples that the network does not fit and for weights that are not finite,
-    :class:`NonDeterministicError` when two evaluations at the same weights differ.
+    Raises ValueError for samples that the network does not fit, for weights that are not finite
+    and for a loss that is no mean over samples, :class:`NonDeterministicError` when two evaluations
+    at the same weights differ.
     """
 
     def __init__(
@@ -238,22 +275,29 @@ class NetworkObjective(FlatNetwork, Objective):
         x: Tensor,
         y: Tensor,
         *,
+        loss: checks.Loss | None = None,
         batch_size: int = EVALUATION_BATCH,
         dtype: torch.dtype | None = None,
     ) -> None:
-        x, y = checks.samples(x, y)
+        x, y = checks.samples(x, y, classes=loss is None)
         first = next(iter(checks.parameters(model).values()))
         self.dtype, self.device = dtype or first.dtype, first.device
         if not (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point):
             raise ValueError(f"dtype must be one of torch's floating ones, got {dtype!r}")
-        super().__init__(checks.as_dtype(copy.deepcopy(model), self.dtype).eval())
-        checks.fits(self.model, x, y)
+        with torch.inference_mode(False):
+            super().__init__(checks.as_dtype(copy.deepcopy(model), self.dtype).eval())
+        checks.fits(self.model, x, y, classes=loss is None)
+        self.loss = loss
         #: (n_params,) the model's own weights
         self.w = checks.finite("the model", flat_parameters(self.model), "training diverged")
         self.n_params = len(self.w)
+        named = checks.parameters(self.model).values()
+        free = torch.cat([torch.full((p.numel(),), p.requires_grad) for p in named])
+        #: the numbers of the parameters in w that are not frozen
+        self.trainable = free.nonzero()[:, 0]
         self.batch_size = checks.whole("batch_size", batch_size, least=1)
         self._set_samples(x, y)
-        x = self._batches[0][0]
+        x, y = self._batches[0]
         with torch.no_grad():
             once, again = self.logits(self.w, x), self.logits(self.w, x)
         close = 1e-10 if self.dtype == torch.float64 else 1e-5  # a GPU's order of summation
@@ -265,10 +309,17 @@ class NetworkObjective(FlatNetwork, Objective):
                 "updating running statistics, random augmentation inside the model. Remove the "
                 "randomness, or fix its seed inside the forward pass."
             )
+        if loss is not None:
+            checks.mean_over_samples(loss, once, y)
 
     def _set_samples(self, x: Tensor, y: Tensor) -> None:
+        with torch.inference_mode(False):  # what was made in it can enter no graph
+            x, y = (t.clone() if t.is_inference() else t for t in (x, checks.cast(y, self.w)))
         self.x, self.y, self.n_samples = x, y, len(x)
-        self._batches = evaluation_batches(x.to(self.device), y.to(self.device), self.batch_size)
+        self._batches = evaluation_batches(x.to(self.device), y, self.batch_size)
+
+    def few(self) -> NetworkObjective:
+        return self.on(torch.linspace(0, self.n_samples - 1, min(TRIED, self.n_samples)).long())
 
     def on(self, index: Tensor) -> NetworkObjective:
         """The loss of the mini-batch of the samples with these numbers, (n,)."""
@@ -279,7 +330,7 @@ class NetworkObjective(FlatNetwork, Objective):
         return batch
 
     def _loss(self, w: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(self.logits(w, x), y)
+        return (self.loss or F.cross_entropy)(self.logits(w, x), y)
 
     def _terms(self) -> list[tuple[float, Callable[[Tensor], Tensor]]]:
         n = self.n_samples
@@ -288,45 +339,51 @@ class NetworkObjective(FlatNetwork, Objective):
     def _graphs(self, of: str, w: Tensor) -> list[tuple[float, Graph]]:
         n = self.n_samples
         if of == "gauss_newton":
-            passes = [(len(x) / n, partial(self.logits, x=x)) for x, _ in self._batches]
-            return [(weight, partial(_gauss_newton, logits, w)) for weight, logits in passes]
+            passes = [(y, partial(self.logits, x=x)) for x, y in self._batches]
+            return [(len(y) / n, partial(_gauss_newton, z, self.loss, y, w)) for y, z in passes]
         if of != "covariance":
             return super()._graphs(of, w)
 
+        # Of the differences from one of the gradients, not of the gradients, which may be nearly
+        # equal: what is squared is small where the covariance is.
+        pieces = self._pieces(w, self.batch_size)
+        first = self.per_sample(w, self.x[:1], self.y[:1])
+
+        @cache
+        def mean() -> Tensor:
+            parts = (self.per_sample(w, x, y).minus(first).sum() for x, y in pieces)
+            return reduce(torch.add, parts) / n
+
         def of_mean() -> tuple[Tensor, PartProduct]:
-            g = self.grad(w)
-            return g, lambda v, more: g * (g @ v)
+            return mean(), lambda v, more: mean() * (mean() @ v)
 
         def of_samples(x: Tensor, y: Tensor) -> tuple[SampleGradients, PartProduct]:
-            g = self.per_sample(w, x, y)
-            return g, lambda v, more: g.combine(g.dot(v) / len(y))
+            d = self.per_sample(w, x, y).minus(first)
+            return d, lambda v, more: d.combine(d.dot(v) / len(y))
 
-        pieces = self._pieces(w, self.batch_size)
         # The mean first, so that it is among what is kept.
         terms: list[tuple[float, Graph]] = [(-1.0, of_mean)]
         return terms + [(len(y) / n, partial(of_samples, x, y)) for x, y in pieces]
 
     @cached_property
     def per_sample(self) -> SamplePass:
-        """The pass that gives gradients sample by sample."""
-        self.check_separate(self.w)
-        return SamplePass(self.model, self.x, self.y)
+        """The pass that gives gradients sample by sample; ValueError where there is none."""
+        try:
+            with torch.inference_mode(False):
+                return SamplePass(self.model, self.x, self.y, self.loss or F.cross_entropy)
+        except (RuntimeError, ValueError) as error:  # ValueError: of batch norm, for one sample
+            raise ValueError(f"{NO_SINGLE}: {error}") from error
 
     def check_separate(self, w: Tensor) -> None:
-        """Raises ValueError for a network in which a sample's logits depend on its batch."""
-        w, x = self.vector(w), self.x[:TRIED]
-        with torch.no_grad():
-            # beside a copy of itself, since batch norm refuses a single sample
-            alone, among = (self.logits(w, part)[0] for part in (x[[0, 0]], x))
-        checks.finite("what the network makes of its samples", among, "w is too large for them")
-        difference = (alone - among).abs().max().item()
-        if not difference <= tolerance(w) * among.abs().max().item():
-            raise ValueError(
-                "the network mixes the samples of a batch, so that no sample has a gradient of its "
-                f"own: the logits of one change by {difference:.2g} with its companions. The usual "
-                'cause is batch norm by batch statistics: build the model with batch_norm="running"'
-                " or without batch norm"
-            )
+        """Raises ValueError unless the gradients of single samples have that of all as their mean.
+
+        Outputs do not show it: those of a last layer of zeros do not depend on the batch.
+        """
+        some = torch.arange(min(TRIED, self.n_samples))
+        g = self.on(some).grad(w)
+        checks.finite("the gradient at w", g, "w is too large for the samples, or no smooth point")
+        if not self.per_sample(self.vector(w), self.x[some], self.y[some]).has_mean(g):
+            raise ValueError(NO_SINGLE)
 
     def _pieces(self, w: Tensor, most: int) -> Batches:
         """The samples, ``most`` at a time, or fewer where their gradients are large."""
@@ -344,5 +401,7 @@ class NetworkObjective(FlatNetwork, Objective):
         return (self.per_sample(w, x, y) for x, y in self._pieces(w, most))
 
     def evaluate(self, w: Tensor) -> tuple[float, float]:
-        """Mean loss and accuracy (fraction) at w, from one pass."""
+        """Mean loss and accuracy (fraction) at w, from one pass; with a loss of one's own NaN."""
+        if self.loss is not None:
+            return self.value(w), math.nan
         return evaluate(partial(self.logits, self.vector(w)), self._batches)

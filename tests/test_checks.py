@@ -367,7 +367,7 @@ def test_an_objective_refuses_what_is_no_batch_no_dtype_and_no_logits():
     for dtype in ("float64", torch.int64):
         with pytest.raises(ValueError, match="dtype must be one of torch's floating ones"):
             NetworkObjective(net(), SET.x_train, SET.y_train, dtype=dtype)
-    with pytest.raises(ValueError, match=r"of its samples has .* not finite.* w is too large"):
+    with pytest.raises(ValueError, match=r"the gradient at w has .* not finite.* w is too large"):
         f.sample_gradients(f.w * 1e30)
 
 

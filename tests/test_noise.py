@@ -104,7 +104,7 @@ def test_products_are_sums_over_samples(name, batch_size, limit):
     exact = torch.cov(g.T, correction=0)
     torch.testing.assert_close(covariance @ v, v @ exact, atol=1e-10, rtol=1e-10)
     torch.testing.assert_close(covariance @ v[0], exact @ v[0], atol=1e-10, rtol=1e-10)
-    assert covariance.trace() == pytest.approx(exact.trace().item(), rel=1e-10)
+    assert covariance.trace().value == pytest.approx(exact.trace().item(), rel=1e-10)
     torch.testing.assert_close(covariance.mean, g.mean(0), atol=1e-12, rtol=1e-10)
 
 
@@ -336,12 +336,97 @@ def test_critical_batch_size_against_the_full_matrices():
     for each in (covariance, COVARIANCE):
         found = noise.critical_batch_size(each, n_products=N)
         assert found.value == pytest.approx(exact, rel=1e-10)
-        assert found.stderr == 0
+        assert 0 < found.stderr < 1e-12 * abs(found.value)
     scores = [
         scores_of(noise.critical_batch_size(covariance, n_products=N - 1, seed=seed), exact)
         for seed in range(200)
     ]
     assert_calibrated(scores)
+
+
+# Samples that are nearly equal: what is squared is what they differ in
+
+
+def nearly_equal(apart, make=dense, data=DATA, dtype=torch.float32, n=64):
+    """The objective of n samples ``apart`` from each other, and the same in float64."""
+    shift = random(n, *data.x_train.shape[1:], seed=4)
+    x = (data.x_train[:1].double() + apart * shift).to(dtype)
+    with models.local_seed(0):
+        model = make()
+    y = data.y_train[:1].expand(n)
+    f, exact = (NetworkObjective(model, x, y, dtype=d, batch_size=20) for d in (dtype, F64))
+    g = brute_force(exact, type(data)(**vars(data) | {"x_train": x, "y_train": y}))
+    return f, torch.cov((g - g[0]).T, correction=0), g.mean(0)
+
+
+@pytest.mark.parametrize("apart", [0, 1e-9, 1e-6, 1e-3])
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("name", NETS)
+def test_the_covariance_of_nearly_equal_samples(name, dtype, apart):
+    f, exact, g = nearly_equal(apart, *NETS[name], dtype=dtype)
+    covariance, trace = GradientCovariance(f, f.w), exact.trace().item()
+    found = covariance.trace()
+    assert found.value >= 0
+    assert abs(found.value - trace) <= 3 * found.stderr
+    assert found.stderr <= 100 * torch.finfo(dtype).eps * (trace * (g @ g)) ** 0.5 + 1e-12
+    scale = covariance.simple_noise_scale()
+    assert abs(scale.value - trace / (g @ g)) <= 3 * scale.stderr
+    assert scale.value >= 0
+    floor = 3 * found.stderr
+    v = random(f.n_params)
+    v /= v.norm()
+    assert ((covariance @ v).double() - exact @ v).norm() <= floor + 1e-4 * trace
+    top, right = covariance.eigenvalues(1), np.linalg.eigvalsh(exact)[-1]
+    assert abs(top.values[0] - right) <= max(top.errors[0], floor)
+    if trace < 3 * found.stderr:
+        assert not top.converged or top.values[0] == 0
+    options = {"b_small": 2, "b_big": 32, "n_pairs": 50}
+    pairs = noise.estimate_simple_noise_scale(covariance, **options)
+    assert abs(pairs.value - trace / (g @ g)) <= 4 * pairs.stderr
+    batches = noise.fluctuation_trace(covariance, 8, n_batches=40)
+    c = covariance_factor(64, 8, sampling="epoch")
+    assert abs(batches.value - c * trace) <= 4 * batches.stderr
+
+
+def test_inputs_a_millionth_apart_in_double_keep_their_digits():
+    f, exact, g = nearly_equal(1e-6, dtype=F64)
+    found = GradientCovariance(f, f.w)
+    assert found.trace().value == pytest.approx(exact.trace().item(), rel=1e-6)
+    assert 0 < found.trace().value < 1e-10
+    np.testing.assert_allclose(
+        curvature.matrix(f, f.w, of="covariance"), exact, atol=1e-6 * exact.max()
+    )
+    scale = found.simple_noise_scale().value
+    assert scale == pytest.approx((exact.trace() / (g @ g)).item(), rel=1e-6)
+    top = found.eigenvalues(1)
+    assert top.converged
+    assert top.values[0] == pytest.approx(np.linalg.eigvalsh(exact)[-1], rel=1e-3)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e12, 1e30])
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_noise_at_any_scale(scale, dtype):
+    """A loss times a number: F and its trace are times its square, the noise scales the same."""
+    nets = []
+    for factor in (1.0, scale):
+        with models.local_seed(0):
+            loss = lambda z, y, factor=factor: factor * F.cross_entropy(z, y)  # noqa: E731
+            net = dense()
+        nets.append(NetworkObjective(net, DATA.x_train, DATA.y_train, loss=loss, dtype=dtype))
+    one, other = (GradientCovariance(f, f.w) for f in nets)
+    close = {"rel": 1e-4}
+    assert other.trace().value == pytest.approx(one.trace().value * scale**2, **close)
+    assert other.simple_noise_scale().value == pytest.approx(
+        one.simple_noise_scale().value, **close
+    )
+    if dtype == F64:  # the covariance itself is 1e-60 or 1e60
+        found = [c.eigenvalues(2).values for c in (one, other)]
+        np.testing.assert_allclose(found[1], found[0] * scale**2, rtol=1e-4)
+        critical = [noise.critical_batch_size(c).value for c in (one, other)]
+        assert critical[1] == pytest.approx(critical[0], rel=1e-4)
+    hessians = [curvature.eigenvalues(f, f.w, 2) for f in nets]
+    np.testing.assert_allclose(hessians[1].values, hessians[0].values * scale, rtol=1e-3)
+    assert hessians[1].converged == hessians[0].converged
 
 
 # Bad input and seeds
@@ -398,7 +483,11 @@ FLAT = torch.tensor([100.0] * 5 + [-100.0] * 5 + [500.0, -500.0])  # the loss an
             lambda: noise.fluctuation_trace(SMALL, 2, n_batches=3),
             r"more than 3 batches, .* 'epoch'.*n_batches = 3",
         ),
-        (lambda: noise.fluctuation_trace(SMALL * np.nan, 2), "an estimate has 200 of 200 values"),
+        (lambda: noise.fluctuation_trace(SMALL * np.nan, 2), "the gradients has 18 of 18 values"),
+        (
+            lambda: noise.project_gradients(NETWORK, NETWORK.w, NETWORK.w[None] * np.nan),
+            "directions has 39 of 39 values that are not finite",
+        ),
         (lambda: noise.normality(np.ones(30)), "differ from each other"),
         (lambda: noise.normality(np.arange(5.0)), "needs 20 samples or more, got 5"),
         (
@@ -407,7 +496,7 @@ FLAT = torch.tensor([100.0] * 5 + [-100.0] * 5 + [500.0, -500.0])  # the loss an
         ),
         (
             lambda: noise.estimate_simple_noise_scale(SMALL * np.nan, b_small=1, b_big=4),
-            "the norms has 100 of 100 values that are not finite",
+            "the gradients has 18 of 18 values that are not finite",
         ),
         (lambda: noise.critical_batch_size(COVARIANCE, n_products=1), "at least 2, got 1"),
         (lambda: GradientCovariance(ONE, FLAT).simple_noise_scale(), "the gradient is 0 at w"),
@@ -425,7 +514,7 @@ def test_a_gradient_along_which_the_loss_is_concave_has_no_critical_batch():
         g = objective.grad(w)
         if g @ objective.hvp(w, g) < 0:
             break
-    with pytest.raises(ValueError, match="is not positive: B_noise"):
+    with pytest.raises(ValueError, match="is not positive beyond rounding: B_noise"):
         noise.critical_batch_size(GradientCovariance(objective, w))
 
 

@@ -381,3 +381,313 @@ def test_gradients_of_mixed_samples_are_refused(dtype):
     objective = NetworkObjective(model, data.x_train, data.y_train, dtype=dtype)
     with pytest.raises(ValueError, match=r'mixes the samples .* batch_norm="running"'):
         objective.product(objective.w, of="covariance")
+
+
+# A loss of one's own
+
+
+class Each(nn.Module):
+    """Tokens (n, T) to logits (n, T, 3)."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(7, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.embedding(x).tanh().cumsum(1))
+
+
+def line():
+    return nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 1), nn.Flatten(0))
+
+
+def random(*shape, seed=3):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+WORDS = torch.randint(7, (20, 6), generator=torch.Generator().manual_seed(2))
+X = DATA.x_train[:20]
+OWN = {  # net, inputs, labels, loss
+    "squares (n, k)": (dense, X, random(20, 3), F.mse_loss),
+    "a module, float64 labels": (dense, X, random(20, 3).double(), nn.MSELoss()),
+    "Huber (n,)": (line, X, random(20), F.huber_loss),
+    "yes or no": (line, X, random(20) > 0, lambda z, y: F.softplus(torch.where(y, -z, z)).mean()),
+    "tokens": (Each, WORDS, WORDS % 3, lambda z, y: F.cross_entropy(z.transpose(1, 2), y)),
+    "probabilities": (dense, X, random(20, 3).softmax(1), F.cross_entropy),
+    "not convex": (dense, X, random(20, 3).numpy(), lambda z, y: (z - y).square().tanh().mean()),
+}
+
+
+def own(name, dtype=F64, **options):
+    make, x, y, loss = OWN[name]
+    with local_seed(0):
+        model = make()
+    return NetworkObjective(model, x, y, loss=loss, dtype=dtype, **options)
+
+
+def own_reference(name, f):
+    """The loss of the whole set, and of its outputs, as plain functions."""
+    _, x, y, loss = OWN[name]
+    x, y = (t.double() if t.is_floating_point() else t for t in map(torch.as_tensor, (x, y)))
+
+    def outputs(w):
+        parts = dict(zip(f.shapes, w.split([s.numel() for s in f.shapes.values()]), strict=True))
+        parts = {n: p.view(f.shapes[n]) for n, p in parts.items()}
+        return torch.func.functional_call(f.model, parts, x)
+
+    return outputs, lambda z, i=slice(None): loss(z[i], y[i])
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_loss_of_ones_own_has_all_derivatives(name):
+    f = own(name, batch_size=7)
+    outputs, loss = own_reference(name, f)
+    w, eye = f.w, torch.eye(f.n_params, dtype=F64)
+    whole = lambda w: loss(outputs(w))  # noqa: E731
+    assert f.value(w) == pytest.approx(whole(w).item(), rel=1e-12)
+    assert f.evaluate(w) == pytest.approx((f.value(w), float("nan")), nan_ok=True)
+    close = {"rtol": 1e-8, "atol": 1e-11}
+    torch.testing.assert_close(f.grad(w), torch.autograd.functional.jacobian(whole, w), **close)
+    hessian = torch.autograd.functional.hessian(whole, w)
+    torch.testing.assert_close(f.product(w)(eye), hessian, **close)
+    z = outputs(w).detach()
+    j = torch.autograd.functional.jacobian(outputs, w).flatten(0, -2)
+    inner = torch.autograd.functional.hessian(lambda z: loss(z), z).reshape(len(j), len(j))
+    torch.testing.assert_close(f.product(w, of="gauss_newton")(eye), j.T @ inner @ j, **close)
+    n = len(OWN[name][1])
+    g = torch.stack([_gradient(lambda w, i=i: loss(outputs(w), [i]), w) for i in range(n)])
+    torch.testing.assert_close(torch.cat([s.matrix() for s in f.sample_gradients(w)]), g, **close)
+    covariance = f.product(w, of="covariance")(eye)
+    torch.testing.assert_close(covariance, torch.cov(g.T, correction=0), **close)
+    small = own(name, torch.float32)
+    v = direction(f.n_params)
+    torch.testing.assert_close(small.hvp(w, v).double(), hessian @ v, rtol=1e-3, atol=1e-5)
+
+
+def _gradient(f, w):
+    return torch.autograd.functional.jacobian(f, w)
+
+
+def test_cross_entropy_given_is_the_default():
+    f = NetworkObjective(dense(), X, DATA.y_train[:20], dtype=F64)
+    g = NetworkObjective(f.model, X, DATA.y_train[:20], loss=F.cross_entropy, dtype=F64)
+    v = direction(f.n_params)
+    assert f.value(f.w) == g.value(f.w)
+    for of in ("hessian", "gauss_newton", "covariance"):
+        images = [each.product(f.w, of=of)(v) for each in (f, g)]
+        torch.testing.assert_close(*images, rtol=1e-12, atol=1e-14)
+
+
+WEIGHTED = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0, 1.0], dtype=F64))
+
+
+@pytest.mark.parametrize(
+    ("y", "loss", "message"),
+    [
+        (random(20, 3), nn.MSELoss(reduction="sum"), 'mean over samples: of 20 .*reduction="sum"'),
+        (DATA.y_train[:20], WEIGHTED, "mean over samples.* class weights"),
+        (WORDS[:, 0] % 4 - 1, nn.CrossEntropyLoss(ignore_index=-1), "mean over samples"),
+        (random(20, 3), nn.MSELoss(reduction="none"), r"must make one number .*\(20, 3\)"),
+        (random(20, 4), F.mse_loss, r"one number of outputs .* \(20, 3\) and y .* \(20, 4\)"),
+        (random(20, 3), 3.0, "one number of outputs .*not callable"),
+        (random(20, 3) * float("nan"), F.mse_loss, "y has 60 of 60 values that are not finite"),
+        (random(20, 3), lambda z, y: (z - y).mean().sqrt() * 0 / 0, "mean over samples"),
+        (random(19, 3), F.mse_loss, r"y must have 20 rows as x: got \(19, 3\)"),
+        (random(20, 3).to_sparse(), F.mse_loss, r"x and y must not be sparse: call to_dense\(\)"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Using a target size")
+def test_what_is_no_mean_over_samples_is_refused(y, loss, message):
+    with local_seed(0), pytest.raises(ValueError, match=message):
+        NetworkObjective(dense(), X, y, loss=loss, dtype=F64)
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size")
+def test_outputs_that_are_spread_over_labels_are_refused():
+    """(n, 1) − (n,) is (n, n): the classic trap of a regression."""
+    with local_seed(0), pytest.raises(ValueError, match=r"outputs \(n, 1\) beside y \(n,\)"):
+        NetworkObjective(nn.Linear(5, 1), X, random(20), loss=F.mse_loss)
+    with pytest.raises(ValueError, match=r"one floating tensor \(n, ...\), got tuple"):
+        NetworkObjective(nn.LSTM(5, 1), X, random(20), loss=F.mse_loss)
+
+
+# Any network: a brute-force Hessian by differences of the gradient of the module itself
+
+
+class Attention(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.embedding, self.kind = nn.Embedding(7, 4), kind
+        self.inside = {
+            "fused": lambda: nn.Linear(4, 12),
+            "heads": lambda: nn.MultiheadAttention(4, 2, batch_first=True),
+            "encoder": lambda: nn.TransformerEncoderLayer(
+                4, 2, 8, batch_first=True, activation="gelu"
+            ),
+            "padded": lambda: nn.TransformerEncoder(
+                nn.TransformerEncoderLayer(4, 2, 8, batch_first=True, activation="gelu"), 2
+            ),
+            "LSTM": lambda: nn.LSTM(4, 4, batch_first=True),
+            "GRU": lambda: nn.GRU(4, 4, batch_first=True),
+        }[kind]()
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        z = self.embedding(x)
+        if self.kind == "fused":
+            z = F.scaled_dot_product_attention(*self.inside(z).chunk(3, -1), is_causal=True)
+        elif self.kind == "heads":
+            z = self.inside(z, z, z, need_weights=False)[0]
+        elif self.kind == "padded":
+            z = self.inside(z, src_key_padding_mask=x == 0)
+        else:
+            z = self.inside(z)
+        return self.head((z[0] if isinstance(z, tuple) else z).mean(1))
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(5, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+        self.b.weight = self.a.weight
+
+    def forward(self, x):
+        return self.c(self.b(self.a(x).tanh()).tanh())
+
+
+class CompiledInside(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.act = nn.Linear(5, 3), torch.compile(torch.tanh, backend="aot_eager")
+
+    def forward(self, x):
+        return self.act(self.layer(x))
+
+
+def weight_norm():
+    norm, spectral = nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm
+    layers = [norm(nn.Linear(5, 4)), nn.Tanh(), spectral(nn.Linear(4, 4)), nn.Tanh()]
+    return nn.Sequential(*layers, norm(nn.Linear(4, 3), dim=None))
+
+
+def compiled():
+    return torch.compile(dense(), backend="aot_eager")
+
+
+TEXT = ["fused", "heads", "encoder", "padded", "LSTM", "GRU"]
+ANY = {name: (lambda name=name: Attention(name), WORDS) for name in TEXT}
+ANY |= {"weight norm": (weight_norm, X), "tied": (Tied, X)}
+ANY |= {"compiled": (compiled, X), "compiled inside": (CompiledInside, X)}
+
+
+@pytest.mark.parametrize("name", ANY)
+def test_curvature_of_any_network(name):
+    make, x = ANY[name]
+    with local_seed(0):
+        model = make().eval()
+    f = NetworkObjective(model, x, WORDS[:, 1] % 3, dtype=F64, batch_size=8)
+    assert f.n_params == sum(p.numel() for p in model.parameters())  # a tied weight is one
+    plain = copy.deepcopy(getattr(model, "_orig_mod", model)).double()
+    x = x.double() if x.is_floating_point() else x
+
+    def gradient(w):
+        nn.utils.vector_to_parameters(w, plain.parameters())
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            loss = F.cross_entropy(plain(x), WORDS[:, 1] % 3)
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, plain.parameters())])
+
+    w, v, h = f.w, direction(f.n_params), 1e-5
+    torch.testing.assert_close(f.grad(w), gradient(w), rtol=1e-9, atol=1e-12)
+    change = (gradient(w + h * v) - gradient(w - h * v)) / (2 * h)
+    torch.testing.assert_close(f.hvp(w, v), change, rtol=1e-5, atol=1e-7)
+    assert f.value(w) == pytest.approx(f.value_and_grad(w)[0], rel=1e-14)
+    small = NetworkObjective(model, x, WORDS[:, 1] % 3, dtype=torch.float32)
+    for of in ("hessian", "gauss_newton"):
+        images = [each.product(each.w, of=of)(v).double() for each in (f, small)]
+        torch.testing.assert_close(*images, rtol=1e-3, atol=1e-5)
+    u = direction(f.n_params, seed=2)
+    sides = [(u @ f.product(w, of="gauss_newton")(v)).item(), (v @ f.hvp(w, u)).item()]
+    assert sides[0] == pytest.approx((v @ f.product(w, of="gauss_newton")(u)).item(), rel=1e-9)
+    assert sides[1] == pytest.approx((u @ f.hvp(w, v)).item(), rel=1e-9)
+    if name in ("LSTM", "GRU"):
+        with pytest.raises(ValueError, match=r"torch.func.vmap does not take it, .* recurrent"):
+            f.product(w, of="covariance")
+    else:
+        rows = torch.cat([g.matrix() for g in f.sample_gradients(w)])
+        alone = [f.on(torch.tensor([i])).grad(w) for i in range(20)]
+        torch.testing.assert_close(rows, torch.stack(alone), rtol=1e-9, atol=1e-12)
+
+
+def test_the_settings_of_torch_are_as_they_were():
+    f = NetworkObjective(Attention("encoder"), WORDS, WORDS[:, 1] % 3)
+    f.hvp(f.w, f.w)
+    assert torch.backends.mha.get_fastpath_enabled()
+    assert torch.backends.cuda.flash_sdp_enabled()
+    assert torch.backends.cudnn.enabled
+
+
+# What mixes samples, and what is frozen
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("gain", [0.0, 1e-12])
+@pytest.mark.parametrize("kind", ["conv", "dense", "residual"])
+def test_a_head_of_zeros_does_not_hide_that_samples_are_mixed(kind, gain, dtype):
+    """Its outputs do not depend on the batch, and its gradient does."""
+    with local_seed(0):
+        if kind == "conv":
+            first = nn.Conv2d(2, 3, 3, padding=1)
+            norm = nn.BatchNorm2d(3, track_running_stats=False)
+            net, data = nn.Sequential(first, norm, nn.ReLU(), nn.Flatten()), IMAGES
+            head = nn.Linear(108, 3)
+        elif kind == "dense":
+            norm = nn.BatchNorm1d(6, track_running_stats=False)
+            net, data = nn.Sequential(nn.Linear(5, 6), norm, nn.Tanh()), DATA
+            head = nn.Linear(6, 3)
+        else:
+            norm = nn.BatchNorm2d(2, track_running_stats=False)
+            net, data = nn.Sequential(Residual(norm), nn.Flatten()), IMAGES
+            head = nn.Linear(72, 3)
+    if kind != "residual":
+        head.weight.data *= gain
+    else:
+        norm.weight.data *= gain
+    model = nn.Sequential(net, head)
+    f = NetworkObjective(model, data.x_train, data.y_train, dtype=dtype)
+    with pytest.raises(ValueError, match=r'mixes the samples .* batch_norm="running"'):
+        list(f.sample_gradients(f.w))
+
+
+class Residual(nn.Module):
+    def __init__(self, norm):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(2, 2, 3, padding=1), norm
+
+    def forward(self, x):
+        return x + self.norm(self.conv(x))
+
+
+def test_what_is_not_frozen_is_named():
+    model = dense()
+    model[0].requires_grad_(False)
+    f = NetworkObjective(model, X, DATA.y_train[:20], dtype=F64)
+    assert f.trainable.tolist() == list(range(36, 57))
+    assert (
+        NetworkObjective(model[0].requires_grad_(False), X, DATA.y_train[:20]).trainable.numel()
+        == 0
+    )
+
+
+@pytest.mark.parametrize("inside", ["both", "data", "call"])
+def test_inference_mode_changes_nothing(inside):
+    model, y = dense(), DATA.y_train[:20]
+    expected = NetworkObjective(model, X, y, dtype=F64)
+    v = direction(expected.n_params)
+    with torch.inference_mode(inside != "call"):
+        x = X.clone()
+        f = NetworkObjective(model, x, y, dtype=F64)
+    with torch.inference_mode(inside != "data"):
+        found = f.grad(f.w), f.hvp(f.w, v), f.product(f.w, of="covariance")(v)
+    exact = expected.grad(f.w), expected.hvp(f.w, v), expected.product(f.w, of="covariance")(v)
+    for ours, theirs in zip(found, exact, strict=True):
+        torch.testing.assert_close(ours, theirs)
