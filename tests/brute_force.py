@@ -54,7 +54,8 @@ class Loss:
             name: part.view(p.shape)
             for (name, p), part in zip(self.parameters.items(), parts, strict=True)
         }
-        out = [functional_call(self.model, shaped, (self.x[batch],)) for batch in self.batches]
+        with sdpa_kernel(SDPBackend.MATH):  # the others have no second derivative
+            out = [functional_call(self.model, shaped, (self.x[batch],)) for batch in self.batches]
         return torch.cat(out)[self.order]
 
     def losses(self, w):
@@ -90,8 +91,7 @@ class Loss:
 
     @cached_property
     def hessian(self):
-        with sdpa_kernel(SDPBackend.MATH):  # the others have no second derivative
-            return numpy(jacrev(jacrev(self.mean))(self.w))
+        return numpy(jacrev(jacrev(self.mean))(self.w))
 
     @cached_property
     def gauss_newton(self):
