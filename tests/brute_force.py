@@ -10,7 +10,8 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from torch.func import functional_call, hessian, jacrev, vmap
+from torch.autograd.functional import hessian
+from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 F64 = torch.float64
@@ -80,10 +81,18 @@ class Loss:
     def value(self):
         return self(self.w)
 
+    def jacobian(self, function):
+        """Of ``function`` of w, (values, n_params), one pass back for each value."""
+        w = self.w.clone().requires_grad_()
+        with torch.enable_grad():
+            values = function(w).flatten()
+        rows = [torch.autograd.grad(v, w, retain_graph=True)[0] for v in values]
+        return numpy(torch.stack(rows))
+
     @cached_property
     def gradients(self):
         """Of the samples, (n, n_params)."""
-        return numpy(jacrev(self.losses)(self.w))
+        return self.jacobian(self.losses)
 
     @cached_property
     def grad(self):
@@ -91,15 +100,17 @@ class Loss:
 
     @cached_property
     def hessian(self):
-        return numpy(jacrev(jacrev(self.mean))(self.w))
+        # not torch.func.hessian: of layer and batch norm its second derivatives are wrong (torch 2.15)
+        return numpy(hessian(self.mean, self.w))
 
     @cached_property
     def gauss_newton(self):
-        jacobian = numpy(jacrev(self.outputs)(self.w)).reshape(len(self.y), -1, len(self.w))
-        one = hessian(lambda z, y: self.each(z[None], y[None])[0])
-        curved = vmap(one)(self.at * self.factor, self.y)
-        curved = numpy(curved + self.noise * self.unit * self.random(curved))
-        curved = curved.reshape(len(self.y), *[jacobian.shape[1]] * 2)
+        jacobian = self.jacobian(self.outputs).reshape(len(self.y), -1, len(self.w))
+        curved = []
+        for z, y in zip(self.at * self.factor, self.y, strict=True):
+            one = hessian(lambda z, y=y: self.each(z[None], y[None])[0], z)
+            curved.append(numpy(one + self.noise * self.unit * self.random(one)))
+        curved = np.stack(curved).reshape(len(self.y), *[jacobian.shape[1]] * 2)
         return np.einsum("icp,icd,idq->pq", jacobian, curved, jacobian) / len(self.y)
 
     @cached_property
@@ -120,7 +131,7 @@ class Truth:
         self.exact, eps = Loss(*data), torch.finfo(dtype).eps
         self.others = [Loss(*data, noise=eps, unit=unit, seed=seed) for seed in (1, 2)]
         self.others.append(Loss(*data, dtype=dtype))
-        self.eps = eps
+        self.eps, self.tiny = eps, torch.finfo(dtype).tiny
         again = [Loss(*data, noise=torch.finfo(F64).eps, unit=unit, seed=seed) for seed in (1, 2)]
         self.doubles = self.others[:2] if dtype == F64 else again
 
@@ -128,7 +139,8 @@ class Truth:
         """The exact value, and the slack for an answer in the network's precision."""
         exact = np.asarray(function(self.exact))
         apart = [length(np.asarray(function(other)) - exact) for other in self.others]
-        return exact, MANY * (np.max(apart) + self.eps * length(exact))  # NaN where one is
+        slack = MANY * (np.max(apart) + self.eps * length(exact))  # NaN where one is
+        return exact, slack + self.tiny
 
     def rise(self, start, end):
         """The loss at ``end`` less that at ``start``, and what float64 leaves open of it."""

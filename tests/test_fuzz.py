@@ -263,9 +263,9 @@ class Example:
             assert not exact or np.isfinite(found).all()
             return  # the network's own numbers overflow
         if exact:
-            slack = min(slack, 0.1 * length(right))
+            slack = min(slack, 0.1 * length(right) + self.truth.tiny)
         off = length(found - right)
-        assert off <= 4 * length(np.asarray(stated)) + slack, (found, right, stated, slack)
+        assert off <= 4 * length(np.asarray(stated)) + slack, (off, slack, stated, found, right)
 
     def sampled(self, estimate, function):
         """As :meth:`agree`, for what depends on random draws and may be off by chance."""
