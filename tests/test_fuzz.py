@@ -19,7 +19,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from brute_force import Truth, length
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -122,20 +122,30 @@ NETS: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {
 MIXING = {"batch norm", "convolution, batch norm, zero head"}
 
 
-# Losses: what is given to the objective, the losses of samples, the labels, and of which size the
-# numbers are that the loss is made of, beside the outputs
+# Losses: that of each sample; the mean of them, which is given to the objective; and of which size
+# the numbers are that it is made of, beside the outputs
 
 
 @dataclass(frozen=True)
 class Kind:
     each: Callable
-    unit: float
+    unit: float = 1.0
     classes: bool = True
-    given: Callable | None = None
+
+    def __call__(self, z, y):
+        return self.each(z, y).mean()
+
+
+def cross_entropy(z, y):
+    return F.cross_entropy(z, y, reduction="none")
 
 
 LOSSES = {
-    "cross-entropy": Kind(lambda z, y: F.cross_entropy(z, y, reduction="none"), 1.0),
+    "default": Kind(cross_entropy),
+    "cross-entropy · 1e-20": Kind(lambda z, y: 1e-20 * cross_entropy(z, y), unit=1e-20),
+    "cross-entropy · 1e8": Kind(lambda z, y: 1e8 * cross_entropy(z, y), unit=1e8),
+    "squares": Kind(lambda z, y: (z - y).square().mean(1), classes=False),
+    "softplus": Kind(lambda z, y: F.softplus(-z * y).mean(1), classes=False),
 }
 
 
@@ -209,7 +219,7 @@ POWERS = st.sampled_from([0, 0, 0, 0, -1, 1, -3, 3, -8, 8, -20, 20, -30, 30])
 PROBLEMS = st.builds(
     Problem,
     net=st.sampled_from(list(NETS)),
-    loss=st.sampled_from(list(LOSSES)),
+    loss=st.sampled_from([*LOSSES, *["default"] * 3]),
     data=st.sampled_from(["usual", *SAMPLES]),
     dtype=st.sampled_from(list(PRECISIONS)),
     scales=st.tuples(POWERS, st.sampled_from([0, 0, 0, 0, -3, 1, 2, 3, 8, -8, 20, -20])),
@@ -235,7 +245,7 @@ class Example:
         self.random = np.random.default_rng(problem.seed)
         self.objective = None
         with self.allowed():
-            options = {} if kind.given is None else {"loss": kind.given}
+            options = {} if problem.loss == "default" else {"loss": kind}
             self.objective = NetworkObjective(model, x, y, batch_size=problem.batch_size, **options)
         if self.objective is not None:
             data = (model, x, y, kind.each, problem.batches())
@@ -251,30 +261,34 @@ class Example:
             if self.problem.plain and not UNDEFINED.search(str(error)):
                 raise
 
-    def agree(self, found, function, stated=0.0, exact=False):
+    def agree(self, found, function, stated=0.0, of=None):
         """``found`` is ``function`` of the exact loss within 4 times ``stated`` and the rounding.
 
-        An answer that is said to be ``exact``, but for what it states, may not be off by more than
-        a tenth because of rounding.
+        An answer that states its error may not be off by more than a tenth because of rounding,
+        where rounding leaves of what it is made, ``of`` the loss, so much.
         """
-        right, slack = self.truth(function)
+        clear = of is not None and self.clear(lambda loss: getattr(loss, of))
+        right, slack = self.truth(function, known=0.1 if clear else None)
         found = np.asarray(found)
         if not np.isfinite(slack):
-            assert not exact or np.isfinite(found).all()
+            assert not clear or np.isfinite(found).all()
             return  # the network's own numbers overflow
-        if exact:
-            slack = min(slack, 0.1 * length(right) + self.truth.tiny)
         off = length(found - right)
         assert off <= 4 * length(np.asarray(stated)) + slack, (off, slack, stated, found, right)
 
-    def sampled(self, estimate, function):
+    def clear(self, function, above=0.0):
+        """The network's precision leaves more of this than rounding."""
+        right, slack = self.truth(function)
+        return slack <= 0.1 * (above + length(right))
+
+    def sampled(self, estimate, function, of):
         """As :meth:`agree`, for what depends on random draws and may be off by chance."""
         misses = []
         for seed in range(4):
             try:
                 found = estimate(seed)
                 if found is not None:
-                    self.agree(found[0], function, found[1], exact=True)
+                    self.agree(found[0], function, found[1], of)
             except AssertionError as miss:
                 misses.append(miss)
             if not misses:
@@ -284,14 +298,17 @@ class Example:
 
     def rises(self, result, end):
         """A sharpness is that of the loss at ``end`` within what it states."""
+        if not self.clear(lambda loss: loss.value, above=1.0):
+            return  # nor can f(x) itself be known
         if result.value == 0 and not result.converged:
             return  # it says that it found nothing
         base = float(self.truth.exact.value)
         rise, slack = self.truth.rise(self.w, end)
         phi, slack = 100 * rise / (1 + base), 100 * slack / (1 + base)
-        assert abs(result.value - phi) <= 4 * result.stderr + slack, (result, phi, slack)
-        if result.converged:
-            assert abs(result.value - phi) <= 0.1 * abs(phi) + slack, (result, phi, slack)
+        # Where all is rounding, its size is known from two values, and so to a factor of some.
+        bars, known = (4, 0.1 * abs(phi)) if result.converged else (16, np.inf)
+        off = abs(result.value - phi)
+        assert off <= slack + min(bars * result.stderr, known), (result, phi, slack)
 
 
 def number(estimate):
@@ -308,7 +325,6 @@ def derivatives(example):
     f, w = example.objective, example.w
     v = torch.from_numpy(example.random.standard_normal(len(w))).to(w)
     example.agree(f.value(w), lambda loss: loss.value)
-    example.agree(f.evaluate(w)[0], lambda loss: loss.value)
     value, grad = f.value_and_grad(w)
     example.agree(value, lambda loss: loss.value)
     example.agree(grad.numpy(), lambda loss: loss.grad)
@@ -343,7 +359,7 @@ def spectra(example):
         assert not (apart > 2 * pairs.residuals + slack).any(), (pairs, exact, slack)
         return (pairs.values, pairs.errors) if pairs.converged else None
 
-    example.sampled(found, chosen)
+    example.sampled(found, chosen, of)
 
 
 def traces(example):
@@ -354,7 +370,7 @@ def traces(example):
         options = {"n_products": n_products, "of": of, "seed": seed}
         return number(curvature.trace(example.objective, example.w, **options))
 
-    example.sampled(found, lambda loss: np.trace(getattr(loss, of)))
+    example.sampled(found, lambda loss: np.trace(getattr(loss, of)), of)
 
 
 def densities(example):
@@ -368,13 +384,15 @@ def densities(example):
         def found(seed):
             return number(density(seed).mean_of(function))
 
-        example.sampled(found, lambda loss: function(spectrum(loss)).mean())
+        example.sampled(found, lambda loss: function(spectrum(loss)).mean(), of)
 
     def density(seed):
         options = {"n_vectors": n_vectors, "n_steps": n_steps, "of": of, "seed": seed}
         return curvature.spectral_density(example.objective, example.w, **options)
 
     largest = np.abs(spectrum(example.truth.exact)).max() or 1.0
+    if largest < example.truth.tiny / example.truth.eps:
+        return  # such numbers have few digits
     mean_of(lambda x: x)
     if n_steps > 1:  # Gauss quadrature with m nodes integrates polynomials below 2m
         mean_of(lambda x: (x / largest) ** 2)
@@ -383,7 +401,8 @@ def densities(example):
         def found(seed):
             return number(curvature.log_determinant(density(seed), 2 * largest))
 
-        example.sampled(found, lambda loss: np.log(spectrum(loss) + 2 * largest).sum())
+        with np.errstate(invalid="ignore"):  # of a loss disturbed beyond δ
+            example.sampled(found, lambda loss: np.log(spectrum(loss) + 2 * largest).sum(), of)
 
 
 def worst_cases(example):
@@ -429,6 +448,8 @@ def sam_steps(example):
 def averages(example):
     w, epsilon = example.w.double().numpy(), float(example.random.choice(EPSILONS))
     loss = example.truth.exact
+    if not example.clear(lambda loss: loss.value, above=1.0):
+        return
     steps = epsilon * example.random.standard_normal((400, len(w)))
     rises = (loss(w + steps) + loss(w - steps)) / 2 - loss.value
     percent = 100 / (1 + float(loss.value))
@@ -460,11 +481,11 @@ def covariances(example):
     trace = covariance.trace()
     trace = number(trace) if hasattr(trace, "value") else (trace, 0.0)
     assert trace[0] >= 0
-    example.agree(trace[0], lambda loss: np.trace(loss.covariance), trace[1], exact=True)
+    example.agree(trace[0], lambda loss: np.trace(loss.covariance), trace[1], "covariance")
     scale = number(covariance.simple_noise_scale())
-    example.agree(scale[0], simple_noise_scale, scale[1], exact=True)
+    example.agree(scale[0], simple_noise_scale, scale[1], "covariance")
     scale = number(noise.critical_batch_size(covariance))
-    example.agree(scale[0], critical_batch_size, scale[1], exact=True)
+    example.agree(scale[0], critical_batch_size, scale[1], "covariance")
 
 
 def simple_noise_scale(loss):
@@ -491,13 +512,13 @@ def noise_estimates(example):
         options = {"n_batches": 400, "sampling": str(sampling), "seed": seed}
         return number(noise.fluctuation_trace(source, b, **options))
 
-    example.sampled(trace, lambda loss: c * np.trace(loss.covariance))
+    example.sampled(trace, lambda loss: c * np.trace(loss.covariance), "covariance")
 
     def scale(seed):
         options = {"b_small": b, "b_big": 4 * n, "n_pairs": 200, "seed": seed}
         return number(noise.estimate_simple_noise_scale(source, **options))
 
-    example.sampled(scale, simple_noise_scale)
+    example.sampled(scale, simple_noise_scale, "covariance")
 
 
 MEASURES = [
@@ -518,6 +539,7 @@ RUN = settings(
     derandomize=EXAMPLES == 300,
     deadline=None,
     database=None,
+    phases=[Phase.generate],  # a problem is small as it is found
     suppress_health_check=list(HealthCheck),
 )
 
