@@ -19,7 +19,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from brute_force import Truth, length
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -243,11 +243,10 @@ class Example:
         model, x, y = problem.model_and_data()
         kind, dtype = LOSSES[problem.loss], PRECISIONS[problem.dtype]
         self.random = np.random.default_rng(problem.seed)
-        self.objective = None
+        self.objective = self.truth = None
         with self.allowed():
             options = {} if problem.loss == "default" else {"loss": kind}
             self.objective = NetworkObjective(model, x, y, batch_size=problem.batch_size, **options)
-        if self.objective is not None:
             data = (model, x, y, kind.each, problem.batches())
             self.truth = Truth(*data, dtype=dtype, unit=kind.unit)
             self.w = self.objective.w
@@ -270,7 +269,8 @@ class Example:
         clear = of is not None and self.clear(lambda loss: getattr(loss, of))
         right, slack = self.truth(function, known=0.1 if clear else None)
         found = np.asarray(found)
-        if not np.isfinite(slack):
+        most = torch.finfo(PRECISIONS[self.problem.dtype]).max
+        if not np.isfinite(slack) or (of is None and length(right) > 0.1 * most):
             assert not clear or np.isfinite(found).all()
             return  # the network's own numbers overflow
         off = length(found - right)
@@ -549,8 +549,10 @@ def test_a_measure_of_any_network_is_right_or_raises(measure):
     @RUN
     @given(PROBLEMS)
     def right_or_raises(problem):
+        # Of samples that are all equal batch norm leaves rounding, which such weights blow up.
+        assume(problem.net not in MIXING or problem.data == "usual" or max(problem.scales) <= 8)
         example = Example(problem)
-        if example.objective is not None:
+        if example.truth is not None:
             with example.allowed():
                 measure(example)
 
