@@ -408,7 +408,7 @@ def _krylov(
     """
     block, n = torch.linalg.qr(start.T).Q.T, start.shape[1]
     basis = start.new_empty(size, n)
-    t, unit = np.zeros((size, size)), 0.0
+    t, unit, largest = np.zeros((size, size)), 0.0, 0.0
     for m in range(0, size, len(start)):
         block = block[: size - m]
         end = m + len(block)
@@ -421,6 +421,7 @@ def _krylov(
         scale = image.norm(dim=1).max().item()
         if not math.isfinite(scale):
             raise ValueError(NOT_FINITE)
+        largest = max(largest, scale)
         first = image @ known.T
         image = image - first @ known
         again = image @ known.T  # twice is enough (Kahan, Parlett)
@@ -432,7 +433,7 @@ def _krylov(
         q, r = torch.linalg.qr(image.T)
         u, s, v = torch.linalg.svd(r)  # a direction that is lost to rounding then spoils no other
         block, coupling = (q @ u).T, (s[:, None] * v).double().cpu().numpy()
-        lost = s.cpu().numpy() <= 10 * torch.finfo(start.dtype).eps * scale
+        lost = s.cpu().numpy() <= 10 * torch.finfo(start.dtype).eps * largest
         if lost.any():
             # The space is invariant under M: go on from directions outside it, not from rounding.
             coupling[lost] = 0.0
@@ -442,4 +443,6 @@ def _krylov(
                 for _ in range(2):
                     v = v - others.T @ (others @ v)
                 block[i] = v / v.norm()
+        # A short row has as much of the known ones as rounding of the longest: once more.
+        block = torch.linalg.qr((block - block @ known.T @ known).T).Q.T
         yield known, t[:end, :end], coupling if end < n else np.zeros_like(coupling), unit
