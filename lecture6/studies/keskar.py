@@ -16,8 +16,8 @@ sharpness, on ``n_sharpness`` training samples, with batch_size, at ("end", "epo
 0.5": the first evaluation at or below it), weights ("as trained", or "equal norms":
 :func:`lecture6.curvature.equal_layer_norms`), solver ("ascent", sign ascent, "lbfgsb", Keskar's, or
 "adaptive": :func:`lecture6.sharpness.adaptive`), space ("full space", "p = 100"), epsilon, loss on
-these samples, value in per cent, and the gap that is left, in per cent; path between a pair, with
-path ("linear", "sincos"), alpha, split, loss and accuracy.
+these samples, value, and in per cent, too, the gap that is left and stderr, and converged; path
+between a pair, with path ("linear", "sincos"), alpha, split, loss and accuracy.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from lecture6.train import Run, train
 EPSILONS = (1e-3, 5e-4)  #: Keskar et al., Tables 3 and 4
 #: Of adaptive sharpness: the last moves a weight of 1/30, as these nets start with, by 1e-3.
 ADAPTIVE_EPSILONS = (3e-3, 1e-2, 3e-2)
-SHOWN = ("epsilon", "loss", "value", "gap")  # of a SharpnessResult
+SHOWN = ("epsilon", "loss", "value", "gap", "stderr", "converged")  # of a SharpnessResult
 TRAIN_SIZES = {"mnist": 60_000, "timit": 36_420, "timit:183": 36_420, "cifar10": 50_000}
 #: Keskar et al., Tables 2 (accuracy, per cent), 3 and 4 (sharpness, per cent, of a space and at ε):
 #: mean and standard deviation of 5 runs, small batch and large batch.
