@@ -19,7 +19,7 @@ from torch import nn
 from toy_study import study as toy
 
 from lecture6 import models, parallel
-from lecture6.course import figures, report, widgets
+from lecture6.course import figures, report, verdicts, widgets
 from lecture6.course.exercises import check
 from lecture6.device import choose
 from lecture6.models import local_seed
@@ -402,8 +402,8 @@ def test_b14_what_a_page_says_needs_something_to_say_it_of():
     for function, message in (
         (lambda: report.provenance("smoke", "digits", []), "a run has at least one seed, got none"),
         (lambda: report.settings("smoke", book={}), "no settings of the profile 'smoke' are given"),
-        (lambda: report.interval([]), "an interval needs at least 2 seeds, got 0"),
-        (lambda: report.claims_table([]), "a table of claims needs at least one, got none"),
+        (lambda: verdicts.interval([]), "an interval needs at least 2 seeds, got 0"),
+        (lambda: verdicts.claims_table([]), "a table of claims needs at least one, got none"),
     ):
         with pytest.raises(ValueError, match=message):
             function()
