@@ -440,7 +440,8 @@ def _result(
     """φ of a rise above the loss ``base``, both known to within ``error``; ``found``: no better."""
     scale, known = 1 + base, error < KNOWN * abs(rise)
     if not known:
-        message += f"; the rise is {rise:.2g} ± {error:.2g}: a larger epsilon or float64 shows more"
+        more = "more n_samples, " if method == "average" else ""
+        message += f"; the rise is {rise:.2g} ± {error:.2g}: {more}a larger epsilon or float64"
     value = checks.real("the sharpness", 100 * (rise / scale))
     stderr = 100 * (error / scale) * (1 + abs(rise) / scale)
     how: Any = {"converged": found and known, "method": method, "message": message}

@@ -2,11 +2,11 @@
 
 A claim is about an *effect*: a number with a unit, of which the replicates (seeds, draws) give an
 :class:`Interval`. What the claim says is a set of effects: those above a number, or, where it says
-"no worse" or "the same", those within a margin that was fixed before the run. It *holds* when the
-interval lies in the set; an equality *holds within the margin* when the interval lies in the set
-and off the number. It *does not hold* when the interval lies outside. Else these runs *cannot
-tell*: not to reject is not to confirm. One run without replicates has no verdict: *seen once*.
-Batch sizes, epochs and layers are not replicates.
+"no worse" or "the same", those within a margin that was fixed before the verdict was computed. It
+*holds* when the interval lies in the set; with a margin, it *holds within the margin* when there is
+a difference that is smaller. It *does not hold* when the interval lies outside. Else these runs
+*cannot tell*: not to reject is not to confirm. One run without replicates has no verdict: *seen
+once*. Batch sizes, epochs and layers are not replicates.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ class Claim:
     found: Interval | bool | None
     says: str = "above"
     than: float | None = None  #: default: 0, for a factor 1
-    margin: float | None = None  #: fixed before the run
+    margin: float | None = None  #: fixed before the verdict was computed
     ours: str = ""  #: what was found, in words; default: the interval
     unit: str = ""
     varies: str = ""  #: over what the interval goes; default: the number of seeds
@@ -245,7 +245,7 @@ def claims_table(claims: Iterable[Claim]) -> HTML:
             c.source,
             c.paper,
             c.ours or _shown(c),
-            _margin(c),
+            _claimed(c),
             c.varies or f"{getattr(c.found, 'n_seeds', '–')} seeds",
             c.run,
             holds,
@@ -279,8 +279,16 @@ def _shown(claim: Claim) -> str:
     return f"{claim.found:{spec}} {claim.unit}".strip()
 
 
-def _margin(claim: Claim) -> str:
-    if claim.margin is None:
+def _claimed(claim: Claim) -> str:
+    if not isinstance(claim.found, Interval):
         return "–"
-    sign = "×÷ " if claim._ratio else "± " if claim.says == "equal" else ""
-    return f"{sign}{claim.margin:g} {claim.unit}".strip()
+    low, high = claim.allowed
+    sign = "×÷" if claim._ratio else "±"
+    words = {
+        "above": f"above {low:g}",
+        "below": f"below {high:g}",
+        "not above": f"at most {high:g}",
+        "not below": f"at least {low:g}",
+        "equal": f"{claim._than:g} {sign} {claim.margin}",
+    }
+    return f"{words[claim.says]} {claim.unit}".strip()
