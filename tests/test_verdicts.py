@@ -290,6 +290,7 @@ def test_the_table_has_a_row_a_claim_with_margin_holm_and_verdict():
         ]
     )
     assert 'class="dataframe claims"' in table.data
+    assert "<th>Claimed</th>" in table.data
     rows = cells(table)
     assert [row[3:] for row in rows] == [
         ["+1.10 [+1.00, +1.20] points", "above 0 points", "3 seeds", "this page", "yes", "holds"],
