@@ -258,7 +258,7 @@ def claims_table(claims: Iterable[Claim]) -> HTML:
         "Source",
         "There",
         "Here",
-        "Margin",
+        "Claimed",
         "Varies",
         "Computed",
         "Holm",
