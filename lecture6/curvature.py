@@ -21,12 +21,11 @@ from itertools import chain, pairwise
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from scipy.linalg.blas import dnrm2  # never over- or underflows on the way
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lecture6 import checks
-from lecture6.objective import Graph, Objective, PartProduct, Product
+from lecture6.objective import Graph, Objective, PartProduct, Product, length
 from lecture6.sample_gradients import SampleGradients
 
 BLOCK = 2  # vectors that Lanczos iterates together
@@ -76,7 +75,7 @@ class Estimate:
         checks.finite("an estimate", torch.from_numpy(x), "is the loss finite at w, and near it?")
         sums = x - x.mean() if groups is None else np.bincount(groups, x - x.mean())
         n = len(sums)
-        stderr = _length(sums) * math.sqrt(n / (n - 1)) / len(x) if n > 1 else 0.0
+        stderr = length(sums) * math.sqrt(n / (n - 1)) / len(x) if n > 1 else 0.0
         rounding = math.hypot(rounding, np.finfo(float).eps * np.abs(x).mean())
         return cls(float(x.mean()), math.hypot(stderr, rounding), n)
 
@@ -209,14 +208,10 @@ def _rounding(objective: Objective, w: Tensor, of: str, v: Tensor) -> float:
     w, eps = f.vector(w), torch.finfo(f.dtype).eps
     moved = w + eps * w * random_signs(np.random.default_rng(1), w)
     here, there = (f.product(point, of=of)(v) for point in (w, moved))
-    rounding = _length(there - here) + eps * _length(here)
+    rounding = length(there - here) + eps * length(here)
     if not math.isfinite(rounding):
         raise ValueError(NOT_FINITE)
     return rounding
-
-
-def _length(v: Tensor | np.ndarray) -> float:
-    return float(dnrm2(np.asarray(v.cpu() if isinstance(v, Tensor) else v, dtype=float)))
 
 
 def random_signs(generator: np.random.Generator, like: Tensor) -> Tensor:

@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator
 from functools import cache, cached_property, partial, reduce
 from itertools import zip_longest
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.linalg.blas import dnrm2  # never over- or underflows on the way
 from torch import Tensor, nn
 
 from lecture6 import checks
@@ -44,6 +46,11 @@ Graph = Callable[[], tuple[Tensor | SampleGradients, PartProduct]]
 
 class NonDeterministicError(RuntimeError):
     """Two evaluations of the same loss at the same point differ."""
+
+
+def length(v: Tensor | np.ndarray) -> float:
+    """The Euclidean norm ‖v‖ of a vector (n,) of any scale."""
+    return float(dnrm2(np.asarray(v.cpu() if isinstance(v, Tensor) else v, dtype=float)))
 
 
 class Product:

@@ -35,7 +35,7 @@ from scipy.special import ndtr, stdtrit
 from torch import Tensor
 
 from lecture6 import checks
-from lecture6.objective import Objective
+from lecture6.objective import Objective, length
 
 KESKAR_ITERATIONS = 10  # of L-BFGS-B: Keskar et al., §2.2.2
 MAX_VERTEX_DIM = 16  # 2^16 vertices
@@ -389,14 +389,14 @@ def sam(
     base, g = objective.value_and_grad(x)
     base = _base(base)
     checks.finite("the gradient at x", g, "SAM steps along it; take another x")
-    norm = checks.real("the norm of the gradient at x", _norm(g))
+    norm = checks.real("the norm of the gradient at x", length(g))
     step = epsilon * g.double().div(norm or 1.0).to(g)
     top, slope = objective.value_and_grad(x + step)
     rise = _finite(top, "at the end of the step") - base
     error = _rounding(objective, x, base, x + step, rise, slope)
     again = objective.grad(x + torch.finfo(x.dtype).eps * x)  # as good an x as x itself
-    turn = min(1.0, _norm(again - g) / (norm or 1.0))
-    error = math.hypot(error, epsilon * turn * _norm(slope))
+    turn = min(1.0, length(again - g) / (norm or 1.0))
+    error = math.hypot(error, epsilon * turn * length(slope))
     message = f"one step along the gradient, of norm {norm:.3g}"
     if norm == 0:
         message = "the gradient at x is 0: SAM has no direction to step in"
@@ -426,12 +426,6 @@ def _rounding(
     moved = eps / 2 * (slope * y).abs_().sum().item()
     last_place = eps * (max(abs(base), abs(base + rise)) or 1.0)  # a loss of 0 may be of any size
     return math.hypot(1.5 * math.hypot(*off), moved, last_place)  # 1.5, since they are few
-
-
-def _norm(v: Tensor) -> float:
-    """‖v‖, by squares that neither over- nor underflow."""
-    largest = v.abs().max().item()
-    return largest * (v.double() / largest).norm().item() if largest > 0 else 0.0
 
 
 def _result(

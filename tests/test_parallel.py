@@ -211,10 +211,11 @@ def test_normalising_by_n_would_give_k_times_the_gradient():
 @pytest.mark.slow
 def test_train_parallel_gives_the_run_of_one_process():
     options = OPTIONS | GOYAL
+    started = time.perf_counter()
     ours = train_parallel(norm_net(), DATA, workers=2, **options)
+    assert 0 < ours.seconds < time.perf_counter() - started
     assert_equal(ours, train(norm_net(), DATA, **options, micro_batch=9))
     assert not ours.model.training
-    assert 0 < ours.seconds < 60
 
 
 @pytest.mark.slow

@@ -48,14 +48,6 @@ def test_interval_prints_its_mean_and_ends():
     assert f"{verdicts.Interval(0.5, 0.25, 0.75, 3):.2f}" == "0.50 [0.25, 0.75]"
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "positive"),
-    [(0.1, 0.9, True), (-0.9, -0.1, False), (-0.1, 0.9, None), (0.0, 0.9, None), (-0.9, 0.0, None)],
-)
-def test_an_interval_is_positive_or_negative_only_when_0_lies_outside(low, high, positive):
-    assert verdicts.Interval((low + high) / 2, low, high, 3).positive is positive
-
-
 each_interval = pytest.mark.parametrize("of", [interval, geometric_interval])
 
 

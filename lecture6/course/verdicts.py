@@ -48,11 +48,6 @@ class Interval:
         mean, low, high = (checks.real("an end of the interval", end) for end in ends)
         return cls(mean, low, high, n_seeds, ratio, law)
 
-    @property
-    def positive(self) -> bool | None:
-        """True if the whole interval lies above 0, False if it lies below, else None."""
-        return True if self.low > 0 else False if self.high < 0 else None
-
     def below(self, number: float) -> float:
         """The confidence that the effect is less than ``number``, from 0 to 1."""
         if self.ratio:
@@ -240,31 +235,20 @@ def claims_table(claims: Iterable[Claim]) -> HTML:
     adjusted = iter(holm([value for value in p if value is not None]))
     survives = ["–" if value is None else _survives(next(adjusted), value) for value in p]
     rows = [
-        (
-            c.claim + " †" * c.after,
-            c.source,
-            c.paper,
-            c.ours or _shown(c),
-            _claimed(c),
-            c.varies or f"{getattr(c.found, 'n_seeds', '–')} seeds",
-            c.run,
-            holds,
-            c.verdict,
-        )
+        {
+            "Claim": c.claim + " †" * c.after,
+            "Source": c.source,
+            "There": c.paper,
+            "Here": c.ours or _shown(c),
+            "Claimed": _claimed(c),
+            "Varies": c.varies or f"{getattr(c.found, 'n_seeds', '–')} seeds",
+            "Computed": c.run,
+            "Holm": holds,
+            "Verdict": c.verdict,
+        }
         for c, holds in zip(claims, survives, strict=True)
     ]
-    columns = [
-        "Claim",
-        "Source",
-        "There",
-        "Here",
-        "Claimed",
-        "Varies",
-        "Computed",
-        "Holm",
-        "Verdict",
-    ]
-    table = pd.DataFrame(rows, columns=columns)
+    table = pd.DataFrame(rows)
     return HTML(table.to_html(classes="claims", index=False, border=0))
 
 
