@@ -1,0 +1,110 @@
+// The lab: dense networks that are trained and measured in the page, by a worker of its own.
+//
+//   import digits from "dataset:digits";
+//   import { Lab } from "./lab/lab.js";
+//
+//   const lab = await Lab.open(digits);
+//   const net = lab.net({ hidden: [64], seed: 0 });
+//   net.onrows = (rows) => draw(rows);                    // at most 60 times a second
+//   const end = await net.train({ batchSize: 8, lr: 0.05, stop: { epochs: 30 } });
+//   const phi = await net.measure("sharpness", { epsilon: 1e-3 });
+//   lab.close();
+//
+// Words and units are those of lecture6: losses are means over samples, accuracies are fractions, φ
+// is in per cent, lr is η per update, α = 0 is the first net and α = 1 the second. What is not an
+// option, or impossible, rejects (or throws) with an Error that names the argument, the value and
+// the remedy. The same seeds give the same results, whatever runs beside, in a worker or not.
+//
+// ---- Lab ---------------------------------------------------------------------------------------
+//
+// Lab.open(data, {place, kernel}) → Promise<Lab>
+//   data    what `import digits from "dataset:digits"` gives (or "dataset:mnist14")
+//   place   "worker" or "page": default a worker, and the page where workers are refused
+//   kernel  "wasm" or "js": default WebAssembly, and plain JavaScript where its SIMD is missing
+// lab.place, lab.kernel         which of these it has become
+// lab.data                      {name, inputs, classes, train: {n, x, y}, test: {n, x, y}}: x is a
+//                               Float32Array (n × inputs) of values in [0, 1], y a Uint8Array (n)
+// lab.net(options) → Net        see below; any number of them, they share the time
+// lab.pause(), lab.resume()     all work, measures too; lab.paused
+// lab.follow(element) → stop    pauses while the element is out of view or the tab is hidden;
+//                               stop() ends that
+// lab.close()                   ends the worker; open promises reject with "closed"
+//
+// ---- Net ---------------------------------------------------------------------------------------
+//
+// lab.net({hidden, activation, loss, bias, seed, w, samples, labels})
+//   hidden      widths of the hidden layers, [64]; [] is a linear model
+//   activation  "relu" (default) or "tanh"
+//   loss        "cross_entropy" (default), or "squared_error": ½ ‖z − e_y‖², e_y the class's unit
+//               vector, mean over samples
+//   bias        true
+//   seed        of the initial weights, those of torch's Linear: uniform in ±1/√inputs; 0
+//   w           Float32Array (nParams) in lecture6's order instead: per layer W (outputs × inputs),
+//               then b (outputs)
+//   samples     N: train on the first N training images; default all
+//   noise       fraction of the training labels that are drawn anew, from `seed`; 0
+// net.nParams, net.widths       widths: [64, 64, 10]
+// net.rows                      all rows so far, oldest first; a row is
+//     {update, epoch, trainLoss, trainAccuracy, testLoss, testAccuracy, distance}: epoch is in
+//     passes over the N images (a fraction), distance is ‖w − w₀‖
+// net.onrows = (rows, net) => …  called with the new rows
+// net.state                     "idle", "training", "paused"; net.update: updates made
+//
+// net.train({batchSize, lr, optimizer, momentum, weightDecay, sampling, seed, schedule,
+//            evaluateEvery, stop}) → Promise<{reason, row}>
+//   batchSize      B; N is gradient descent. Required, as is lr
+//   optimizer      "sgd" (default) or "adam" (β 0.9, 0.999, ε 1e-8)
+//   momentum, weightDecay   0; as in torch: v ← m v + g + λw, w ← w − η v
+//   sampling       "epoch" (default), "with_replacement", "without_replacement"
+//   seed           of the batches; 0
+//   warmup         updates in which the rate rises from lr/warmup to lr, linearly; 0
+//   evaluateEvery  updates between rows; default an epoch. A row before the first update, and one
+//                  at the end, are always there
+//   stop           {epochs, updates, trainLoss}: whichever comes first, counted from this call
+//                  (trainLoss: as soon as a row's is ≤ it). Nothing: until stop()
+//   reason         "epochs", "updates", "trainLoss", "stopped", or "diverged" (the loss is not
+//                  finite; the row before is the last); row: the last row
+//   A second call goes on from the weights (and the momentum) that there are.
+// net.step(options, {indices}) → Promise<row>   one update, on the batch of these training images
+//                               or on a random one; same options as train
+// net.pause(), net.resume(), net.stop()
+// net.weights() → Promise<Float32Array>   (nParams) in lecture6's order
+// net.setWeights(w)             and forget the momentum
+// net.reset()                   to the initial weights; rows are forgotten
+// net.close()
+//
+// net.measure(name, options, {signal}) → Promise<result>
+//   of the weights at the moment of the call, while training goes on; `signal` (of an
+//   AbortController) cancels it: it rejects with an AbortError. `split`, where a measure has one, is
+//   "train" (default) or "test". `samples`: only the first so many images of it.
+//
+//   "evaluate"     {split, labels}      → {loss, accuracy, labels?: Uint8Array (n)}, the classes
+//                                         that the net gives
+//   "gradient"     {split}              → {loss, gradient: Float32Array (nParams), norm}
+//   "hvp"          {v, split}           → {product: Float32Array (nParams)}: the Hessian times v,
+//                                         exact (Pearlmutter's R-operator)
+//   "eigenvalues"  {k: 1, ends: "largest" | "smallest" | "both", tolerance: 1e-3,
+//                   maxProducts: 100, split, seed, vectors: false}
+//                  → {largest: [{value, error}], smallest: […], vectors?: [Float32Array],
+//                     converged, products}: Lanczos on the Hessian; largest first, and the most
+//                     negative first; `error` as in lecture6 (residual, Kato–Temple)
+//   "spectrum"     {vectors: 4, steps: 40, split, seed} → {nodes, weights}: Gauss quadrature of the
+//                     spectral density, (vectors × steps) each; each vector's weights sum to 1
+//   "trace"        {products: 30, split, seed, probes} → {value, stderr, n}: Hutchinson;
+//                     `probes`: own vectors (n × nParams) instead of random signs
+//   "sharpness"    {kind: "worst_case" | "adaptive", epsilon: 1e-3, starts: 1, iterations: 10,
+//                   equal: false, split, seed, start}
+//                  → {value, loss, lossMax, gap, converged, evaluations, norms}: φ by sign ascent;
+//                     `equal`: after the layers' norms were made equal, which keeps the function of
+//                     a ReLU net; "adaptive": the box |δ_i| ≤ ε |w_i|, 20 iterations by default;
+//                     `start`: a point u of [−1, 1]^nParams instead of random ones; norms: of layers
+//   "noise"        {split, directions: 0, seed} → {trace, gradientNorm2, scale, projections?}:
+//                     tr F of the per-sample gradients, ‖ḡ‖², B_simple = tr F/‖ḡ‖²; projections of
+//                     every sample's gradient on random unit directions, Float32Array (n × k)
+//   "sampleGradients" {indices} → {gradients: Float32Array (k × nParams), losses: Float64Array}
+//   "path"         {to: Net or w, alphas, labels: false}
+//                  → {alphas, train: {loss, accuracy}, test: {loss, accuracy}, labels?}: arrays of
+//                     numbers along the line; labels: Uint8Array (alphas × n of the test set)
+//   "plane"        {span: 1, n: 21, split, seed, directions} → {coordinates, loss, accuracy}: on
+//                     w + x d₁ + y d₂, filter-normalised; loss: Float32Array (n × n), row y
+//   "distance"     {to: Net or w} → {value, norm}: ‖w − w′‖ and ‖w‖
