@@ -58,6 +58,8 @@
 //   sampling       "epoch" (default), "with_replacement", "without_replacement"
 //   seed           of the batches; 0
 //   warmup         updates in which the rate rises from lr/warmup to lr, linearly; 0
+//   measures       {name: options}: measures of each row, which it then has under their names, such
+//                  as {eigenvalues: {k: 3, samples: 512}}; {}
 //   evaluateEvery  updates between rows; default an epoch. A row before the first update, and one
 //                  at the end, are always there
 //   stop           {epochs, updates, trainLoss}: whichever comes first, counted from this call
@@ -108,3 +110,227 @@
 //   "plane"        {span: 1, n: 21, split, seed, directions} → {coordinates, loss, accuracy}: on
 //                     w + x d₁ + y d₂, filter-normalised; loss: Float32Array (n × n), row y
 //   "distance"     {to: Net or w} → {value, norm}: ‖w − w′‖ and ‖w‖
+
+import source from "./worker.js?text";
+import { oneOf, options, real, whole } from "./checks.js";
+import { createKernel } from "./kernel.js";
+import { Shape } from "./network.js";
+import { Session } from "./session.js";
+
+const PATIENCE = 5000; // ms until a worker that does not answer counts as refused
+
+// A data set as `packed` of the Python package writes it.
+async function unpacked(text) {
+  const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+  const all = new Uint8Array(await new Response(stream).arrayBuffer()), end = all.indexOf(10);
+  const head = JSON.parse(new TextDecoder().decode(all.subarray(0, end)));
+  const { inputs, train, test, white } = head, n = train + test;
+  const y = all.subarray(end + 1, end + 1 + n);
+  const x = Float32Array.from(all.subarray(end + 1 + n), (pixel) => pixel / white);
+  const part = (from, to) => ({
+    n: to - from, x: x.slice(from * inputs, to * inputs), y: y.slice(from, to),
+  });
+  return { ...head, train: part(0, train), test: part(train, n) };
+}
+
+// A worker of the lab that is ready, and its kernel; rejects where workers are refused.
+function startWorker(data, kernel) {
+  const address = URL.createObjectURL(new Blob([source], { type: "text/javascript" }));
+  let worker;
+  const ready = new Promise((resolve, reject) => {
+    worker = new Worker(address);
+    worker.onerror = () => reject(new Error("refused"));
+    worker.onmessage = ({ data: { ready: kind, failed } }) =>
+      kind ? resolve({ worker, kind }) : reject(Object.assign(new Error(failed), { failed }));
+    setTimeout(() => reject(new Error("no answer")), PATIENCE);
+    worker.postMessage({ data, kernel });
+  });
+  ready.catch(() => worker?.terminate());
+  return ready.finally(() => URL.revokeObjectURL(address));
+}
+
+export class Lab {
+  static async open(text, { place, kernel } = {}) {
+    if (place !== undefined) oneOf("place", place, ["worker", "page"]);
+    if (kernel !== undefined) oneOf("kernel", kernel, ["wasm", "js"]);
+    const lab = new Lab();
+    lab.data = await unpacked(text);
+    if (place !== "page")
+      try {
+        const { worker, kind } = await startWorker(lab.data, kernel);
+        worker.onmessage = (event) => lab.receive(event.data);
+        lab.send = (...message) => worker.postMessage(...message);
+        lab.end = () => worker.terminate();
+        return Object.assign(lab, { place: "worker", kernel: kind });
+      } catch (error) {
+        if (error.failed || place === "worker") throw error;
+      }
+    const created = await createKernel(kernel), later = (message) => queueMicrotask(message);
+    const soon = (run) => setTimeout(run);
+    const session = new Session(created, lab.data, (message) => later(() => lab.receive(message)), soon);
+    lab.send = (message) => session.receive(message);
+    lab.end = () => session.pauseAll();
+    return Object.assign(lab, { place: "page", kernel: created.kind });
+  }
+
+  nets = new Map();
+  asked = new Map();
+  number = 0;
+  paused = false;
+  closed = false;
+
+  ask(action, given = {}) {
+    if (this.closed) return Promise.reject(new Error("the lab is closed: open another"));
+    const id = (this.number += 1);
+    const answer = new Promise((resolve, reject) => this.asked.set(id, { resolve, reject }));
+    this.send({ id, action, ...given });
+    return Object.assign(answer, { id });
+  }
+
+  receive({ rows, replies }) {
+    if (this.closed) return;
+    const fresh = new Map();
+    for (const [key, row] of rows) fresh.set(key, [...(fresh.get(key) ?? []), row]);
+    for (const [key, own] of fresh) this.nets.get(key)?.add(own);
+    for (const { id, result, error, name } of replies) {
+      const { resolve, reject } = this.asked.get(id);
+      this.asked.delete(id);
+      if (error === undefined) resolve(result);
+      else reject(Object.assign(new Error(error), name && { name }));
+    }
+  }
+
+  net(options = {}) {
+    const net = new Net(this, (this.number += 1), options);
+    this.nets.set(net.key, net);
+    return net;
+  }
+
+  pause() {
+    this.paused = true;
+    return this.ask("pauseAll");
+  }
+
+  resume() {
+    this.paused = false;
+    return this.ask("resumeAll");
+  }
+
+  follow(element) {
+    let inView = true;
+    const look = () => {
+      const seen = inView && document.visibilityState === "visible";
+      if (!this.closed && seen === this.paused) this[seen ? "resume" : "pause"]();
+    };
+    const observer = new IntersectionObserver((entries) => {
+      inView = entries.at(-1).isIntersecting;
+      look();
+    });
+    observer.observe(element);
+    document.addEventListener("visibilitychange", look);
+    return () => {
+      observer.disconnect();
+      document.removeEventListener("visibilitychange", look);
+    };
+  }
+
+  close() {
+    this.end();
+    this.closed = true;
+    for (const { reject } of this.asked.values()) reject(new Error("closed"));
+    this.asked.clear();
+  }
+}
+
+const NET = {
+  hidden: [64], activation: "relu", loss: "cross_entropy", bias: true, seed: 0, w: undefined,
+  samples: undefined, noise: 0,
+};
+
+class Net {
+  rows = [];
+  onrows = () => {};
+  state = "idle";
+
+  constructor(lab, key, given) {
+    const chosen = options(given, NET), { hidden, activation, loss, bias } = chosen;
+    const { inputs, classes, train } = lab.data;
+    const shape = new Shape({ widths: [inputs, ...hidden, classes], activation, loss, bias });
+    Object.assign(this, { lab, key, shape, widths: shape.widths, nParams: shape.nParams });
+    if (chosen.w) shape.pack(chosen.w);
+    whole("seed", chosen.seed, 0);
+    whole("samples", chosen.samples ?? train.n, 1, train.n);
+    real("noise", chosen.noise, { least: 0, most: 1 });
+    this.ask("open", chosen);
+  }
+
+  get update() {
+    return this.rows.at(-1)?.update ?? 0;
+  }
+
+  ask(action, given) {
+    return this.lab.ask(action, { net: this.key, ...given });
+  }
+
+  add(rows) {
+    this.rows.push(...rows);
+    this.onrows(rows, this);
+  }
+
+  async train(given) {
+    this.state = "training";
+    try {
+      const { reason, row } = await this.ask("start", { options: given });
+      return { reason, row: row ?? this.rows.at(-1) };
+    } finally {
+      this.state = "idle";
+    }
+  }
+
+  step(given, { indices } = {}) {
+    return this.ask("step", { options: given, indices });
+  }
+
+  pause() {
+    if (this.state === "training") this.state = "paused";
+    return this.ask("pause");
+  }
+
+  resume() {
+    if (this.state === "paused") this.state = "training";
+    return this.ask("resume");
+  }
+
+  stop() {
+    return this.ask("stop");
+  }
+
+  weights() {
+    return this.ask("weights");
+  }
+
+  setWeights(w) {
+    return this.ask("setWeights", { w });
+  }
+
+  async reset() {
+    await this.ask("reset");
+    this.rows = [];
+  }
+
+  close() {
+    this.lab.nets.delete(this.key);
+    return this.ask("close");
+  }
+
+  async measure(name, given = {}, { signal } = {}) {
+    signal?.throwIfAborted();
+    const { to, ...rest } = given;
+    const other = to instanceof Net ? { options: rest, to: to.key } : { options: given };
+    const answer = this.ask("measure", { name, ...other });
+    const cancel = () => this.lab.ask("cancel", { job: answer.id });
+    signal?.addEventListener("abort", cancel, { once: true });
+    return answer.finally(() => signal?.removeEventListener("abort", cancel));
+  }
+}
