@@ -1,9 +1,9 @@
 // The arithmetic of the lab, for WebAssembly with SIMD; fallback.js has the same functions in plain
 // JavaScript. kernel.wasm is what this command makes of it (pip install ziglang==0.13.0):
 //
-//   python -m ziglang cc --target=wasm32-freestanding -mcpu=generic+simd128+bulk_memory -O3
-//     -nostdlib -Wl,--no-entry -Wl,--import-memory -Wl,--strip-all -Wl,-z,stack-size=4096
-//     kernel.c -o kernel.wasm
+//   python -m ziglang cc --target=wasm32-freestanding -mcpu=generic+simd128+bulk_memory -O2
+//     -fno-vectorize -fno-slp-vectorize -fno-unroll-loops -nostdlib -Wl,--no-entry
+//     -Wl,--import-memory -Wl,--strip-all -Wl,-z,stack-size=4096 kernel.c -o kernel.wasm
 //
 // Arrays are named by their place in memory, counted in elements of 4 bytes. Matrices are stored by
 // rows, whose length is a multiple of 4; what stands between the columns and that length is 0.
@@ -16,24 +16,19 @@ typedef int i4 __attribute__((ext_vector_type(4)));
 #define LOAD(p) (*(const f4 *)(p))
 #define STORE(p, value) (*(f4 *)(p) = (value))
 
-// Zeros the bytes of a structure or a loop: the compiler may ask for it.
-void *memset(void *to, int value, unsigned long n) {
-  for (unsigned char *p = to; n--; p++) *p = value;
-  return to;
-}
-
 // A block of R rows and 4·V columns of C = A·B, or C += A·B, held in registers.
-#define BLOCK(R, V)                                                          \
-  {                                                                          \
-    f4 sum[R][V];                                                            \
-    for (int r = 0; r < R; r++)                                              \
-      for (int v = 0; v < V; v++) sum[r][v] = add ? LOAD(c + r * ldc + 4 * v) : (f4)(0.0f); \
-    const float *p = a, *q = b;                                              \
-    for (int l = 0; l < k; l++, p += column, q += ldb)                       \
-      for (int r = 0; r < R; r++)                                            \
-        for (int v = 0; v < V; v++) sum[r][v] += (f4)(p[r * row]) * LOAD(q + 4 * v); \
-    for (int r = 0; r < R; r++)                                              \
-      for (int v = 0; v < V; v++) STORE(c + r * ldc + 4 * v, sum[r][v]);     \
+#define UNROLLED _Pragma("clang loop unroll(full)") for
+#define BLOCK(R, V)                                                                           \
+  {                                                                                           \
+    f4 sum[R][V];                                                                             \
+    UNROLLED(int r = 0; r < R; r++)                                                           \
+    UNROLLED(int v = 0; v < V; v++) sum[r][v] = add ? LOAD(c + r * ldc + 4 * v) : (f4)(0.0f); \
+    const float *p = a, *q = b;                                                               \
+    for (int l = 0; l < k; l++, p += column, q += ldb)                                        \
+      UNROLLED(int r = 0; r < R; r++)                                                         \
+      UNROLLED(int v = 0; v < V; v++) sum[r][v] += (f4)(p[r * row]) * LOAD(q + 4 * v);        \
+    UNROLLED(int r = 0; r < R; r++)                                                           \
+    UNROLLED(int v = 0; v < V; v++) STORE(c + r * ldc + 4 * v, sum[r][v]);                    \
   }
 
 static inline __attribute__((always_inline)) void block4x2(
