@@ -1,13 +1,53 @@
-// Runs the explorables of a page: each <figure class="explorable"> holds, in a script element, the
-// text of its module and its start values (lecture6.course.explorables.BookExplorable writes both).
+// Runs the explorables of a page and draws its figures: each <figure class="explorable"> or
+// "plotly-figure" holds, in a script element, the name of its module and its start values
+// (lecture6_renderers writes both). What a reader changes is kept in the address, as
+// #box.epsilon=0.3&walkers-2.lr=0.02.
 "use strict";
+
+const scriptsAt = document.currentScript.src;
+function load(address) {
+  const script = document.createElement("script");
+  script.src = new URL(address, scriptsAt).href;
+  return new Promise((resolve, reject) => {
+    script.onload = resolve;
+    script.onerror = () => reject(new Error(`cannot load ${script.src}`));
+    document.head.append(script);
+  });
+}
+
+// A module is a text in a script beside this one: a page that is opened as a file may import none.
+const texts = {};
+window.lecture6Module = (name, text) => {
+  texts[name] = text;
+};
+const modules = new Map(); // what each exports, or will
+function importModule(name) {
+  if (!modules.has(name))
+    modules.set(name, load(`explorables/${name}.js`).then(() => {
+      const address = URL.createObjectURL(new Blob([texts[name]], { type: "text/javascript" }));
+      return import(address).finally(() => URL.revokeObjectURL(address));
+    }));
+  return modules.get(name);
+}
+
+// The state of all explorables of the page, by "name.control": only what is not as at the start.
+const kept = new URLSearchParams(location.hash.slice(1));
+for (const key of [...kept.keys()]) if (!key.includes(".")) kept.delete(key); // a section's name
+const [linked] = kept.keys();
+function keep(key, text, start) {
+  if (text === start) kept.delete(key);
+  else kept.set(key, text);
+  const state = `${kept}`.replaceAll("%2C", ",");
+  const address = state ? `#${state}` : location.pathname + location.search;
+  history.replaceState(history.state, "", address);
+}
 
 // What a module asks of anywidget's model. There is no kernel to save changes to.
 class Model {
   listeners = {};
 
-  constructor(values) {
-    this.values = values;
+  constructor(name, values) {
+    Object.assign(this, { name, values, start: { ...values }, changed: new Set() });
   }
   get(name) {
     return this.values[name];
@@ -15,6 +55,7 @@ class Model {
   set(name, value) {
     if (this.values[name] === value) return;
     this.values[name] = value;
+    this.changed.add(name);
     for (const listener of this.listeners[`change:${name}`] ?? []) listener();
   }
   on(event, listener) {
@@ -23,14 +64,32 @@ class Model {
   off(event, listener) {
     this.listeners[event] = this.listeners[event].filter((other) => other !== listener);
   }
-  save_changes() {}
+  // Called when a control is let go.
+  save_changes() {
+    for (const name of this.changed)
+      keep(`${this.name}.${name}`, `${this.values[name]}`, `${this.start[name]}`);
+    this.changed.clear();
+  }
+  // Plotly is as large as all else together: it is loaded for the first figure that comes near.
+  async plotly() {
+    window.PlotlyConfig = { MathJaxConfig: "local" }; // it leaves the page's own MathJax alone
+    await load("plotly.min.js");
+    return window.Plotly;
+  }
+  // The text that the address has for a control.
+  kept(name) {
+    return kept.get(`${this.name}.${name}`) ?? undefined;
+  }
 }
 
-for (const figure of document.querySelectorAll("figure.explorable")) {
+const counts = {};
+for (const figure of document.querySelectorAll("figure:is(.explorable, .plotly-figure)")) {
   const { module, start } = JSON.parse(figure.querySelector("script").textContent);
-  const address = URL.createObjectURL(new Blob([module], { type: "text/javascript" }));
-  import(address).then(({ default: { render } }) => {
-    URL.revokeObjectURL(address);
-    render({ model: new Model(start), el: figure.querySelector("div") });
+  const count = (counts[module] = (counts[module] ?? 0) + 1);
+  const name = count > 1 ? `${module}-${count}` : module;
+  const el = figure.matches(".explorable") ? figure.querySelector("div") : figure;
+  importModule(module).then(({ default: { render } }) => {
+    render({ model: new Model(name, start), el });
+    if (linked?.startsWith(`${name}.`)) figure.scrollIntoView();
   });
 }
