@@ -96,19 +96,21 @@
 //                     `probes`: own vectors (n × nParams) instead of random signs
 //   "sharpness"    {kind: "worst_case" | "adaptive", epsilon: 1e-3, starts: 1, iterations: 10,
 //                   equal: false, split, seed, start}
-//                  → {value, loss, lossMax, gap, converged, evaluations, norms}: φ by sign ascent;
+//                  → {value, stderr, loss, lossMax, gap, converged, evaluations, norms}: φ by sign ascent;
 //                     `equal`: after the layers' norms were made equal, which keeps the function of
 //                     a ReLU net; "adaptive": the box |δ_i| ≤ ε |w_i|, 20 iterations by default;
 //                     `start`: a point u of [−1, 1]^nParams instead of random ones; norms: of layers
 //   "noise"        {split, directions: 0, seed} → {trace, gradientNorm2, scale, projections?}:
-//                     tr F of the per-sample gradients, ‖ḡ‖², B_simple = tr F/‖ḡ‖²; projections of
-//                     every sample's gradient on random unit directions, Float32Array (n × k)
+//                     tr F of the per-sample gradients, ‖ḡ‖², B_simple = tr F/‖ḡ‖², and the `stderr`
+//                     of each by rounding; projections of every sample's gradient on k random unit
+//                     directions, or on given ones (k × nParams): Float32Array (n × k)
 //   "sampleGradients" {indices} → {gradients: Float32Array (k × nParams), losses: Float64Array}
 //   "path"         {to: Net or w, alphas, labels: false}
 //                  → {alphas, train: {loss, accuracy}, test: {loss, accuracy}, labels?}: arrays of
 //                     numbers along the line; labels: Uint8Array (alphas × n of the test set)
-//   "plane"        {span: 1, n: 21, split, seed, directions} → {coordinates, loss, accuracy}: on
-//                     w + x d₁ + y d₂, filter-normalised; loss: Float32Array (n × n), row y
+//   "plane"        {span: 1, n: 21, split, seed, directions}
+//                  → {coordinates, loss, accuracy, directions}: on w + x d₁ + y d₂, random and
+//                     filter-normalised, or given; loss: Float32Array (n × n), a row for each y
 //   "distance"     {to: Net or w} → {value, norm}: ‖w − w′‖ and ‖w‖
 
 import source from "./worker.js?text";

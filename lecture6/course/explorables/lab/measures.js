@@ -171,13 +171,13 @@ function* eigenvalues(of, { k, ends, tolerance, maxProducts, split, samples, see
   const space = yield* iterate(of.lanczos(start, on, most), enough);
   // The vectors, and what rounding leaves open of their sum.
   const found = wanted.map((end) => pairs[end].map(({ y }) => {
-    const vector_ = of.take();
-    space.basis.forEach((one, i) => of.combine(vector_, 1, vector_, y[i], one));
-    return vector_;
+    const place = of.take();
+    space.basis.forEach((one, i) => of.combine(place, 1, place, y[i], one));
+    return place;
   }));
   const largest = Math.max(...wanted.flatMap((end) => pairs[end].map(({ value }) => Math.abs(value))));
   const sum = of.take();
-  for (const vector_ of found[0]) of.combine(sum, 1, sum, 1, vector_);
+  for (const place of found[0]) of.combine(sum, 1, sum, 1, place);
   const rounding = (yield* of.rounding(sum, on)) + EPS * largest;
   const result = { largest: [], smallest: [], products: space.diagonal.length, converged: true };
   for (const end of wanted)
@@ -343,8 +343,7 @@ function* squaredGradients(of, w, on, g) {
 
 function* noise(of, { split, samples, directions, seed }) {
   const on = of.split(split, samples), g = of.take(), near = of.moved(of.w, 1);
-  const random = new Random(whole("seed", seed, 0), "directions");
-  whole("directions", directions, 0);
+  whole("seed", seed, 0);
   const at = function* (w) {
     const squares = yield* squaredGradients(of, w, on, g), mean = of.dot(g, g);
     const trace_ = Math.max(0, squares - mean);
@@ -354,17 +353,29 @@ function* noise(of, { split, samples, directions, seed }) {
   result.stderr = {};
   for (const name of ["trace", "gradientNorm2", "scale"])
     result.stderr[name] = Math.abs(result[name] - moved[name]) + EPS * result[name];
-  if (directions) result.projections = yield* projections(of, on, directions, random);
+  if (directions) result.projections = yield* projections(of, on, directions, seed);
   return result;
 }
 
-// Every sample's gradient along random unit vectors: the derivatives of its loss along them.
-function* projections(of, on, k, random) {
-  const { passes, shape, heap } = of, found = new Float32Array(on.n * k), u = of.take();
-  const { d, t, length } = passes.buffers.at(-1);
+// Vectors, one after another: `given`, or as many random unit vectors.
+function* unitVectors(of, given, seed) {
+  const random = new Random(seed, "directions"), n = of.shape.nParams;
+  const count = whole("directions", given.length === undefined ? given : given.length / n, 1);
+  for (let j = 0; j < count; j++)
+    if (given.length) yield of.shape.pack(given.slice(j * n, (j + 1) * n), "directions");
+    else {
+      const v = of.shape.drawn(() => random.normal()), norm = Math.hypot(...v);
+      yield v.map((x) => x / norm);
+    }
+}
+
+// Every sample's gradient along some vectors: the derivatives of its loss along them.
+function* projections(of, on, directions, seed) {
+  const { passes, shape, heap } = of, vectors = [...unitVectors(of, directions, seed)];
+  const { d, t, length } = passes.buffers.at(-1), k = vectors.length, u = of.take();
+  const found = new Float32Array(on.n * k);
   for (let j = 0; j < k; j++) {
-    of.at(u).set(shape.drawn(() => random.normal()));
-    of.combine(u, 1 / Math.sqrt(of.dot(u, u)), u, 0, u);
+    of.at(u).set(vectors[j]);
     for (const [x, y, m, at] of parts(on)) {
       passes.forward(of.w, x, y, m);
       passes.forwardAlong(of.w, u, x, m);
@@ -433,9 +444,10 @@ function* plane(of, { span, n, split, samples, seed, directions }) {
   whole("n", n, 2, 201);
   whole("seed", seed, 0);
   const on = of.split(split, samples), here = of.take();
-  const [x, y] = [0, 1].map((i) => of.take(directions
+  const chosen = [0, 1].map((i) => directions
     ? of.shape.pack(directions[i], "directions")
-    : filterNormalised(of, new Random(2 * seed + i, "directions"))));
+    : filterNormalised(of, new Random(2 * seed + i, "directions")));
+  const [x, y] = chosen.map((numbers) => of.take(numbers));
   const coordinates = Float64Array.from({ length: n }, (_, i) => span * ((2 * i) / (n - 1) - 1));
   const loss = new Float32Array(n * n), accuracy = new Float32Array(n * n);
   for (let i = 0; i < n * n; i++) {
@@ -443,7 +455,7 @@ function* plane(of, { span, n, split, samples, seed, directions }) {
     of.combine(here, 1, here, coordinates[Math.floor(i / n)], y);
     [loss[i], accuracy[i]] = yield* evaluation(of.passes, here, on);
   }
-  return { coordinates, loss, accuracy };
+  return { coordinates, loss, accuracy, directions: chosen.map((v) => of.shape.unpack(v)) };
 }
 
 function* distance(of, { to }) {
