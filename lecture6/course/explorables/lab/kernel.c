@@ -1,9 +1,9 @@
 // The arithmetic of the lab, for WebAssembly with SIMD; fallback.js has the same functions in plain
 // JavaScript. kernel.wasm is what this command makes of it (pip install ziglang==0.13.0):
 //
-//   python -m ziglang cc --target=wasm32-freestanding -mcpu=generic+simd128+bulk_memory -O2
-//     -fno-vectorize -fno-slp-vectorize -fno-unroll-loops -nostdlib -Wl,--no-entry
-//     -Wl,--import-memory -Wl,--strip-all -Wl,-z,stack-size=4096 kernel.c -o kernel.wasm
+//   python -m ziglang cc --target=wasm32-freestanding -mcpu=generic+simd128+bulk_memory -Os
+//     -fno-vectorize -fno-slp-vectorize -nostdlib -Wl,--no-entry -Wl,--import-memory
+//     -Wl,--strip-all -Wl,-z,stack-size=4096 kernel.c -o kernel.wasm
 //
 // Arrays are named by their place in memory, counted in elements of 4 bytes. Matrices are stored by
 // rows, whose length is a multiple of 4; what stands between the columns and that length is 0.
