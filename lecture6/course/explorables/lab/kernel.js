@@ -1,6 +1,5 @@
 // The kernel on memory of its own: WebAssembly where there is SIMD, else plain JavaScript.
 
-import bytes from "./kernel.wasm?base64";
 import { fallback } from "./fallback.js";
 
 const PAGE = 16384; // elements of 4 bytes in 64 KiB; the kernel keeps the first page for itself
@@ -54,8 +53,8 @@ class PlainMemory {
   }
 }
 
-// kind: "wasm", "js", or undefined for the faster one that there is.
-export async function createKernel(kind) {
+// bytes: kernel.wasm in base64. kind: "wasm", "js", or undefined for the faster one that there is.
+export async function createKernel(bytes, kind) {
   if (kind !== "js")
     try {
       const memory = new WebAssembly.Memory({ initial: 64, maximum: 16384 });

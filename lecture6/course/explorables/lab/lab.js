@@ -113,6 +113,7 @@
 //                     filter-normalised, or given; loss: Float32Array (n × n), a row for each y
 //   "distance"     {to: Net or w} → {value, norm}: ‖w − w′‖ and ‖w‖
 
+import bytes from "./kernel.wasm?base64";
 import source from "./worker.js?text";
 import { oneOf, options, real, whole } from "./checks.js";
 import { createKernel } from "./kernel.js";
@@ -146,7 +147,7 @@ function startWorker(data, kernel) {
     worker.onmessage = ({ data: { ready: kind, failed } }) =>
       kind ? resolve({ worker, kind }) : reject(Object.assign(new Error(failed), { failed }));
     setTimeout(() => reject(new Error("no answer")), PATIENCE);
-    worker.postMessage({ data, kernel });
+    worker.postMessage({ data, bytes, kernel });
   });
   ready.catch(() => worker?.terminate());
   return ready.finally(() => URL.revokeObjectURL(address));
@@ -168,7 +169,7 @@ export class Lab {
       } catch (error) {
         if (error.failed || place === "worker") throw error;
       }
-    const created = await createKernel(kernel), later = (message) => queueMicrotask(message);
+    const created = await createKernel(bytes, kernel), later = (message) => queueMicrotask(message);
     const soon = (run) => setTimeout(run);
     const session = new Session(created, lab.data, (message) => later(() => lab.receive(message)), soon);
     lab.send = (message) => session.receive(message);

@@ -1,4 +1,4 @@
-// The worker of a lab: its first message brings the data, all others are requests to its session.
+// The worker of a lab: its first message brings data and kernel, all others are requests to its session.
 
 import { createKernel } from "./kernel.js";
 import { Session } from "./session.js";
@@ -13,11 +13,11 @@ function soon(run) {
   port2.postMessage(null); // a timer would wait for 4 ms
 }
 
-self.onmessage = async ({ data: { data, kernel } }) => {
+self.onmessage = async ({ data: { data, bytes, kernel } }) => {
   const asked = [];
   self.onmessage = (event) => asked.push(event.data);
   try {
-    const created = await createKernel(kernel);
+    const created = await createKernel(bytes, kernel);
     session = new Session(created, data, (...message) => self.postMessage(...message), soon);
     self.postMessage({ ready: created.kind });
   } catch (error) {
