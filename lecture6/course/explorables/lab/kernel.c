@@ -87,7 +87,7 @@ EXPORT(gather) void gather(int a_, int lda, int y_, int index_, int n, int out_,
   }
 }
 
-// ---- functions -----------------------------------------------------------------------------------
+// ---- functions ----------------------------------------------------------------------------------
 
 // eˣ, to an ulp or two: x = k log 2 + r, and a polynomial in |r| ≤ log(2)/2.
 static inline f4 exp4(f4 x) {
@@ -166,7 +166,7 @@ EXPORT(bend) void bend(int e_, int d_, int ldd, int h_, int t_, int ldh, int m, 
     }
 }
 
-// ---- losses --------------------------------------------------------------------------------------
+// ---- losses -------------------------------------------------------------------------------------
 
 // The sum of the cross-entropies of m rows z of c logits, and d, their derivatives p − e_y, with 0
 // in the columns up to ldz. No digit is lost where a probability is near 1: 1 − p is then a sum.
@@ -227,7 +227,7 @@ EXPORT(squaredError) double squaredError(int z_, int y_, int d_, int ldz, int m,
   return total;
 }
 
-// ---- vectors -------------------------------------------------------------------------------------
+// ---- vectors ------------------------------------------------------------------------------------
 
 // Σ x·y, summed in double precision; n is a multiple of 4, as below.
 EXPORT(dot) double dot(int x_, int y_, int n) {

@@ -32,7 +32,7 @@
 //
 // ---- Net ---------------------------------------------------------------------------------------
 //
-// lab.net({hidden, activation, loss, bias, seed, w, samples, labels})
+// lab.net({hidden, activation, loss, bias, seed, w, samples, noise})
 //   hidden      widths of the hidden layers, [64]; [] is a linear model
 //   activation  "relu" (default) or "tanh"
 //   loss        "cross_entropy" (default), or "squared_error": ½ ‖z − e_y‖², e_y the class's unit
@@ -50,13 +50,13 @@
 // net.onrows = (rows, net) => …  called with the new rows
 // net.state                     "idle", "training", "paused"; net.update: updates made
 //
-// net.train({batchSize, lr, optimizer, momentum, weightDecay, sampling, seed, schedule,
-//            evaluateEvery, stop}) → Promise<{reason, row}>
+// net.train({batchSize, lr, optimizer, momentum, weightDecay, sampling, seed, warmup,
+//            measures, evaluateEvery, stop}) → Promise<{reason, row}>
 //   batchSize      B; N is gradient descent. Required, as is lr
 //   optimizer      "sgd" (default) or "adam" (β 0.9, 0.999, ε 1e-8)
 //   momentum, weightDecay   0; as in torch: v ← m v + g + λw, w ← w − η v
 //   sampling       "epoch" (default), "with_replacement", "without_replacement"
-//   seed           of the batches; 0
+//   seed           of the batches; 0. They depend on `update`, too: a run that goes on has new ones
 //   warmup         updates in which the rate rises from lr/warmup to lr, linearly; 0
 //   measures       {name: options}: measures of each row, which it then has under their names, such
 //                  as {eigenvalues: {k: 3, samples: 512}}; {}
@@ -67,9 +67,11 @@
 //   reason         "epochs", "updates", "trainLoss", "stopped", or "diverged" (the loss is not
 //                  finite; the row before is the last); row: the last row
 //   A second call goes on from the weights (and the momentum) that there are.
+//   pause() and resume() keep the promise open; stop() resolves it, after a last row.
 // net.step(options, {indices}) → Promise<row>   one update, on the batch of these training images
-//                               or on a random one; same options as train
+//                               (numbers from 0), or on a random one; options as of train
 // net.pause(), net.resume(), net.stop()
+//   All of these, and those below, return promises.
 // net.weights() → Promise<Float32Array>   (nParams) in lecture6's order
 // net.setWeights(w)             and forget the momentum
 // net.reset()                   to the initial weights; rows are forgotten
@@ -77,36 +79,37 @@
 //
 // net.measure(name, options, {signal}) → Promise<result>
 //   of the weights at the moment of the call, while training goes on; `signal` (of an
-//   AbortController) cancels it: it rejects with an AbortError. `split`, where a measure has one, is
-//   "train" (default) or "test". `samples`: only the first so many images of it.
+//   AbortController) cancels it: it rejects with an AbortError. Where a measure has a `split`, it is
+//   "train" (default) or "test", and `samples: n` takes only the first n images of it.
 //
-//   "evaluate"     {split, labels}      → {loss, accuracy, labels?: Uint8Array (n)}, the classes
-//                                         that the net gives
+//   "evaluate"     {split, labels}      → {loss, accuracy, labels}; labels: true → Uint8Array (n)
+//                                         of the classes that the net gives
 //   "gradient"     {split}              → {loss, gradient: Float32Array (nParams), norm}
 //   "hvp"          {v, split}           → {product: Float32Array (nParams)}: the Hessian times v,
 //                                         exact (Pearlmutter's R-operator)
 //   "eigenvalues"  {k: 1, ends: "largest" | "smallest" | "both", tolerance: 1e-3,
 //                   maxProducts: 100, split, seed, vectors: false}
-//                  → {largest: [{value, error}], smallest: […], vectors?: [Float32Array],
-//                     converged, products}: Lanczos on the Hessian; largest first, and the most
-//                     negative first; `error` as in lecture6 (residual, Kato–Temple)
+//                  → {largest: [{value, error}], smallest: […], vectors, converged, products}:
+//                     Lanczos on the Hessian; the largest first, the most negative first; `error` as
+//                     in lecture6 (Kato–Temple, rounding); vectors: true → [Float32Array (nParams)]
 //   "spectrum"     {vectors: 4, steps: 40, split, seed} → {nodes, weights}: Gauss quadrature of the
 //                     spectral density, (vectors × steps) each; each vector's weights sum to 1
 //   "trace"        {products: 30, split, seed, probes} → {value, stderr, n}: Hutchinson;
 //                     `probes`: own vectors (n × nParams) instead of random signs
 //   "sharpness"    {kind: "worst_case" | "adaptive", epsilon: 1e-3, starts: 1, iterations: 10,
 //                   equal: false, split, seed, start}
-//                  → {value, stderr, loss, lossMax, gap, converged, evaluations, norms}: φ by sign ascent;
-//                     `equal`: after the layers' norms were made equal, which keeps the function of
+//                  → {value, stderr, loss, lossMax, gap, epsilon, converged, evaluations, norms}: φ
+//                     by sign ascent, stderr by rounding; `equal`: after the layers' norms were made equal, which keeps the function of
 //                     a ReLU net; "adaptive": the box |δ_i| ≤ ε |w_i|, 20 iterations by default;
-//                     `start`: a point u of [−1, 1]^nParams instead of random ones; norms: of layers
-//   "noise"        {split, directions: 0, seed} → {trace, gradientNorm2, scale, projections?}:
-//                     tr F of the per-sample gradients, ‖ḡ‖², B_simple = tr F/‖ḡ‖², and the `stderr`
-//                     of each by rounding; projections of every sample's gradient on k random unit
+//                     `start`: a point u of [−1, 1]^nParams instead of random ones; norms: of the
+//                     layers' weights
+//   "noise"        {split, directions: 0, seed} → {trace, gradientNorm2, scale, stderr, projections}:
+//                     tr F of the per-sample gradients, ‖ḡ‖², B_simple = tr F/‖ḡ‖²; stderr has that
+//                     of each, by rounding; projections of every sample's gradient on k random unit
 //                     directions, or on given ones (k × nParams): Float32Array (n × k)
 //   "sampleGradients" {indices} → {gradients: Float32Array (k × nParams), losses: Float64Array}
 //   "path"         {to: Net or w, alphas, labels: false}
-//                  → {alphas, train: {loss, accuracy}, test: {loss, accuracy}, labels?}: arrays of
+//                  → {alphas, train: {loss, accuracy}, test: {loss, accuracy}, labels}: arrays of
 //                     numbers along the line; labels: Uint8Array (alphas × n of the test set)
 //   "plane"        {span: 1, n: 21, split, seed, directions}
 //                  → {coordinates, loss, accuracy, directions}: on w + x d₁ + y d₂, random and
@@ -169,9 +172,9 @@ export class Lab {
       } catch (error) {
         if (error.failed || place === "worker") throw error;
       }
-    const created = await createKernel(bytes, kernel), later = (message) => queueMicrotask(message);
-    const soon = (run) => setTimeout(run);
-    const session = new Session(created, lab.data, (message) => later(() => lab.receive(message)), soon);
+    const created = await createKernel(bytes, kernel);
+    const post = (message) => queueMicrotask(() => lab.receive(message));
+    const session = new Session(created, lab.data, post, (run) => setTimeout(run));
     lab.send = (message) => session.receive(message);
     lab.end = () => session.pauseAll();
     return Object.assign(lab, { place: "page", kernel: created.kind });

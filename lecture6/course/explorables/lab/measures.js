@@ -1,8 +1,8 @@
 // What is measured of a net at weights w: generators, which yield between parts of their work and
 // return the result. Definitions are those of lecture6's sharpness, curvature, noise and landscape.
 
-import { oneOf, options, real, vector, whole } from "./checks.js";
-import { ROWS, evaluation, parts } from "./network.js";
+import { fail, oneOf, options, real, vector, whole } from "./checks.js";
+import { ROWS, evaluation, norm, parts } from "./network.js";
 import { Random } from "./random.js";
 import { tridiagonal } from "./tridiagonal.js";
 
@@ -11,9 +11,9 @@ const TOLERANCE = 0.01; // of φ: the gap that a search may leave, as a fraction
 
 // A net and data, and what is computed of them in several parts. Vectors are places in memory.
 class Measurement {
-  constructor(net, w, train, test) {
-    Object.assign(this, { passes: net.passes, shape: net.shape, heap: net.heap, train, test });
-    Object.assign(this, { size: net.shape.size, kernel: net.passes.kernel, taken: [] });
+  constructor({ passes, shape, heap, train, test }, w, seed) {
+    Object.assign(this, { passes, shape, heap, train, test, seed, size: shape.size, taken: [] });
+    this.kernel = passes.kernel;
     this.w = this.take(w);
   }
 
@@ -33,13 +33,22 @@ class Measurement {
     return this.heap.floats.subarray(place, place + this.size);
   }
 
+  // The first n samples of a set, or all.
   split(name, n) {
     const all = this[oneOf("split", name, ["train", "test"])];
     return { ...all, n: whole("samples", n ?? all.n, 1, all.n) };
   }
 
+  random(stream) {
+    return new Random(this.seed, stream);
+  }
+
   dot(x, y) {
     return this.kernel.dot(x, y, this.size);
+  }
+
+  norm(x) {
+    return Math.sqrt(this.dot(x, x));
   }
 
   // out = a x + b y
@@ -86,14 +95,14 @@ class Measurement {
     yield* this.product(this.w, v, few, here);
     yield* this.product(near, v, few, there);
     this.combine(there, 1, there, -1, here);
-    return Math.sqrt(this.dot(there, there)) + EPS * Math.sqrt(this.dot(here, here));
+    return this.norm(there) + EPS * this.norm(here);
   }
 
   // Lanczos with full reorthogonalisation from v: after each product the basis (places), T's
   // diagonal and what is beside it, which has one number more than T: the coupling to what is left.
   *lanczos(start, samples, most) {
     const basis = [], diagonal = [], beside = [];
-    let next = start, norm = Math.sqrt(this.dot(next, next));
+    let next = start, norm = this.norm(next);
     while (basis.length < most) {
       this.combine(next, 1 / norm, next, 0, next);
       basis.push(next);
@@ -102,8 +111,8 @@ class Measurement {
       diagonal.push(this.dot(image, next));
       for (let twice = 0; twice < 2; twice++) // is enough (Kahan, Parlett)
         for (const one of basis) this.combine(image, 1, image, -this.dot(image, one), one);
-      norm = Math.sqrt(this.dot(image, image));
-      if (!Number.isFinite(norm)) throw new Error("a product with the Hessian is not finite at w");
+      norm = this.norm(image);
+      if (!Number.isFinite(norm)) fail("a product with the Hessian is not finite at w");
       const scale = Math.max(...diagonal.map(Math.abs), ...beside);
       const ended = norm <= 10 * EPS * scale; // the space is invariant under H
       beside.push(ended ? 0 : norm);
@@ -123,106 +132,94 @@ function* iterate(lanczos, enough) {
   return space;
 }
 
-function* evaluate(of, { split, samples, labels }) {
-  const on = of.split(split, samples), predicted = labels ? new Uint8Array(on.n) : undefined;
+function* evaluate(of, on, { labels }) {
+  const predicted = labels ? new Uint8Array(on.n) : undefined;
   const [loss, accuracy] = yield* evaluation(of.passes, of.w, on, predicted);
   return { loss, accuracy, labels: predicted };
 }
 
-function* gradient(of, { split, samples }) {
-  const g = of.take(), loss = yield* of.gradient(of.w, of.split(split, samples), g);
-  return { loss, gradient: of.shape.unpack(of.at(g)), norm: Math.sqrt(of.dot(g, g)) };
+function* gradient(of, on) {
+  const g = of.take(), loss = yield* of.gradient(of.w, on, g);
+  return { loss, gradient: of.shape.unpack(of.at(g)), norm: of.norm(g) };
 }
 
-function* hvp(of, { v, split, samples }) {
+function* hvp(of, on, { v }) {
   const direction = of.take(of.shape.pack(v, "v")), out = of.take();
-  yield* of.product(of.w, direction, of.split(split, samples), out);
+  yield* of.product(of.w, direction, on, out);
   return { product: of.shape.unpack(of.at(out)) };
 }
 
 // The eigenvalues at one end of T, and how far they are from those of H.
 function ritz({ diagonal, beside }, k, end) {
-  const n = diagonal.length, { values, vectors } = tridiagonal(diagonal, beside.slice(0, -1));
+  const n = diagonal.length, { values, vectors } = tridiagonal(diagonal, beside);
   const residuals = values.map((_, i) => Math.abs(beside[n - 1] * vectors[i][n - 1]));
   const order = values.map((_, i) => (end === "largest" ? n - 1 - i : i)).slice(0, k);
   return order.map((i) => {
     // Neighbours may be as much nearer as they are uncertain; of none, nothing is known.
-    const others = values.map((x, j) => (j === i ? Infinity : Math.abs(x - values[i]) - residuals[j]));
-    const gap = n > 1 ? Math.min(...others) : 0, r = residuals[i];
+    const apart = (x, j) => (j === i ? Infinity : Math.abs(x - values[i]) - residuals[j]);
+    const gap = n > 1 ? Math.min(...values.map(apart)) : 0, r = residuals[i];
     return { value: values[i], error: r * (r / Math.max(gap, r, 1e-300)), y: vectors[i] };
   });
 }
 
-function* eigenvalues(of, { k, ends, tolerance, maxProducts, split, samples, seed, vectors }) {
-  whole("k", k, 1, of.shape.nParams);
-  oneOf("ends", ends, ["largest", "smallest", "both"]);
+function* eigenvalues(of, on, { k, ends, tolerance, maxProducts, vectors }) {
+  const n = of.shape.nParams, random = of.random("start");
+  whole("k", k, 1, n);
+  const both = oneOf("ends", ends, ["largest", "smallest", "both"]) === "both";
+  const wanted = both ? ["largest", "smallest"] : [ends], found = { largest: [], smallest: [] };
   real("tolerance", tolerance, { least: 0 });
-  const most = Math.min(whole("maxProducts", maxProducts, k), of.shape.nParams);
-  const on = of.split(split, samples), random = new Random(whole("seed", seed, 0), "start");
-  const wanted = ends === "both" ? ["largest", "smallest"] : [ends];
-  const start = of.take(of.shape.drawn(() => random.normal())), pairs = {};
+  const most = Math.min(whole("maxProducts", maxProducts, k), n);
+  const met = ({ value, error }) => error <= tolerance * Math.abs(value);
   const enough = (space) => {
     const size = space.diagonal.length, ended = size === most || space.beside.at(-1) === 0;
     if (!ended && (size < k || size % (size < 20 ? 2 : 5))) return false;
-    for (const end of wanted) pairs[end] = ritz(space, k, end);
-    const met = ({ value, error }) => error <= tolerance * Math.abs(value);
-    return ended || wanted.every((end) => pairs[end].length === k && pairs[end].every(met));
+    for (const end of wanted) found[end] = ritz(space, k, end);
+    return ended || wanted.every((end) => found[end].every(met));
   };
-  const space = yield* iterate(of.lanczos(start, on, most), enough);
-  // The vectors, and what rounding leaves open of their sum.
-  const found = wanted.map((end) => pairs[end].map(({ y }) => {
-    const place = of.take();
-    space.basis.forEach((one, i) => of.combine(place, 1, place, y[i], one));
-    return place;
-  }));
-  const largest = Math.max(...wanted.flatMap((end) => pairs[end].map(({ value }) => Math.abs(value))));
-  const sum = of.take();
-  for (const place of found[0]) of.combine(sum, 1, sum, 1, place);
+  const start = of.take(of.shape.drawn(() => random.normal()));
+  const { basis } = yield* iterate(of.lanczos(start, on, most), enough);
+  const pairs = wanted.flatMap((end) => found[end]), sum = of.take(), kept = [];
+  for (const { y } of pairs) {
+    const vector = of.take();
+    basis.forEach((one, i) => of.combine(vector, 1, vector, y[i], one));
+    of.combine(sum, 1, sum, 1, vector);
+    if (vectors) kept.push(of.shape.unpack(of.at(vector)));
+  }
+  const largest = Math.max(...pairs.map(({ value }) => Math.abs(value)));
   const rounding = (yield* of.rounding(sum, on)) + EPS * largest;
-  const result = { largest: [], smallest: [], products: space.diagonal.length, converged: true };
   for (const end of wanted)
-    for (const { value, error } of pairs[end]) {
-      result[end].push({ value, error: error + rounding });
-      result.converged &&= error + rounding <= tolerance * Math.abs(value);
-    }
-  if (vectors) result.vectors = found.flat().map((place) => of.shape.unpack(of.at(place)));
-  return result;
+    found[end] = found[end].map(({ value, error }) => ({ value, error: error + rounding }));
+  const converged = wanted.every((end) => found[end].length === k && found[end].every(met));
+  return { ...found, vectors: kept, converged, products: basis.length };
 }
 
-function* spectrum(of, { vectors, steps, split, samples, seed }) {
-  whole("vectors", vectors, 1);
-  const most = Math.min(whole("steps", steps, 1), of.shape.nParams), nodes = [], weights = [];
-  const on = of.split(split, samples), random = new Random(whole("seed", seed, 0), "start");
-  for (let i = 0; i < vectors; i++) {
+function* spectrum(of, on, { vectors, steps }) {
+  const random = of.random("start"), nodes = [], weights = [];
+  const most = Math.min(whole("steps", steps, 1), of.shape.nParams);
+  for (let i = whole("vectors", vectors, 1); i > 0; i--) {
     const start = of.take(of.shape.drawn(() => random.normal()));
     const { diagonal, beside } = yield* iterate(of.lanczos(start, on, most), () => false);
-    const found = tridiagonal(diagonal, beside.slice(0, -1));
+    const found = tridiagonal(diagonal, beside);
     nodes.push(found.values);
     weights.push(found.vectors.map((y) => y[0] ** 2));
   }
   return { nodes, weights };
 }
 
-// The mean and its standard error.
-function estimate(samples, rounding) {
-  const n = samples.length, value = samples.reduce((sum, x) => sum + x, 0) / n;
-  const squares = samples.reduce((sum, x) => sum + (x - value) ** 2, 0);
-  return { value, stderr: Math.hypot(Math.sqrt(squares / (n * (n - 1))), rounding), n };
-}
-
-function* trace(of, { products, split, samples, seed, probes }) {
-  const on = of.split(split, samples), random = new Random(whole("seed", seed, 0), "probes");
-  const n = of.shape.nParams, count = whole("products", probes ? probes.length / n : products, 2);
-  const v = of.take(), out = of.take(), each = [];
-  for (let i = 0; i < count; i++) {
-    const probe = probes
-      ? of.shape.pack(probes.slice(i * n, (i + 1) * n), "probes")
-      : of.shape.drawn(() => random.sign());
-    of.at(v).set(probe);
+// The mean of vᵀ H v, with its standard error.
+function* trace(of, on, { products, probes }) {
+  const random = of.random("probes"), size = of.shape.nParams, v = of.take(), out = of.take();
+  const n = whole("products", probes ? probes.length / size : products, 2), each = [];
+  for (let i = 0; i < n; i++) {
+    of.at(v).set(probes
+      ? of.shape.pack(probes.slice(i * size, (i + 1) * size), "probes")
+      : of.shape.drawn(() => random.sign()));
     yield* of.product(of.w, v, on, out);
     each.push(of.dot(v, out));
   }
-  return estimate(each, yield* of.rounding(v, on));
+  const value = each.reduce((sum, x) => sum + x, 0) / n, spread = norm(each.map((x) => x - value));
+  const rounding = yield* of.rounding(v, on);
+  return { value, stderr: Math.hypot(spread / Math.sqrt(n * (n - 1)), rounding), n };
 }
 
 // f over the box |δ_i| ≤ ε (|w_i| + margin), with δ = h u: it remembers the best point found.
@@ -255,7 +252,7 @@ class Search {
     this.go(u);
     const rise = (yield* of.gradient(point, this.on, g)) - this.base, slope = of.at(g).slice();
     this.evaluations += 1;
-    if (!Number.isFinite(rise)) throw new Error("the loss in the box is not finite: take a smaller epsilon");
+    if (!Number.isFinite(rise)) fail("the loss in the box is not finite: take a smaller epsilon");
     const grad = slope.map((x, i) => x * this.h[i]);
     if (rise > this.best.rise) {
       const gap = grad.reduce((sum, x, i) => sum + Math.abs(x) - x * u[i], 0);
@@ -290,22 +287,19 @@ class Search {
   }
 }
 
-function* sharpness(of, given) {
-  const { kind, epsilon, starts, equal, split, samples, seed, start } = given;
+function* sharpness(of, on, { kind, epsilon, starts, iterations, equal, start }) {
   const adaptive = oneOf("kind", kind, ["worst_case", "adaptive"]) === "adaptive";
-  const iterations = whole("iterations", given.iterations ?? (adaptive ? 20 : 10), 1);
+  const most = whole("iterations", iterations ?? (adaptive ? 20 : 10), 1);
   real("epsilon", epsilon, { above: 0 });
-  whole("starts", starts, 1);
   const w = equal ? of.take(of.shape.withEqualNorms(of.at(of.w))) : of.w;
-  const random = new Random(whole("seed", seed, 0), "start"), on = of.split(split, samples);
-  const search = new Search(of, on, w, epsilon, adaptive ? 0 : 1);
+  const search = new Search(of, on, w, epsilon, adaptive ? 0 : 1), random = of.random("start");
   [search.base] = yield* evaluation(of.passes, w, on);
   real("the loss at w", search.base, { above: -1 });
   let highest = search.best;
-  for (let i = 0; i < starts; i++) {
+  for (let i = whole("starts", starts, 1); i > 0; i--) {
     search.forget();
-    const u = start ? of.shape.pack(start, "start") : of.shape.drawn(() => 2 * random.uniform() - 1);
-    yield* search.ascend(u, iterations);
+    const drawn = () => of.shape.drawn(() => 2 * random.uniform() - 1);
+    yield* search.ascend(start ? of.shape.pack(start, "start") : drawn(), most);
     if (search.best.rise > highest.rise) highest = search.best;
   }
   search.best = highest;
@@ -341,163 +335,142 @@ function* squaredGradients(of, w, on, g) {
   return total / on.n;
 }
 
-function* noise(of, { split, samples, directions, seed }) {
-  const on = of.split(split, samples), g = of.take(), near = of.moved(of.w, 1);
-  whole("seed", seed, 0);
-  const at = function* (w) {
-    const squares = yield* squaredGradients(of, w, on, g), mean = of.dot(g, g);
-    const trace_ = Math.max(0, squares - mean);
-    return { trace: trace_, gradientNorm2: mean, scale: trace_ / mean };
-  };
-  const moved = yield* at(near), result = yield* at(of.w);
-  result.stderr = {};
-  for (const name of ["trace", "gradientNorm2", "scale"])
-    result.stderr[name] = Math.abs(result[name] - moved[name]) + EPS * result[name];
-  if (directions) result.projections = yield* projections(of, on, directions, seed);
-  return result;
+function* noise(of, on, { directions }) {
+  const g = of.take(), found = [];
+  for (const w of [of.w, of.moved(of.w, 1)]) {
+    const squares = yield* squaredGradients(of, w, on, g), gradientNorm2 = of.dot(g, g);
+    const trace = Math.max(0, squares - gradientNorm2);
+    found.push({ trace, gradientNorm2, scale: trace / gradientNorm2 });
+  }
+  const [result, moved] = found, stderr = {};
+  for (const [name, x] of Object.entries(result))
+    stderr[name] = Math.abs(moved[name] - x) + EPS * x;
+  const projected = directions ? yield* projections(of, on, directions) : undefined;
+  return { ...result, stderr, projections: projected };
 }
 
-// Vectors, one after another: `given`, or as many random unit vectors.
-function* unitVectors(of, given, seed) {
-  const random = new Random(seed, "directions"), n = of.shape.nParams;
-  const count = whole("directions", given.length === undefined ? given : given.length / n, 1);
-  for (let j = 0; j < count; j++)
-    if (given.length) yield of.shape.pack(given.slice(j * n, (j + 1) * n), "directions");
-    else {
-      const v = of.shape.drawn(() => random.normal()), norm = Math.hypot(...v);
-      yield v.map((x) => x / norm);
-    }
-}
-
-// Every sample's gradient along some vectors: the derivatives of its loss along them.
-function* projections(of, on, directions, seed) {
-  const { passes, shape, heap } = of, vectors = [...unitVectors(of, directions, seed)];
-  const { d, t, length } = passes.buffers.at(-1), k = vectors.length, u = of.take();
-  const found = new Float32Array(on.n * k);
+// Every sample's gradient along vectors, given one after another, or as many random unit ones: the
+// derivatives of its loss along them.
+function* projections(of, on, given) {
+  const { passes, shape, heap } = of, n = shape.nParams, random = of.random("directions");
+  const k = whole("directions", given.length === undefined ? given : given.length / n, 1);
+  const { d, t, length } = passes.buffers.at(-1), u = of.take(), found = new Float32Array(on.n * k);
   for (let j = 0; j < k; j++) {
-    of.at(u).set(vectors[j]);
+    of.at(u).set(given.length
+      ? shape.pack(given.slice(j * n, (j + 1) * n), "directions")
+      : shape.drawn(() => random.normal()));
+    if (!given.length) of.combine(u, 1 / of.norm(u), u, 0, u);
     for (const [x, y, m, at] of parts(on)) {
       passes.forward(of.w, x, y, m);
       passes.forwardAlong(of.w, u, x, m);
-      for (let i = 0; i < m; i++) {
-        let sum = 0;
+      for (let i = 0; i < m; i++)
         for (let c = i * length; c < i * length + shape.classes; c++)
-          sum += heap.floats[d + c] * heap.floats[t + c];
-        found[(at + i) * k + j] = sum;
-      }
+          found[(at + i) * k + j] += heap.floats[d + c] * heap.floats[t + c];
       yield;
     }
   }
   return found;
 }
 
-function* sampleGradients(of, { indices }) {
-  const { x, y, n, length } = of.train, g = of.take(), size = of.shape.nParams;
-  whole("the number of indices", indices?.length, 1, n);
-  const gradients = new Float32Array(indices.length * size), losses = [];
-  for (const [k, i] of Array.from(indices).entries()) {
-    whole("an index of a training image", i, 0, n - 1);
-    const one = { x: x + i * length, y: y + i, n: 1, length };
-    losses.push(yield* of.gradient(of.w, one, g));
-    gradients.set(of.shape.unpack(of.at(g)), k * size);
+function* sampleGradients(of, { x, y, n, length }, { indices }) {
+  const g = of.take(), size = of.shape.nParams;
+  const k = whole("the number of indices", indices?.length, 1);
+  const gradients = new Float32Array(k * size), losses = new Float64Array(k);
+  for (let j = 0; j < k; j++) {
+    const i = whole("an index of a training image", indices[j], 0, n - 1);
+    losses[j] = yield* of.gradient(of.w, { x: x + i * length, y: y + i, n: 1, length }, g);
+    gradients.set(of.shape.unpack(of.at(g)), j * size);
   }
-  return { gradients, losses: Float64Array.from(losses) };
+  return { gradients, losses };
 }
 
-function* path(of, { to, alphas, labels, split, samples }) {
-  const end = of.take(of.shape.pack(to, "to")), here = of.take();
-  const splits = split === "both" ? ["train", "test"] : [split];
-  const result = { alphas: Float64Array.from(vector("alphas", alphas, alphas.length)) };
-  for (const name of splits) result[name] = { loss: [], accuracy: [] };
-  if (labels) result.labels = new Uint8Array(alphas.length * of.test.n);
-  for (const [i, alpha] of Array.from(alphas).entries()) {
-    of.combine(here, 1 - alpha, of.w, alpha, end);
-    for (const name of splits) {
-      const on = of.split(name, samples);
-      const own = labels && name === "test"
-        ? result.labels.subarray(i * of.test.n, (i + 1) * of.test.n) : undefined;
-      const [loss, accuracy] = yield* evaluation(of.passes, here, on, own);
-      result[name].loss.push(loss);
-      result[name].accuracy.push(accuracy);
+function* path(of, on, { to, alphas, labels }) {
+  const end = of.take(of.shape.pack(to, "to")), here = of.take(), { n } = of.test;
+  const numbers = Array.from(alphas), predicted = new Uint8Array(labels ? numbers.length * n : 0);
+  const result = { alphas: vector("alphas", numbers, numbers.length) };
+  for (const name of ["train", "test"]) {
+    const loss = [], accuracy = [];
+    for (const [i, alpha] of numbers.entries()) {
+      of.combine(here, 1 - alpha, of.w, alpha, end);
+      const own = labels && name === "test" && predicted.subarray(i * n, (i + 1) * n);
+      [loss[i], accuracy[i]] = yield* evaluation(of.passes, here, of[name], own);
     }
+    result[name] = { loss, accuracy };
   }
-  return result;
+  return { ...result, labels: predicted };
 }
 
 // A random direction in which what feeds one unit is as long as it is in w; biases stay.
 function filterNormalised(of, random) {
-  const { shape } = of, w = of.at(of.w), v = shape.drawn(() => random.normal()), lengths = new Map();
-  const add = (place, l, j) => {
-    const key = l * 4096 + j, sums = lengths.get(key) ?? [0, 0];
-    lengths.set(key, [sums[0] + w[place] ** 2, sums[1] + v[place] ** 2]);
-  };
-  shape.eachParameter((place, flat, l, j, i) => { if (i >= 0) add(place, l, j); });
+  const { shape } = of, w = of.at(of.w), v = shape.drawn(() => random.normal());
+  const squares = shape.layers.map(({ outputs }) => [0, 1].map(() => new Float64Array(outputs)));
   shape.eachParameter((place, flat, l, j, i) => {
-    const [own, drawn] = lengths.get(l * 4096 + j);
-    v[place] *= i < 0 ? 0 : Math.sqrt(own / drawn);
+    v[place] *= i < 0 ? 0 : 1;
+    squares[l][0][j] += i < 0 ? 0 : w[place] ** 2;
+    squares[l][1][j] += v[place] ** 2;
+  });
+  shape.eachParameter((place, flat, l, j) => {
+    v[place] *= Math.sqrt(squares[l][0][j] / squares[l][1][j]);
   });
   return v;
 }
 
-function* plane(of, { span, n, split, samples, seed, directions }) {
+function* plane(of, on, { span, n, directions }) {
   real("span", span, { above: 0 });
-  whole("n", n, 2, 201);
-  whole("seed", seed, 0);
-  const on = of.split(split, samples), here = of.take();
-  const chosen = [0, 1].map((i) => directions
-    ? of.shape.pack(directions[i], "directions")
-    : filterNormalised(of, new Random(2 * seed + i, "directions")));
-  const [x, y] = chosen.map((numbers) => of.take(numbers));
-  const coordinates = Float64Array.from({ length: n }, (_, i) => span * ((2 * i) / (n - 1) - 1));
+  const coordinates = Array.from({ length: whole("n", n, 2, 201) }, (_, i) => i / (n - 1));
+  coordinates.forEach((x, i) => { coordinates[i] = span * (2 * x - 1); });
+  const random = of.random("directions"), here = of.take();
+  const pair = [0, 1].map((i) => directions
+    ? of.shape.pack(directions[i], "directions") : filterNormalised(of, random));
+  const [x, y] = pair.map((v) => of.take(v));
   const loss = new Float32Array(n * n), accuracy = new Float32Array(n * n);
   for (let i = 0; i < n * n; i++) {
     of.combine(here, 1, of.w, coordinates[i % n], x);
     of.combine(here, 1, here, coordinates[Math.floor(i / n)], y);
     [loss[i], accuracy[i]] = yield* evaluation(of.passes, here, on);
   }
-  return { coordinates, loss, accuracy, directions: chosen.map((v) => of.shape.unpack(v)) };
+  return { coordinates, loss, accuracy, directions: pair.map((v) => of.shape.unpack(v)) };
 }
 
-function* distance(of, { to }) {
+function* distance(of, on, { to }) {
   const other = of.take(of.shape.pack(to, "to")), apart = of.take();
   of.combine(apart, 1, of.w, -1, other);
-  return { value: Math.sqrt(of.dot(apart, apart)), norm: Math.sqrt(of.dot(of.w, of.w)) };
+  return { value: of.norm(apart), norm: of.norm(of.w) };
 }
 
-const ON = { split: "train", samples: undefined };
-const KESKAR_ALPHAS = Array.from({ length: 25 }, (_, i) => -1 + i / 8);
-
 // The measures, with the defaults of their options.
+const ON = { split: "train", samples: undefined }, SEEDED = { ...ON, seed: 0 };
 const MEASURES = {
   evaluate: [evaluate, { ...ON, labels: false }],
   gradient: [gradient, ON],
   hvp: [hvp, { ...ON, v: undefined }],
   eigenvalues: [eigenvalues, {
-    ...ON, k: 1, ends: "largest", tolerance: 1e-3, maxProducts: 100, seed: 0, vectors: false,
+    ...SEEDED, k: 1, ends: "largest", tolerance: 1e-3, maxProducts: 100, vectors: false,
   }],
-  spectrum: [spectrum, { ...ON, vectors: 4, steps: 40, seed: 0 }],
-  trace: [trace, { ...ON, products: 30, seed: 0, probes: undefined }],
+  spectrum: [spectrum, { ...SEEDED, vectors: 4, steps: 40 }],
+  trace: [trace, { ...SEEDED, products: 30, probes: undefined }],
   sharpness: [sharpness, {
-    ...ON, kind: "worst_case", epsilon: 1e-3, starts: 1, iterations: undefined, equal: false,
-    seed: 0, start: undefined,
+    ...SEEDED, kind: "worst_case", epsilon: 1e-3, starts: 1, iterations: undefined, equal: false,
+    start: undefined,
   }],
-  noise: [noise, { ...ON, directions: 0, seed: 0 }],
+  noise: [noise, { ...SEEDED, directions: 0 }],
   sampleGradients: [sampleGradients, { indices: undefined }],
   path: [path, {
-    ...ON, split: "both", to: undefined, alphas: KESKAR_ALPHAS, labels: false,
+    to: undefined, alphas: Array.from({ length: 25 }, (_, i) => -1 + i / 8), labels: false,
   }],
-  plane: [plane, { ...ON, span: 1, n: 21, seed: 0, directions: undefined }],
+  plane: [plane, { ...SEEDED, span: 1, n: 21, directions: undefined }],
   distance: [distance, { to: undefined }],
 };
 
 // Measures a net at the weights that it has now, whatever becomes of them.
 export function measure(net, name, given) {
   const [run, defaults] = MEASURES[oneOf("measure", name, Object.keys(MEASURES))];
-  const chosen = options(given, defaults);
-  const of = new Measurement(net, net.weights(), net.train, net.test);
+  const chosen = options(given, defaults), seed = whole("seed", chosen.seed ?? 0, 0);
+  const w = net.weights();
   return (function* () {
+    const of = new Measurement(net, w, seed);
     try {
-      return yield* run(of, chosen);
+      return yield* run(of, of.split(chosen.split ?? "train", chosen.samples), chosen);
     } finally {
       of.close();
     }

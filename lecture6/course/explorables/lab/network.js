@@ -1,15 +1,19 @@
 // A dense network as a function of one vector w: loss, gradient, and Hessian–vector product.
 //
 // In memory a layer's weights are stored by inputs, (inputs × outputs), with the bias as one more
-// row, to which an input of constant 1 belongs. Rows and columns are padded with zeros, which stay
+// row, to which a constant input of 1 belongs. Rows and columns are padded with zeros, which stay
 // 0, to multiples of 4. `pack` and `unpack` convert from and to lecture6's order, which is torch's.
 
 import { oneOf, real, vector, whole } from "./checks.js";
 import { Random } from "./random.js";
 
-export const ROWS = 256; // samples that go through the net at a time
+export const ROWS = 128; // samples that go through the net at a time
 const KINDS = { relu: 0, tanh: 1 };
 const pad = (n) => 4 * Math.ceil(n / 4);
+
+export function norm(v) {
+  return Math.sqrt(v.reduce((sum, x) => sum + x * x, 0));
+}
 
 export class Shape {
   constructor({ widths, activation = "relu", loss = "cross_entropy", bias = true }) {
@@ -80,12 +84,12 @@ export class Shape {
   // The same function of a ReLU net, with layers whose weights all have the same norm.
   withEqualNorms(w) {
     if (this.kind !== KINDS.relu && this.layers.length > 1)
-      throw new Error('equal: only a net of activation "relu" keeps its function; take equal: false');
+      throw new Error('equal keeps the function of a net of activation "relu" only: leave it out');
     const norms = this.norms(w);
-    norms.forEach((norm) => real("the norm of a layer, to be made equal,", norm, { above: 0 }));
+    norms.forEach((x) => real("the norm of a layer, to be made equal,", x, { above: 0 }));
     const mean = Math.exp(norms.reduce((sum, x) => sum + Math.log(x), 0) / norms.length);
     let product = 1;
-    const factors = norms.map((norm) => [mean / norm, (product *= mean / norm)]);
+    const factors = norms.map((x) => [mean / x, (product *= mean / x)]);
     const scaled = new Float32Array(this.size);
     this.eachParameter((place, flat, l, j, i) => {
       scaled[place] = w[place] * factors[l][i < 0 ? 1 : 0];

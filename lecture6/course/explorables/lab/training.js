@@ -2,7 +2,7 @@
 
 import { options, oneOf, real, whole } from "./checks.js";
 import { measure } from "./measures.js";
-import { ROWS, evaluation } from "./network.js";
+import { ROWS, evaluation, norm } from "./network.js";
 import { Random } from "./random.js";
 
 const SAMPLING = ["epoch", "with_replacement", "without_replacement"];
@@ -10,6 +10,8 @@ const RECIPE = {
   batchSize: undefined, lr: undefined, optimizer: "sgd", momentum: 0, weightDecay: 0,
   sampling: "epoch", seed: 0, warmup: 0, evaluateEvery: undefined, measures: {}, stop: {},
 };
+
+const NEVER = { epochs: Infinity, updates: Infinity, trainLoss: -Infinity };
 
 // The options of `train`, checked, for N training images.
 function recipe(given, n) {
@@ -26,11 +28,9 @@ function recipe(given, n) {
   whole("warmup", chosen.warmup, 0);
   chosen.evaluateEvery ??= Math.ceil(n / chosen.batchSize);
   whole("evaluateEvery", chosen.evaluateEvery, 1);
-  chosen.stop = options(chosen.stop, {
-    epochs: undefined, updates: undefined, trainLoss: undefined,
-  });
+  chosen.stop = options(chosen.stop, NEVER);
   for (const [name, bound] of Object.entries(chosen.stop))
-    if (bound !== undefined) real(`stop.${name}`, bound, { above: 0 });
+    if (bound !== NEVER[name]) real(`stop.${name}`, bound, { above: 0 });
   return chosen;
 }
 
@@ -56,8 +56,9 @@ export class Net {
 
   set(w) {
     this.heap.floats.set(w, this.w);
-    this.heap.floats.fill(0, this.v, this.v + this.shape.size);
-    this.heap.floats.fill(0, this.u, this.u + this.shape.size);
+    for (const moment of [this.v, this.u])
+      this.heap.floats.fill(0, moment, moment + this.shape.size);
+    this.latest = null; // row
     this.moments = 0; // updates that the moments of Adam have seen
   }
 
@@ -65,40 +66,27 @@ export class Net {
     return this.heap.floats.slice(this.w, this.w + this.shape.size);
   }
 
-  get epoch() {
-    return this.seen / this.train.n;
-  }
-
   // Yields between updates, and each new row; returns {reason, row}.
   *training(given) {
-    const chosen = recipe(given, this.train.n), { stop, batchSize } = chosen;
-    const random = new Random(chosen.seed, "batches"), { update, seen } = this;
-    const batches = this.batches(chosen, random), { epochs = Infinity, updates = Infinity } = stop;
-    const samples = epochs * this.train.n, aim = stop.trainLoss ?? -Infinity;
-    const { measures } = chosen;
+    const chosen = recipe(given, this.train.n), { measures, evaluateEvery, stop } = chosen;
+    const batches = this.batches(chosen), last = this.seen + stop.epochs * this.train.n;
     this.stopping = false;
-    let row = yield* this.row(measures), made = 0;
-    for (;;) {
-      let reason = null;
-      if (this.stopping) reason = "stopped";
-      else if (!Number.isFinite(row.trainLoss)) reason = "diverged";
-      else if (row.update === this.update && row.trainLoss <= aim) reason = "trainLoss";
-      else if (this.seen - seen >= samples) reason = "epochs";
-      else if (made >= updates) reason = "updates";
-      if (reason !== null) {
-        if (row.update !== this.update) row = yield* this.row(measures);
-        return { reason, row };
-      }
-      const loss = this.step(batches.next().value, chosen, ++made);
-      if (!Number.isFinite(loss)) return { reason: "diverged", row };
-      if (made % chosen.evaluateEvery === 0) row = yield* this.row(measures);
-      else yield;
+    for (let made = 0, row; ; ) {
+      let reason = this.stopping ? "stopped" : made >= stop.updates ? "updates" : undefined;
+      if (this.seen >= last) reason = "epochs";
+      if (reason || made % evaluateEvery === 0) row = yield* this.row(measures);
+      if (row.trainLoss <= stop.trainLoss && row.update === this.update) reason ??= "trainLoss";
+      if (!reason && !(yield* this.step(batches.next().value, chosen, ++made))) reason = "diverged";
+      if (reason) return { reason, row };
+      yield;
     }
   }
 
   // Endless pairs [place of the indices, how many], as lecture6.train.sample_batches has them.
-  *batches({ batchSize, sampling }, random) {
+  // From one seed they differ after other numbers of updates, as a run that goes on needs.
+  *batches({ batchSize, sampling, seed }) {
     const { order, heap, train: { n } } = this;
+    const random = new Random(seed + 2 ** 32 * this.update, "batches");
     for (let i = 0; i < n; i++) heap.ints[order + i] = i;
     for (;;)
       if (sampling === "epoch") {
@@ -111,18 +99,20 @@ export class Net {
       }
   }
 
-  // One update on a batch; returns the summed loss of the batch before it.
-  step([indices, count], { lr, optimizer, momentum, weightDecay, warmup }, made) {
-    const { passes, train, w, g, v, u, shape: { size } } = this, { kernel, batch, labels } = passes;
+  // One update on a batch; false, and none, where its loss is not finite.
+  *step([indices, count], { lr, optimizer, momentum, weightDecay, warmup }, made) {
+    const { passes, train, w, g, v, u, shape: { size } } = this;
+    const { kernel, batch, labels } = passes;
     let loss = 0;
-    passes.prepare(w);
     for (let at = 0; at < count; at += ROWS) {
       const m = Math.min(ROWS, count - at);
+      if (at) yield;
+      passes.prepare(w);
       kernel.gather(train.x, train.length, train.y, indices + at, m, batch, labels);
       loss += passes.forward(w, batch, labels, m);
       passes.backward(batch, m, g, at > 0);
     }
-    if (!Number.isFinite(loss)) return loss;
+    if (!Number.isFinite(loss)) return false;
     const rate = lr * Math.min(1, made / Math.max(1, warmup));
     if (optimizer === "sgd") kernel.sgd(w, g, v, size, 1 / count, rate, momentum, weightDecay);
     else {
@@ -131,37 +121,30 @@ export class Net {
     }
     this.update += 1;
     this.seen += count;
-    return loss;
+    return true;
   }
 
-  // One update on these images, or on the first batch that the recipe draws.
+  // One update on these images, or on a random batch.
   *single(given, indices) {
-    const chosen = recipe(given, this.train.n), random = new Random(chosen.seed, "batches");
-    let batch = [this.order, indices?.length];
-    if (indices) {
-      for (const i of indices) whole("an index of a training image", i, 0, this.train.n - 1);
-      whole("the number of indices", indices.length, 1, this.train.n);
-      this.heap.ints.set(indices, this.order);
-    } else batch = this.batches(chosen, random).next().value;
-    this.step(batch, chosen, 1);
+    const chosen = recipe({ batchSize: indices?.length, ...given }, this.train.n);
+    for (const i of indices ?? []) whole("an index of a training image", i, 0, this.train.n - 1);
+    const batch = indices ? [this.order, indices.length] : this.batches(chosen).next().value;
+    if (indices) this.heap.ints.set(indices, this.order);
+    yield* this.step(batch, chosen, 1);
     return yield* this.row(chosen.measures);
   }
 
   // The row of the history at the weights that there are, with these measures of them.
   *row(measures) {
-    const { update, epoch } = this;
-    const [trainLoss, trainAccuracy] = yield* evaluation(this.passes, this.w, this.train);
-    const [testLoss, testAccuracy] = yield* evaluation(this.passes, this.w, this.test);
-    const { floats } = this.heap;
-    let square = 0;
-    for (let i = 0; i < this.shape.size; i++) square += (floats[this.w + i] - this.first[i]) ** 2;
-    const distance = Math.sqrt(square);
-    const row = {
-      update, epoch, trainLoss, trainAccuracy, testLoss, testAccuracy, distance,
-    };
+    const row = { update: this.update, epoch: this.seen / this.train.n };
+    if (this.latest?.update === row.update && !Object.keys(measures).length) return this.latest;
+    for (const split of ["train", "test"])
+      [row[`${split}Loss`], row[`${split}Accuracy`]] =
+        yield* evaluation(this.passes, this.w, this[split]);
+    row.distance = norm(this.weights().map((x, i) => x - this.first[i]));
     for (const [name, given] of Object.entries(measures))
       row[name] = yield* measure(this, name, given);
     yield row;
-    return row;
+    return (this.latest = row);
   }
 }

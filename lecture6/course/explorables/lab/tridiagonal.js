@@ -1,9 +1,10 @@
-// The eigenvalues of a symmetric tridiagonal matrix, ascending, and its eigenvectors, as rows: the
-// implicit QL method (Dubrulle, Martin & Wilkinson, 1968).
+// The eigenvalues of a symmetric tridiagonal matrix, ascending, and its eigenvectors, as rows, from
+// its diagonal and what is beside it (what goes beyond the matrix is not read): the implicit QL
+// method (Dubrulle, Martin & Wilkinson, 1968).
 
 export function tridiagonal(diagonal, beside) {
   const n = diagonal.length, d = Float64Array.from(diagonal), e = new Float64Array(n);
-  e.set(beside);
+  e.set(beside.slice(0, n - 1));
   const rows = Array.from({ length: n }, (_, i) => {
     const row = new Float64Array(n);
     row[i] = 1;

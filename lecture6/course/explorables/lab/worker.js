@@ -1,4 +1,5 @@
-// The worker of a lab: its first message brings data and kernel, all others are requests to its session.
+// The worker of a lab. Its first message brings data and kernel; all others are requests to its
+// session.
 
 import { createKernel } from "./kernel.js";
 import { Session } from "./session.js";
