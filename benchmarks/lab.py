@@ -26,8 +26,14 @@ from browsing import chromium
 
 GOALS = {8: 15.0, 64: 3.0, 512: 1.0}  # the page's updates over PyTorch's, by batch size
 PAGE = """<!doctype html><meta charset="utf-8"><title>lab</title><script type="module">{module}
-Object.assign(window, {{ Lab, digits: {digits} }});
-window.lab = await Lab.open(digits);</script>"""
+Object.assign(window, {{ Lab, digits: {digits} }});</script>"""
+WARM = """
+const [done] = arguments;
+Lab.open(digits).then((lab) => {
+  window.lab = lab;
+  return lab.net().measure("trace");
+}).then(done);
+"""
 UPDATES = """
 const [options, done] = arguments, net = lab.net();
 net.train({...options, stop: {updates: 1}}).then(async () => {
@@ -114,7 +120,7 @@ def main() -> None:
         page.write_text(PAGE.format(module=module, digits=json.dumps(packed("digits"))), "utf8")
         browser.set_script_timeout(600)
         browser.get(page.as_uri())
-        browser.execute_async_script("lab.net().measure('trace').then(arguments[0])")  # warm
+        browser.execute_async_script(WARM)
         print(f"{'a second':22} {'page':>9} {'PyTorch':>9}   {'ratio':>6}")
         for batch_size, goal in GOALS.items():
             n = 40_000 // (8 + batch_size)
