@@ -32,9 +32,7 @@ def warmup(epochs: float, start: float = 0.1, *, kind: str = "gradual") -> Sched
     real("start", start, least=0)
     if one_of("kind", kind, ("gradual", "constant")) == "constant":
         return lambda epoch: start if epoch < epochs else 1.0
-    if epochs == 0:
-        return lambda epoch: 1.0
-    return lambda epoch: min(1.0, start + (1.0 - start) * epoch / epochs)
+    return lambda epoch: start + (1.0 - start) * epoch / epochs if epoch < epochs else 1.0
 
 
 def compose(*schedules: Schedule) -> Schedule:

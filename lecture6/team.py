@@ -44,6 +44,3 @@ class Team:
 
     def mean_buffers(self, model: nn.Module) -> None:
         """Average the floating-point buffers of ``model`` over the workers, in place."""
-
-    def beat(self) -> None:
-        """Say that this worker lives, to the parent, which ends those that are silent."""
