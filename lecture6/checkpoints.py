@@ -1,7 +1,5 @@
 """Files that are whole or not there, and what a training run continues from."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import os

@@ -4,8 +4,6 @@ Every function that takes one of these asks here. It gets the value in the one f
 behind it works with, or raises a ValueError that names the value and the remedy.
 """
 
-from __future__ import annotations
-
 import copy
 import operator
 import sys

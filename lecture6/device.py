@@ -1,7 +1,5 @@
 """The machine that computes: which device, what arithmetic it has, how it behaves in training."""
 
-from __future__ import annotations
-
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Loss and accuracy on a whole set, in batches that each are a fair sample of it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

@@ -11,8 +11,6 @@ from ``seed`` alone. Every network raises ValueError, naming the argument, for s
 whole numbers above 0 and for other options that it does not have.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise

@@ -3,8 +3,6 @@
 A schedule is a function of the epoch, a fraction, that gives the factor on the learning rate.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable
 

@@ -1,7 +1,5 @@
 """Who makes a step: one process, or k workers that share each mini-batch."""
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 

@@ -331,8 +331,8 @@ class _Training:
             "bf16": self.bf16,
             "parts of a batch": self.n_parts,
             "data": str(data.name),
-            "training set": digest(*map(torch.as_tensor, (data.x_train, data.y_train))),
-            "test set": digest(*map(torch.as_tensor, (data.x_test, data.y_test))),
+            "training set": digest(data.x_train, data.y_train),
+            "test set": digest(data.x_test, data.y_test),
             "model": [repr(self.model), f"frozen: {frozen}"],
             "initial weights": digest(self.w0, *self.model.buffers()),
             "schedule": [digest(torch.tensor(epoch)) for epoch in self.factors],
@@ -397,15 +397,13 @@ class _Training:
         return self.rows[-2][3]
 
     def _save(self) -> None:
-        device, cuda_rng = self.team.device, None
-        if device.type == "cuda":
-            cuda_rng = self.team.rows(torch.cuda.get_rng_state(device))
+        device, rows = self.team.device, self.team.rows
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
-            "rng": self.team.rows(torch.get_rng_state()),
-            "cuda_rng": cuda_rng,
+            "rng": rows(torch.get_rng_state()),
+            "cuda_rng": rows(torch.cuda.get_rng_state(device)) if device.type == "cuda" else None,
             "rows": self.rows,
             "progress": [self.epoch, self.best, self.since_best, self.seconds],
         }

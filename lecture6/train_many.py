@@ -8,8 +8,6 @@ Plain SGD adds −η∇ to the weights by the matrix product that makes ∇, so 
 a CPU a few replicas at a time go through an epoch, so that their weights stay in the cache.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The workers that train together, as one of them sees it."""
 
-from __future__ import annotations
-
 import copy
 import os
 import sys

@@ -1,7 +1,5 @@
 """Processes that work together on one function: started, watched, and ended."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import shutil
