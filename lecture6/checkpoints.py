@@ -87,7 +87,7 @@ class Checkpoint:
         except (RuntimeError, LookupError, TypeError, ValueError, pickle.PickleError) as error:
             raise self.unreadable(error) from error
         for name, value in self.settings.items():
-            old = settings.get(name)
+            old: Any = settings.get(name)
             lists = isinstance(old, list) and isinstance(value, list)
             pairs = zip(old, value, strict=False) if lists else [(old, value)]
             if differ := [pair for pair in pairs if pair[0] != pair[1]]:

@@ -6,4 +6,5 @@ from pathlib import Path
 from lecture6.parallel.launch import work
 
 if __name__ == "__main__":
-    work(Path(sys.argv[1]), *map(int, sys.argv[2:5]), float(sys.argv[5]))
+    folder, rank, size, parent, timeout = sys.argv[1:]
+    work(Path(folder), int(rank), int(size), int(parent), float(timeout))
