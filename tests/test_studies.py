@@ -239,10 +239,7 @@ def test_a_function_of_a_script_is_refused():
 
 
 def test_parameters_are_numbers_that_can_be_written_down(tmp_path):
-    study = Study("toy", "", toy_study.drawing, {"smoke": [{"i": np.int64(3)}]}, ones)
-    plain = Study("toy", "", toy_study.drawing, {"smoke": [{"i": 3}]}, ones)
-    assert study.trials("smoke") == plain.trials("smoke")
-    for value in (float("nan"), {1}):
+    for value in (float("nan"), {1}, np.int64(3)):
         study = Study("toy", "", toy_study.drawing, {"smoke": [{"i": value}]}, ones)
         with pytest.raises(StudyError, match="parameters must be finite numbers, strings and"):
             study.trials("smoke")

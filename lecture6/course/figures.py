@@ -299,25 +299,24 @@ def noise_scale_and_gain(
     """Equation (24): the noise scale g (left axis) and what was measured (right axis) against B.
 
     ``table``: columns batch_size, g, and gain, points of test accuracy over the largest batch (NaN
-    where it was not measured). ``batch_size`` (or the one of the table that is nearest) is marked
-    on the curve of g, ``predicted``, a batch size, by a line.
+    where it was not measured, but not everywhere). ``batch_size`` (or the one of the table that is
+    nearest) is marked on the curve of g, ``predicted``, a batch size, by a line.
     """
     table = _checked(_checked(table, "gain"), "batch_size", "g", finite=True)
     table = table.sort_values("batch_size")
-    known = table.dropna(subset="gain")
+    known = _checked(table.dropna(subset="gain"), "gain")
     predicted = checks.real("predicted", predicted, above=0)
     off = table["batch_size"] - checks.real("batch_size", batch_size, above=0)
     chosen = table.loc[off.abs().idxmin()]
-    course = _course(table, "batch_size", "g", ".3g")
-    what = f"The noise scale g against the batch size B: {course}; {chosen['g']:.3g} at B ="
-    what += f" {chosen['batch_size']:g}. The predicted optimum is B = {predicted:.3g}."
+    best = known.loc[known["gain"].idxmax()]
+    what = (
+        "The noise scale g against the batch size B: "
+        f"{_course(table, 'batch_size', 'g', '.3g')}; {chosen['g']:.3g} at B = "
+        f"{chosen['batch_size']:g}. The predicted optimum is B = {predicted:.3g}. The test "
+        f"accuracy measured is highest at B = {best['batch_size']:g}, {best['gain']:.2f} points "
+        "above that of the largest batch."
+    )
     figure = _figure(title, what, provenance)
-    if known.empty:
-        _describe(figure, "The test accuracy was not measured here.")
-    else:
-        best = known.loc[known["gain"].idxmax()]
-        what = f"The test accuracy measured is highest at B = {best['batch_size']:g},"
-        _describe(figure, f"{what} {best['gain']:.2f} points above that of the largest batch.")
     g = table[table["g"] > 0]  # at B = N there is no noise, and no place for it on the axis
     figure.add_scatter(x=g["batch_size"], y=g["g"], mode="lines", name="g", line_color=BLUE)
     at, height = [chosen["batch_size"]], [chosen["g"] if chosen["g"] > 0 else None]

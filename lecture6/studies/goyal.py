@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Mapping
-from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -32,7 +31,7 @@ from lecture6.schedules import scale_lr
 from lecture6.studies import imagenet
 from lecture6.studies.imagenet import goyal_schedule
 from lecture6.studies.results import Stored, distinct_values
-from lecture6.studies.trials import Rows, Study, combinations, grids
+from lecture6.studies.trials import Rows, Study, grids
 from lecture6.train import DivergenceError, train
 
 RULES, WARMUPS = ("linear", "sqrt", "none"), ("gradual", "none", "constant")
@@ -180,44 +179,6 @@ def caption(stored: Stored, rows: pd.DataFrame) -> str:
     return stored.line(rows, f"{net} on {data}", f"n = {n}, η = {lr}", f"{epochs} epochs")
 
 
-def _recipe(base: dict, ks: list[int], seeds: range, curvature_at: list[int]) -> list[dict]:
-    """Group "recipe", most wanted first. λ_max is measured under the linear rule, gradually."""
-    grid = _sweep(base | {"curvature_at": curvature_at}, "recipe", ks, seeds)
-    above = [k for k in ks if k > 1]  # at k = 1 every rule and warm-up is the same
-    others = list(product(("linear", "sqrt"), WARMUPS))[1:]
-    for rule, kind in (*others, ("none", "none")):
-        grid += _sweep(base, "recipe", above, seeds, rule, kind)
-    return grid
-
-
-def _sweep(
-    base: dict, group: str, ks, seeds, rule: str = "linear", kind: str = "gradual", **more
-) -> list[dict]:
-    base = base | {"group": group, "rule": rule, "warmup": kind} | more
-    return combinations(base, k=ks, seed=seeds)
-
-
-def _full(base: dict) -> list[dict]:
-    ks, few, seeds = [1, 2, 4, 8, 16, 32, 64, 128], [1, 4, 16, 64], range(3)
-    measured = sorted({0, 1, 2, *(round(base["epochs"] * e / 9) for e in (1, 2, 3, 6, 9))})
-    plain = {"lr": base["lr"] * 10, "momentum": 0.0, "curvature_at": measured}
-    adam = {"lr": 1e-3, "optimizer": "adam", "weight_decay": 0.0}
-    return [
-        *_recipe(base, ks, seeds, measured),
-        *_sweep(base, "plain", ks, seeds, **plain),
-        *_sweep(base, "adam", few, seeds, **adam),
-        *(p for rule in RULES[1:] for p in _sweep(base, "adam", few[1:], seeds, rule, **adam)),
-        *(p for f in (0.5, 2) for p in _sweep(base | {"lr": base["lr"] * f}, "base", few, seeds)),
-        *_recipe(base, ks, range(3, 5), measured),
-    ]
-
-
-_MLP = {"net": "MLP", "data": "mnist5k", "n": N, "lr": 0.1 * N / 256}
-_IMAGENET = {"net": "resnet50", "images": "imagefolder:imagenet", "n": N, "lr": 0.1, "epochs": 90}
-#: Figure 1 of the paper: 256 and 8,192 first, then what lies between and beyond.
-_FIGURE_1 = [8, 256, 4, 16, 32, 64, 128, 512, 1024, 2048]
-
-
 def _cost(p: dict) -> float:
     """Seconds on a core of a 2026 server, from the first trials; of a GPU for ResNets: a guess."""
     if "images" in p:
@@ -239,14 +200,7 @@ STUDY = Study(
     "mini-batches of n = 32 to 4,096. Profiles cifar10 (a ResNet-20, each 32 samples normalised "
     "by themselves) and imagenet (the paper's own) are for GPUs.",
     trial=trial,
-    grids={
-        "smoke": _recipe(_MLP | {"n_train": 300, "epochs": 2}, [1, 4], range(2), [0, 2]),
-        "book": _recipe(_MLP | {"n_train": 4000, "epochs": 9}, [1, 4, 16, 64], range(3), [0, 9]),
-        "full": _full(_MLP | {"data": "fashion_mnist", "epochs": 27}),
-        "cifar10": _full(_MLP | {"net": "ResNet-20", "data": "cifar10", "epochs": 90}),
-        "imagenet": _sweep(_IMAGENET, "recipe", _FIGURE_1, range(5)),
-        **grids("goyal"),
-    },
+    grids=grids("goyal"),
     cost=_cost,
     own_trials={"imagenet": imagenet.trial},
 )

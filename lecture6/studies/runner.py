@@ -36,9 +36,16 @@ from tqdm.auto import tqdm
 
 from lecture6 import checks, data, parallel
 from lecture6.provenance import code_version, device_name
-from lecture6.studies.trials import Study, StudyError, Trial, TrialFiles, code_digest, tabulate
+from lecture6.studies.trials import (
+    LIBRARIES,
+    Study,
+    StudyError,
+    Trial,
+    TrialFiles,
+    code_digest,
+    tabulate,
+)
 
-LIBRARIES = TrialFiles.LIBRARIES
 POLL = 2.0  # seconds between looks at what other runners have finished
 DIED = "the worker process died, twice (killed, or short of memory?): run again, with fewer --jobs"
 

@@ -23,7 +23,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
 
@@ -31,6 +30,7 @@ from lecture6 import checks
 from lecture6.checkpoints import write_atomically
 
 DATA_SETS = {"data", "images"}  # parameters that name a data set
+LIBRARIES = ("torch", "numpy", "scipy", "pandas")  # what decides a trial's numbers
 # what plans, runs and keeps trials, and makes no number of them
 _MACHINERY = ("lecture6.studies", __name__, "lecture6.studies.runner", "lecture6.studies.results")
 
@@ -114,9 +114,7 @@ class Study:
         code = code_digest(self.trial_of(profile))
         trials = {}  # two equal trials are one
         for given in self.grids[profile]:
-            parameters = {k: v.item() if isinstance(v, np.generic) else v for k, v in given.items()}
-            for kind in parameters.keys() & DATA_SETS:
-                parameters[kind] = replace.get(parameters[kind], parameters[kind])
+            parameters = {k: replace.get(v, v) if k in DATA_SETS else v for k, v in given.items()}
             try:
                 text = json.dumps([self.name, parameters, code], sort_keys=True, allow_nan=False)
             except (TypeError, ValueError) as error:
@@ -139,11 +137,6 @@ class Trial:
         return ", ".join(f"{k} {v}" for k, v in self.parameters.items())
 
 
-def combinations(base: dict, **axes: Iterable) -> list[dict]:
-    """``base`` with each combination of values of ``axes``, the first of which varies slowest."""
-    return [base | dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
-
-
 def grids(study: str) -> dict[str, list[dict]]:
     """The grids of a study in ``grids.toml``, which says how to read them, by profile."""
     written = tomllib.loads(Path(__file__).with_name("grids.toml").read_text("utf8"))
@@ -155,7 +148,9 @@ def grids(study: str) -> dict[str, list[dict]]:
 
 def _expanded(block: dict, base: dict) -> Iterator[dict]:
     own = base | {k: v for k, v in block.items() if k not in ("axes", "cases")}
-    for parameters in combinations(own, **block.get("axes", {})):
+    axes = block.get("axes", {})
+    for values in product(*axes.values()):
+        parameters = own | dict(zip(axes, values, strict=True))
         if "cases" not in block:
             yield parameters
         for case in block.get("cases", []):
@@ -261,8 +256,6 @@ class TrialFiles:
     ``folder`` holds a folder a study; default: ``LECTURE6_STUDIES``, else a cache folder.
     """
 
-    LIBRARIES = ("torch", "numpy", "scipy", "pandas")  # what decides a trial's numbers
-
     def __init__(self, study: Study, folder: Path | None = None) -> None:
         default = os.environ.get("LECTURE6_STUDIES") or "~/.cache/lecture6/studies"
         self.folder = Path(folder or default, study.name)
@@ -282,7 +275,7 @@ class TrialFiles:
             checks.real("seconds", record["seconds"], least=0)
             checks.whole("threads", record["threads"], least=1)
             words = [record["date"], record["device"], record["code"], *record["data"].values()]
-            words += [record["libraries"][name] for name in self.LIBRARIES]
+            words += [record["libraries"][name] for name in LIBRARIES]
             if {*map(type, words)} != {str} or {*map(type, rows)} - {dict}:
                 raise TypeError("its words, or its rows, are of other types")
             parameters = json.loads(json.dumps(trial.parameters))
