@@ -45,7 +45,7 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except BrokenPipeError:  # of `lecture6 … | head`: click's own
             raise
-        except (StudyError, OSError, results.ResultsError) as error:
+        except (StudyError, OSError) as error:
             raise click.ClickException(str(error)) from None
 
 

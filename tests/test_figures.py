@@ -61,16 +61,6 @@ def layers():
     return pd.DataFrame(rows, columns=["layer", "output", "parameters"])
 
 
-def curve():
-    x = np.linspace(-1, 1, 21)
-    return pd.DataFrame({"x": x, "loss": x**2})
-
-
-def boxes(names=("flat", "sharp")):
-    rows = [(n, 0.5 * i, 0.1, 0.5 * i + 0.1, 0.2, 12.3 + i) for i, n in enumerate(names)]
-    return pd.DataFrame(rows, columns=["name", "x", "half_width", "x_max", "loss_max", "sharpness"])
-
-
 def lines(labels="abc"):
     rng = np.random.default_rng(3)
     rows = [(x, rng.uniform(1, 9), f"curve {c}", s) for c in labels for s in (0, 1) for x in (1, 5)]
@@ -100,7 +90,6 @@ FIGURES = {
     "accuracy by update": lambda: figures.accuracy(history(), **COMMON, x="update"),
     "interpolation": lambda: figures.interpolation(path(), **COMMON),
     "accuracy_and_sharpness": lambda: figures.accuracy_and_sharpness(sizes(), **COMMON),
-    "sharpness_box": lambda: figures.sharpness_box(curve(), boxes(), title="A title"),
     "curves": lambda: figures.curves(
         lines(), "x", "y", marks=[(1.0, 2.0, "here")], **AXES, **COMMON
     ),
@@ -166,9 +155,7 @@ def test_the_subtitle_says_which_run_it_was(drawn, name):
     assert drawn[name].layout.title.text == "A title"
 
 
-@pytest.mark.parametrize(
-    "name", ["accuracy", "interpolation", "accuracy_and_sharpness", "sharpness_box", "curves"]
-)
+@pytest.mark.parametrize("name", ["accuracy", "interpolation", "accuracy_and_sharpness", "curves"])
 def test_one_legend_entry_a_curve_each_with_a_look_of_its_own(drawn, name):
     shown = curves(drawn[name])
     names = [t.name for t in shown]
@@ -281,7 +268,7 @@ def test_accuracy_shows_and_says_the_tables_means(x):
 def test_interpolation_shows_and_says_the_tables_means():
     table = path()
     figure = figures.interpolation(table, **COMMON)
-    assert "3 pairs of solutions" in description(figure)
+    assert "mean and range of 3 seeds" in description(figure)
     for split in ("train", "test"):
         means = table[table["split"] == split].groupby("alpha")[["loss", "accuracy"]].mean()
         loss, accuracy = (line(figure, f"{what}, {split}") for what in ("loss", "accuracy"))
@@ -302,7 +289,7 @@ def test_interpolation_of_one_pair_needs_no_seeds():
     table = path(1).drop(columns="seed")
     before = table.copy()
     figure = figures.interpolation(table, **COMMON)
-    assert "1 pair of solutions" in description(figure)
+    assert "seeds" not in description(figure)
     assert table.equals(before)
 
 
@@ -355,22 +342,6 @@ def test_schematic_draws_a_bar_a_block_with_its_shape_and_parameters():
         assert text in description(figure)
 
 
-def test_sharpness_box_draws_each_box_and_its_maximum():
-    figure = figures.sharpness_box(curve(), boxes(), title="A title")
-    np.testing.assert_allclose(
-        [(s.x0, s.x1) for s in figure.layout.shapes], [(-0.1, 0.1), (0.4, 0.6)]
-    )
-    assert [t.name for t in curves(figure)] == [
-        "loss f(x)",
-        "flat: φ = 12.3 %",
-        "sharp: φ = 13.3 %",
-    ]
-    assert [(*t.x, *t.y) for t in curves(figure)[1:]] == [(0.1, 0.2), (0.6, 0.2)]
-    assert "sharp: box 0.40 to 0.60, largest loss 0.2 at 0.60, sharpness 13.3" in description(
-        figure
-    )
-
-
 # ---- nothing is left out in silence ---------------------------------------------------------
 
 
@@ -379,10 +350,9 @@ def test_sharpness_box_draws_each_box_and_its_maximum():
     [
         lambda: figures.accuracy(history(labels="abcde"), **COMMON),
         lambda: figures.accuracy_and_sharpness(sizes(epsilons=(1e-3, 5e-4, 1e-4)), **COMMON),
-        lambda: figures.sharpness_box(curve(), boxes("abc"), title="A title"),
         lambda: figures.curves(lines("abcdefghi"), "x", "y", **AXES, **COMMON),
     ],
-    ids=["five labels", "three epsilons", "three minimisers", "nine curves"],
+    ids=["five labels", "three epsilons", "nine curves"],
 )
 def test_more_curves_than_there_are_colours_are_refused(draw):
     with pytest.raises(ValueError, match=r"at most \d .*, got \d"):
@@ -397,7 +367,7 @@ def test_curves_show_and_say_means_marks_and_ranges():
         log="x",
         xrange=(0.1, 100),
         yrange=(0, 9),
-        marks=[(2, 3, "here")],
+        marks=[(2, 3, "here"), (4, 5, "there")],
         **AXES,
         **COMMON,
     )
@@ -406,6 +376,7 @@ def test_curves_show_and_say_means_marks_and_ranges():
         assert list(shown[label].y) == list(rows.groupby("x").y.mean())
         assert f"{label}: from {rows[rows.x == 1].y.mean():.3g} at 1" in description(figure)
     assert (list(shown["here"].x), list(shown["here"].y)) == ([2], [3])
+    assert shown["here"].marker.symbol != shown["there"].marker.symbol
     assert "Marked: here, 3 at 2." in description(figure)
     assert "mean and range of 2 seeds" in description(figure)
     assert list(figure.layout.xaxis.range) == [-1, 2]  # decades
@@ -455,8 +426,6 @@ TABLES = {
     "accuracy": (history, lambda t: figures.accuracy(t, **COMMON)),
     "interpolation": (path, lambda t: figures.interpolation(t, **COMMON)),
     "accuracy_and_sharpness": (sizes, lambda t: figures.accuracy_and_sharpness(t, **COMMON)),
-    "sharpness_box": (curve, lambda t: figures.sharpness_box(t, boxes(), title="t")),
-    "its boxes": (boxes, lambda t: figures.sharpness_box(curve(), t, title="t")),
     "curves": (lines, lambda t: figures.curves(t, "x", "y", **AXES, **COMMON)),
     "contour": (
         bowl,

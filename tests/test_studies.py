@@ -420,7 +420,7 @@ def giving(*, rows, i):
 
 def test_a_worker_with_other_code_is_refused(tmp_path):
     trial = toy(tmp_path / "log").trials("smoke")[0]
-    answer, error = runner._work(trial, ("toy_study", "_without_sizes", "another digest", ""))
+    answer, error = runner._work(trial, ("toy_study", "_without_sizes", "another digest", "", {}))
     assert answer is None
     assert "the worker has other code than the runner: lecture6" in error
     assert not (tmp_path / "log").exists()

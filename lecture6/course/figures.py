@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -170,9 +171,7 @@ def interpolation(table: pd.DataFrame, *, title: str, provenance: str) -> go.Fig
     """
     percent = _checked(_checked(table, "split"), "alpha", "loss", "accuracy", finite=True)
     percent = percent.assign(accuracy=100 * percent["accuracy"])
-    n = percent["seed"].nunique() if "seed" in percent else 1
-    what = "Cross-entropy and accuracy against the position α on the path, mean and range of"
-    what += f" {n} pair{'s' * (n > 1)} of solutions."
+    what = f"Cross-entropy and accuracy against the position α on the path{_over(table)}."
     figure = _figure(title, what, provenance)
     for split, rows in percent.groupby("split", sort=False):
         for y, colour, yaxis in (("loss", BLUE, "y"), ("accuracy", ORANGE, "y2")):
@@ -218,28 +217,6 @@ def accuracy_and_sharpness(table: pd.DataFrame, *, title: str, provenance: str) 
     return _right_axis(figure, "Sharpness φ, %", type="log", tickmode="linear", dtick="D2")
 
 
-def sharpness_box(curve: pd.DataFrame, boxes: pd.DataFrame, *, title: str) -> go.Figure:
-    """Definition 2 in one dimension: the loss, and at each minimiser the box and its maximum.
-
-    ``curve``: columns x, loss. ``boxes``: one row a minimiser, at most two, with columns name, x,
-    half_width, x_max, loss_max, sharpness (per cent).
-    """
-    curve = _checked(curve, "x", "loss", finite=True)
-    _checked(boxes, "x", "half_width", "x_max", "loss_max", "sharpness", finite=True)
-    what = "A one-dimensional loss with a flat and a sharp minimum and a shaded box around each."
-    figure = _figure(title, what)
-    figure.add_scatter(x=curve["x"], y=curve["loss"], mode="lines", name="loss f(x)")
-    for b, colour in _coloured(_checked(boxes, "name").itertuples(), (GREEN, ORANGE)):
-        low, high = b.x - b.half_width, b.x + b.half_width
-        what = f"{b.name}: box {low:.2f} to {high:.2f}, largest loss {b.loss_max:.3g} at"
-        _describe(figure, f"{what} {b.x_max:.2f}, sharpness {b.sharpness:.3g} per cent.")
-        figure.add_vrect(low, high, fillcolor=colour, opacity=0.18, line_width=0)
-        name, mark = f"{b.name}: φ = {b.sharpness:.3g} %", {"color": colour, "size": 11}
-        figure.add_scatter(x=[b.x_max], y=[b.loss_max], mode="markers", marker=mark, name=name)
-    axis = {"title": "Loss", "range": [-0.05, 1.15]}
-    return figure.update_layout(xaxis_title="Parameter x", yaxis=axis, hovermode="closest")
-
-
 def curves(
     table: pd.DataFrame,
     x: str,
@@ -269,8 +246,8 @@ def curves(
     for (label, rows), (colour, dash) in _coloured(by_label, looks):
         _band(figure, rows, x, y, label, colour, dash=dash, mode=mode)
         _describe(figure, f"{label}: {_course(rows, x, y, '.3g')}.")
-    mark = {"color": "black", "size": 9, "symbol": "diamond"}
-    for at, height, text in marks:
+    for (at, height, text), symbol in zip(marks, cycle(("diamond", "square", "star"))):
+        mark = {"color": "black", "size": 9, "symbol": symbol}
         _describe(figure, f"Marked: {text}, {height:.3g} at {at:.3g}.")
         figure.add_scatter(x=[at], y=[height], mode="markers", marker=mark, name=text)
     figure.update_xaxes(title_text=xlabel, **_scale(table[x], xrange, "x" in log, "xrange"))

@@ -31,31 +31,16 @@ from lecture6.schedules import scale_lr
 from lecture6.studies import imagenet
 from lecture6.studies.imagenet import goyal_schedule
 from lecture6.studies.results import Stored, distinct_values
-from lecture6.studies.trials import Rows, Study, grids
+from lecture6.studies.trials import Rows, Study, grids, papers
 from lecture6.train import DivergenceError, train
 
 RULES, WARMUPS = ("linear", "sqrt", "none"), ("gradual", "none", "constant")
-N = 32  # samples a worker: Goyal et al., §5.1
 N_CURVATURE = 2000  # training samples that λ_max is taken on
 GUESS = 0.9  # error of a guess among ten classes
-#: Goyal et al., Figure 1 (the lecture's Figure 8) with §5.2: top-1 validation error on ImageNet,
-#: per cent, mean and standard deviation of 5 runs.
-PAPER = pd.DataFrame(
-    {
-        "batch_size": [128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536],
-        "lr": [0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6],
-        "error": [23.49, 23.60, 23.48, 23.53, 23.49, 23.56, 23.74, 24.79, 27.55, 33.96],
-        "std": [0.12, 0.12, 0.09, 0.08, 0.11, 0.12, 0.09, 0.27, 0.28, 0.80],
-    }
-)
-#: The same by (rule, warm-up) for batch 8,192 at base rate 0.1, where batch 256 has 23.60.
-PAPER_8K = {
-    ("linear", "none"): (24.84, 0.37),
-    ("linear", "constant"): (25.88, 0.56),
-    ("linear", "gradual"): (23.74, 0.09),
-    ("none", "gradual"): (41.67, 0.10),
-    ("sqrt", "gradual"): (26.22, 0.03),
-}
+#: Goyal et al., Figure 1: top-1 validation error on ImageNet, by batch size.
+PAPER = pd.DataFrame(papers("goyal")["figure_1"])
+#: The same by (rule, warm-up) for batch 8,192.
+PAPER_8K = {(rule, kind): found for rule, kind, *found in papers("goyal")["batch_8k"]}
 
 
 def trial(
@@ -69,7 +54,7 @@ def trial(
     seed: int,
     lr: float,
     epochs: int,
-    n: int = N,
+    n: int = 32,
     optimizer: str = "sgd",
     momentum: float = 0.9,
     weight_decay: float = 1e-4,

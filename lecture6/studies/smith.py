@@ -30,7 +30,6 @@ from lecture6.studies.results import Stored, distinct_values
 from lecture6.studies.trials import Rows, Study, grids
 from lecture6.train_many import train_many
 
-HIDDEN = 800
 N_EVALUATIONS = 2  # half way and at the end
 RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 3.0)  # η/(1 − m)
 SIZES = (1000, 2000, 4000, 8000, 16000, 32000, 60000)
@@ -48,8 +47,7 @@ def trial(
     momentum: float,
     updates: int,
     seed: int,
-    n_test: int | None = None,
-    hidden: int = HIDDEN,
+    hidden: int = 800,
     sampling: str = "without_replacement",
     bf16: bool = False,
     subset: int = 0,
@@ -62,16 +60,15 @@ def trial(
     batches. ``updates`` is rounded to whole passes of ⌈N/B⌉ updates. ``group`` only labels the
     trial.
     """
-    data = data.subset(n_train, n_test, seed=subset).centred()
+    data = data.subset(n_train, seed=subset).centred()
     seeds, rows = range(seed, seed + replicas), Rows()
     sizes = math.prod(data.input_shape), hidden, data.n_classes
     epochs = max(1, round(updates / math.ceil(n_train / batch_size)))
     settings = {"batch_size": batch_size, "lr": lr, "momentum": momentum, "sampling": sampling}
     settings |= {"epochs": epochs, "evaluate_every": math.ceil(epochs / N_EVALUATIONS)}
     nets = [models.mlp(*sizes, seed=s) for s in seeds]
-    for s, run in zip(
-        seeds, train_many(nets, data, seeds=seeds, bf16=bf16, **settings), strict=True
-    ):
+    runs = train_many(nets, data, seeds=seeds, bf16=bf16, **settings)
+    for s, run in zip(seeds, runs, strict=True):
         if run.stopped.startswith("diverged"):
             rows.add("runs", seed=s, diverged=True)
             continue
@@ -194,7 +191,7 @@ def caption(stored: Stored, rows: pd.DataFrame) -> str:
 
 def _cost(p: dict) -> float:
     """Seconds on one core of a 2026 server with bfloat16, fitted to the first trials, or a GPU."""
-    size, replicas, n = p["hidden"] / HIDDEN, p.get("replicas", 1), p["n_train"]
+    size, replicas, n = p["hidden"] / 800, p.get("replicas", 1), p["n_train"]
     if torch.cuda.is_available():
         return p["updates"] * 4e-4 + 2.0  # a guess
     per_sample = size * (8e-6 if p.get("bf16") else 2.6e-5)

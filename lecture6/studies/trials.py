@@ -30,7 +30,6 @@ from lecture6 import checks
 from lecture6.checkpoints import write_atomically
 
 DATA_SETS = {"data", "images"}  # parameters that name a data set
-LIBRARIES = ("torch", "numpy", "scipy", "pandas")  # what decides a trial's numbers
 # what plans, runs and keeps trials, and makes no number of them
 _MACHINERY = ("lecture6.studies", __name__, "lecture6.studies.runner", "lecture6.studies.results")
 
@@ -64,13 +63,12 @@ class Study:
     """A grid of trials.
 
     ``trial(**parameters)`` returns :class:`Rows`. It must be a top-level function of a module, and
-    pure: the same parameters give the same rows. A parameter called ``data`` is the name of a data
-    set (:func:`lecture6.data.load`); the trial is given the Dataset itself. One called ``images``
+    pure: the same parameters give the same rows. Of a parameter called ``data``, the name of a data
+    set, the trial is given the Dataset itself (:func:`lecture6.data.load`). One called ``images``
     names a data set "imagefolder:PATH" that the trial reads itself.
 
     A trial may take two more arguments, which the runner gives. ``checkpoint``: the path of a file
-    of its own, to continue from after an interruption, deleted when the trial has finished; None on
-    a Dask cluster, whose workers may have no folder in common. ``workers``: the
+    of its own, to continue from after an interruption; None on a Dask cluster. ``workers``: the
     :class:`lecture6.parallel.group.Group` of torchrun's processes that share the trial, else None.
 
     ``grids`` maps a profile to its list of parameters (numbers, strings, and lists of them), most
@@ -91,10 +89,7 @@ class Study:
         return self.own_trials.get(profile, self.trial)
 
     def data_sets(self, profile: str) -> list[str]:
-        """The names of the data sets that the trials of a profile use, sorted.
-
-        Raises StudyError for a profile that the study does not have.
-        """
+        """The data sets that a profile uses; StudyError where the study has no such profile."""
         if profile not in self.grids:
             raise StudyError(f"{self.name} has profiles {', '.join(self.grids)}, not {profile!r}")
         return sorted({str(p[kind]) for p in self.grids[profile] for kind in p.keys() & DATA_SETS})
@@ -102,8 +97,8 @@ class Study:
     def trials(self, profile: str, replace: Mapping[str, str] | None = None) -> list[Trial]:
         """The trials of a profile; ``replace`` puts data sets in the place of others.
 
-        Raises StudyError for a profile that the study does not have, for a replaced data set that
-        none of its trials uses, and for parameters that cannot be written down.
+        Raises StudyError for an unknown profile, for a replaced data set that none of its trials
+        uses, and for parameters that cannot be written down.
         """
         replace, used = dict(replace or {}), self.data_sets(profile)
         if unused := set(replace) - set(used):
@@ -139,11 +134,20 @@ class Trial:
 
 def grids(study: str) -> dict[str, list[dict]]:
     """The grids of a study in ``grids.toml``, which says how to read them, by profile."""
-    written = tomllib.loads(Path(__file__).with_name("grids.toml").read_text("utf8"))
     return {
         profile: [parameters for block in blocks for parameters in _expanded(block, {})]
-        for profile, blocks in written[study].items()
+        for profile, blocks in _written("grids.toml")[study].items()
     }
+
+
+def papers(study: str) -> dict[str, Any]:
+    """What the paper of a study found, in ``papers.toml``, which says what its numbers are."""
+    return _written("papers.toml")[study]
+
+
+@lru_cache
+def _written(name: str) -> dict[str, Any]:
+    return tomllib.loads(Path(__file__).with_name(name).read_text("utf8"))
 
 
 def _expanded(block: dict, base: dict) -> Iterator[dict]:
@@ -256,6 +260,8 @@ class TrialFiles:
     ``folder`` holds a folder a study; default: ``LECTURE6_STUDIES``, else a cache folder.
     """
 
+    LIBRARIES = ("torch", "numpy", "scipy", "pandas")  # what decides a trial's numbers
+
     def __init__(self, study: Study, folder: Path | None = None) -> None:
         default = os.environ.get("LECTURE6_STUDIES") or "~/.cache/lecture6/studies"
         self.folder = Path(folder or default, study.name)
@@ -275,7 +281,7 @@ class TrialFiles:
             checks.real("seconds", record["seconds"], least=0)
             checks.whole("threads", record["threads"], least=1)
             words = [record["date"], record["device"], record["code"], *record["data"].values()]
-            words += [record["libraries"][name] for name in LIBRARIES]
+            words += [record["libraries"][name] for name in self.LIBRARIES]
             if {*map(type, words)} != {str} or {*map(type, rows)} - {dict}:
                 raise TypeError("its words, or its rows, are of other types")
             parameters = json.loads(json.dumps(trial.parameters))
