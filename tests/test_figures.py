@@ -5,6 +5,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 import torch
+from torch import nn
 
 from lecture6 import models
 from lecture6.course import figures
@@ -49,16 +50,9 @@ def sizes(n_seeds=3, epsilons=(1e-3, 5e-4)):
     return pd.DataFrame(rows, columns=columns)
 
 
-def layers():
-    rows = [
-        ("Input", (1, 28, 28), 0),
-        ("Flatten", (784,), 0),
-        ("Linear", (512,), 401_920),
-        ("BatchNorm1d", (512,), 1024),
-        ("ReLU", (512,), 0),
-        ("Linear", (10,), 5130),
-    ]
-    return pd.DataFrame(rows, columns=["layer", "output", "parameters"])
+def net():
+    dense = nn.Linear(784, 512), nn.BatchNorm1d(512), nn.ReLU(), nn.Linear(512, 10)
+    return nn.Sequential(nn.Flatten(), *dense)
 
 
 def lines(labels="abc"):
@@ -85,7 +79,7 @@ def scales():
 
 AXES = {"xlabel": "The x", "ylabel": "The y"}
 FIGURES = {
-    "schematic": lambda: figures.schematic(layers(), "A net"),
+    "schematic": lambda: figures.schematic(net(), (1, 28, 28), "A net"),
     "accuracy": lambda: figures.accuracy(history(), **COMMON),
     "accuracy by update": lambda: figures.accuracy(history(), **COMMON, x="update"),
     "interpolation": lambda: figures.interpolation(path(), **COMMON),
@@ -310,29 +304,34 @@ def test_accuracy_and_sharpness_shows_and_says_the_tables_means():
 
 
 @pytest.mark.parametrize(
-    ("make", "shape", "n_classes"),
-    [(models.f1, (1, 28, 28), 10), (models.f2, (360,), 1973), (models.resnet, (3, 32, 32), 10)],
+    ("make", "shape"), [(models.f1, (1, 28, 28)), (models.f2, (360,)), (models.c1, (3, 32, 32))]
 )
-def test_a_layer_table_is_read_off_the_network(make, shape, n_classes):
+def test_a_schematic_is_read_off_the_network(make, shape):
     model = make()
-    table = figures.layer_table(model, shape)
-    assert table["parameters"].sum() == models.count_parameters(model)
-    assert [*table["layer"][1:]] == [type(layer).__name__ for layer in model]
-    assert (table["output"].iloc[0], table["output"].iloc[-1]) == (shape, (n_classes,))
+    blocks = figures._blocks(model, shape)
+    assert sum(n for *_, n in blocks) == models.count_parameters(model)
+    weights = [layer for layer in model if isinstance(layer, nn.Linear | nn.Conv2d)]
+    assert [names[0] for names, *_ in blocks] == [
+        "Input",
+        *(type(layer).__name__.removesuffix("2d") for layer in weights),
+    ]
+    with torch.no_grad():
+        out = model.eval()(torch.zeros(2, *shape))
+    assert (blocks[0][1], blocks[-1][1]) == (shape, tuple(out.shape[1:]))
 
 
-def test_a_layer_table_leaves_the_model_and_the_callers_generator_alone():
+def test_a_schematic_leaves_the_model_and_the_callers_generator_alone():
     model = models.c1(batch_norm="running")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
-    figures.layer_table(model, (3, 32, 32))
+    figures.schematic(model, (3, 32, 32), "C1")
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert model.training
 
 
 def test_schematic_draws_a_bar_a_block_with_its_shape_and_parameters():
-    figure = figures.schematic(layers(), "A net")
+    figure = figures.schematic(net(), (1, 28, 28), "A net")
     (bar,) = figure.data
     assert list(bar.y) == ["1. Input", "2. Linear + BatchNorm + ReLU", "3. Linear"]
     assert list(bar.x) == [784, 512, 10]
@@ -422,7 +421,6 @@ def test_noise_scale_and_gain_shows_g_the_choice_the_prediction_and_what_was_mea
 # ---- what cannot be shown ---------------------------------------------------------------------
 
 TABLES = {
-    "schematic": (layers, lambda t: figures.schematic(t, "A net")),
     "accuracy": (history, lambda t: figures.accuracy(t, **COMMON)),
     "interpolation": (path, lambda t: figures.interpolation(t, **COMMON)),
     "accuracy_and_sharpness": (sizes, lambda t: figures.accuracy_and_sharpness(t, **COMMON)),

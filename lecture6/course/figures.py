@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from lecture6 import checks
+from lecture6.models import count_parameters
 
 BLUE, ORANGE, GREEN, PURPLE = _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 _DASH = {"train": "solid", "test": "dash"}
@@ -112,21 +113,33 @@ def _course(rows: pd.DataFrame, x: str, y: str, spec: str) -> str:
     return f"from {means[x0]:{spec}} at {x0:g} to {means[x1]:{spec}} at {x1:g}"
 
 
-def schematic(layers: pd.DataFrame, title: str) -> go.Figure:
-    """Figures 2 and 3: a network drawn from :func:`layer_table`.
+def _blocks(model: nn.Sequential, input_shape: tuple[int, ...]) -> list[tuple]:
+    """Of a forward pass, each layer with weights and what follows it: names, shape, parameters."""
+    model = copy.deepcopy(model).eval()  # neither running statistics nor generators move
+    x, blocks = torch.zeros(2, *input_shape), [(["Input"], input_shape, 0)]
+    with torch.no_grad():
+        for layer in model:
+            x, size = layer(x), sum(p.numel() for p in layer.parameters())
+            name = type(layer).__name__.removesuffix("1d").removesuffix("2d")
+            begins = isinstance(layer, nn.Linear | nn.Conv2d)
+            names, _, n = ([], (), 0) if begins else blocks.pop()
+            names = names if name == "Flatten" else [*names, name]
+            blocks.append((names, tuple(x.shape[1:]), n + size))
+    return blocks
+
+
+def schematic(model: nn.Sequential, input_shape: tuple[int, ...], title: str) -> go.Figure:
+    """Figures 2 and 3: a network, read off what its layers do to a sample of ``input_shape``.
 
     One bar a block (a layer with weights and what follows it up to the next one); its length is
     the number of values a sample has after it, on a logarithmic axis.
     """
-    layers = _checked(layers, "layer", "output", "parameters")
-    rows, starts = [], layers["layer"].isin(["Input", "Linear", "Conv2d"])
-    for number, block in layers.groupby(starts.cumsum()):
-        names = [n.removesuffix("1d").removesuffix("2d") for n in block["layer"] if n != "Flatten"]
-        shape, parameters = block["output"].iloc[-1], int(block["parameters"].sum())
-        text = "×".join(map(str, shape)) + (f" · {parameters:,} parameters" if parameters else "")
+    rows = []
+    for number, (names, shape, n) in enumerate(_blocks(model, input_shape), 1):
+        text = "×".join(map(str, shape)) + (f" · {n:,} parameters" if n else "")
         rows.append((f"{number}. {' + '.join(names)}", math.prod(shape), text))
     names, lengths, texts = zip(*rows, strict=True)
-    total = f"{int(layers['parameters'].sum()):,} parameters"
+    total = f"{count_parameters(model):,} parameters"
     gives = "; ".join(f"{name} gives {text}" for name, _, text in rows)
     what = f"{title} as a stack of {len(rows)} blocks from input to output"
     figure = _figure(f"{title}: {total}", f"{what}: {gives}. In all {total}.")
@@ -381,19 +394,3 @@ def spectrum(
     figure.add_scatter(x=outliers, y=[1.0] * len(outliers), **shown)
     axis = {"title": "Eigenvalues per unit of λ", "type": "log", "exponentformat": "power"}
     return figure.update_layout(xaxis_title="Eigenvalue of the Hessian, λ", yaxis=axis)
-
-
-def layer_table(model: nn.Sequential, input_shape: tuple[int, ...]) -> pd.DataFrame:
-    """What each layer does to one sample: columns layer, output (shape), parameters.
-
-    ``input_shape`` is the shape of a sample without the batch dimension. The table is read off a
-    forward pass through the module itself, so a schematic drawn from it cannot disagree with it.
-    """
-    model = copy.deepcopy(model).eval()  # neither running statistics nor generators move
-    x = torch.zeros(2, *input_shape)
-    rows = [("Input", input_shape, 0)]
-    with torch.no_grad():
-        for layer in model:
-            x, size = layer(x), sum(p.numel() for p in layer.parameters())
-            rows.append((type(layer).__name__, tuple(x.shape[1:]), size))
-    return pd.DataFrame(rows, columns=["layer", "output", "parameters"])
