@@ -190,7 +190,7 @@ def _left(
     """What is neither finished nor failed; the bar shows how much that is."""
     keys = {trial.key for those in failed.values() for trial in those}
     todo = [t for t in trials if t.key not in keys and not files.path(t).exists()]
-    if bar.postfix is None or bar.n != len(trials) - len(todo):
+    if getattr(bar, "postfix", None) is None or bar.n != len(trials) - len(todo):
         bar.n = len(trials) - len(todo)
         bar.set_postfix_str(f"about {duration(_plan(trials, files).seconds / n_jobs)} left")
     bar.refresh()
