@@ -17,16 +17,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
 from scipy.special import logsumexp
 
 from lecture6 import checks
 from lecture6.noise_scale import check_batch, covariance_factor
-from lecture6.objective import FunctionObjective
 
 Function = Callable[[np.ndarray], ArrayLike]
-Loss = Function | FunctionObjective
 Values = Callable[[np.ndarray], np.ndarray]
 NODES, NODE_WEIGHTS = np.polynomial.legendre.leggauss(8)  # of one cell, [−1, 1]
 CELLS = 1000  # of a way in one dimension
@@ -100,20 +97,6 @@ def ou_covariance(
     room, apart = 1 + momentum - lr * values / 2, (h - values) / (1 - momentum)
     below = h * room + values * room[:, None] + momentum * lr * apart * apart
     return q @ ((1 + momentum) * noise / below) @ q.T
-
-
-def excess_loss(eigenvalues: ArrayLike, lr: float, batch_size: float) -> float:
-    """E[ℓ − ℓ_min] = ½ tr(HS) of SGD at rest on a quadratic whose noise is the Hessian's, C = H.
-
-    (η/2B) Σ h_i/(2 − η h_i) of the ``eigenvalues`` h_i > 0 of H, (d,); η tr H/(4B) for the SDE
-    (Jastrzębski et al., 1711.04623v3). Raises ValueError where there is no stationary law.
-    """
-    h = np.atleast_1d(checks.array("eigenvalues", eigenvalues))
-    if h.ndim != 1 or h.size == 0 or not (h > 0).all():
-        raise ValueError(f"needs positive eigenvalues (d,), got {h.tolist()}")
-    lr, batch_size = checks.real("lr", lr, above=0), checks.real("batch_size", batch_size, above=0)
-    _check_stable(h.max(), lr)
-    return float(0.5 * lr / batch_size * (h / (2 - lr * h)).sum())
 
 
 @dataclass(frozen=True)
@@ -217,7 +200,7 @@ def smallest_stable_batch(lr: float, curvature: float, spread: float, n_train: i
     return max(1, math.ceil(least * (1 - 1e-12)))  # a batch on the edge counts as stable
 
 
-# Any loss of one or two parameters: the density at rest, by quadrature
+# Any loss of one parameter: the density at rest, by quadrature
 
 
 def temperature(lr: float, batch_size: float, sigma: float) -> float:
@@ -227,23 +210,17 @@ def temperature(lr: float, batch_size: float, sigma: float) -> float:
     return checks.real("the temperature", lr * sigma / (2 * batch_size) * sigma)
 
 
-def _log_density(loss: Loss, d: int, temperature: float) -> Values:
-    """−loss/temperature as a function of arrays (..., d), with values (...)."""
-    if isinstance(loss, FunctionObjective) and loss.n_params != d:
-        raise ValueError(f"expected a loss of {d} parameters, got one of {loss.n_params}")
+def _log_density(loss: Function, temperature: float) -> Values:
+    """−loss/temperature, elementwise; ``loss`` is a function of points (n, 1)."""
 
     def values(w: np.ndarray) -> np.ndarray:
-        rows = w.reshape(-1, d)
-        if isinstance(loss, FunctionObjective):
-            out = torch.vmap(loss.function)(torch.from_numpy(rows)).double().numpy()
-        else:
-            out = np.asarray(loss(rows), dtype=float)
-        if out.size != len(rows) or not np.isfinite(out).all():
+        out = np.asarray(loss(w.reshape(-1, 1)), dtype=float)
+        if out.size != w.size or not np.isfinite(out).all():
             raise ValueError(
-                f"the loss of points {rows.shape} must be {len(rows)} finite numbers, got shape "
+                f"the loss of points {(w.size, 1)} must be {w.size} finite numbers, got shape "
                 f"{out.shape} with {np.count_nonzero(~np.isfinite(out))} that are not finite"
             )
-        return -out.reshape(w.shape[:-1]) / temperature
+        return -out.reshape(w.shape) / temperature
 
     return values
 
@@ -257,7 +234,7 @@ def _nodes(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _log_integral(log_f: Values, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """log |∫ f| between each ``low`` and ``high``, for f as large or small as it may be."""
     points, weights = _nodes(low, high)
-    return logsumexp(log_f(points[..., None]), b=weights, axis=-1)
+    return logsumexp(log_f(points), b=weights, axis=-1)
 
 
 def _check_converged(what: str, fine: float, coarse: float, remedy: str) -> None:
@@ -271,91 +248,39 @@ def _check_converged(what: str, fine: float, coarse: float, remedy: str) -> None
 
 
 class Gibbs:
-    """The density exp(−ℓ(w)/T)/Z in a box of one or two dimensions: equation (25) for SGD.
+    """The density exp(−ℓ(w)/T)/Z of one parameter between two walls: equation (25) for SGD.
 
-    Outside the box it is 0, as with reflecting walls: take a box so wide that this does not matter.
-
-    Arguments:
-        loss: a toy of :mod:`lecture6.toys`, or a function of arrays (n, d) with values (n,)
-        low, high: corners of the box: (d,), or numbers for d = 1
-        n_cells: on each side, with 8 Gauss–Legendre points each; default 1000, or 64 for d = 2
-
-    ``points`` (n, d) have the probabilities ``weights`` (n,); ``log_partition`` is log Z. Raises
-    ValueError for a loss that is not finite, and cells too wide for the wells.
+    Outside it is 0: set ``low`` and ``high`` so far apart that this does not matter. ``loss`` is a
+    function of points (n, 1), with n values: :meth:`lecture6.toys.TwoWells.losses`, say. Raises
+    ValueError for a loss that is not finite, and where the wells are too narrow for the quadrature.
     """
 
-    def __init__(
-        self,
-        loss: Loss,
-        temperature: float,
-        low: ArrayLike,
-        high: ArrayLike,
-        *,
-        n_cells: int | None = None,
-    ) -> None:
+    def __init__(self, loss: Function, temperature: float, low: float, high: float) -> None:
         temperature = checks.real("temperature", temperature, above=0)
-        self.low = np.atleast_1d(checks.array("low", low))
-        self.high = np.atleast_1d(checks.array("high", high))
-        d = len(self.low)
-        if d not in (1, 2) or self.high.shape != (d,) or not (self.low < self.high).all():
-            raise ValueError(
-                "needs a box of 1 or 2 dimensions with low < high, got "
-                f"{self.low.tolist()} and {self.high.tolist()}"
-            )
-        self._log_density = _log_density(loss, d, temperature)
-        default = CELLS if d == 1 else 64
-        n = default if n_cells is None else checks.whole("n_cells", n_cells, least=2)
-        _, coarse = self._quadrature(n // 2)
-        self.points, log_mass = self._quadrature(n)
-        self.log_partition = float(logsumexp(log_mass))
-        remedy = "raise n_cells or narrow the box"
-        _check_converged("Z", self.log_partition, float(logsumexp(coarse)), remedy)
-        self.weights = np.exp(log_mass - self.log_partition)
-        self.weights /= self.weights.sum()  # log Z is rounded, by much where ℓ/T is large
-        if d == 1:
-            self._edges = np.linspace(self.low[0], self.high[0], n + 1)
-            self._below = np.append(0.0, self.weights.reshape(n, -1).sum(1).cumsum())
-
-    def _quadrature(self, n_cells: int) -> tuple[np.ndarray, np.ndarray]:
-        """Points (n, d), and the logarithms of what they contribute to Z."""
-        edges = np.linspace(self.low, self.high, n_cells + 1).T
-        points, weights = (
-            np.stack(np.meshgrid(*a.reshape(len(a), -1), indexing="ij"), -1).reshape(-1, len(a))
-            for a in _nodes(edges[:, :-1], edges[:, 1:])
-        )
-        return points, np.log(weights).sum(1) + self._log_density(points)
-
-    def _at(self, w: ArrayLike) -> np.ndarray:
-        points = np.asarray(w, dtype=float).reshape(-1, len(self.low))
-        if np.isnan(points).any():
-            raise ValueError("w must not be NaN")
-        return points
+        self.low = checks.real("low", low)
+        self.high = checks.real("high", high, above=self.low)
+        self._log_density = _log_density(loss, temperature)
+        self._edges = edges = np.linspace(self.low, self.high, CELLS + 1)
+        masses = _log_integral(self._log_density, edges[:-1], edges[1:])
+        coarse = _log_integral(self._log_density, edges[:-1:2], edges[2::2])
+        self.log_partition = float(logsumexp(masses))  #: log Z
+        _check_converged("Z", self.log_partition, float(logsumexp(coarse)), "narrow the box")
+        self._below = np.append(0.0, np.exp(masses - self.log_partition).cumsum())
+        self._below /= self._below[-1]  # log Z is rounded, by much where ℓ/T is large
 
     def pdf(self, w: ArrayLike) -> np.ndarray:
-        """The density at ``w`` (n, d), or (n,) for d = 1: shape (n,)."""
-        points = self._at(w)
-        inside = ((points >= self.low) & (points <= self.high)).all(1)
-        out = np.zeros(len(points))
-        out[inside] = np.exp(self._log_density(points[inside]) - self.log_partition)
-        return out
+        """The density at each of ``w``, of any shape."""
+        w = checks.array("w", w)
+        inside = np.clip(w, self.low, self.high)
+        density = np.exp(self._log_density(inside) - self.log_partition)
+        return np.where(w == inside, density, 0.0)
 
     def cdf(self, w: ArrayLike) -> np.ndarray:
-        """P(below w), to rounding, in one dimension: ``w`` (n,) or (n, 1), result (n,)."""
-        if len(self.low) != 1:
-            raise ValueError("cdf is for one dimension; use probability(region)")
-        z = np.clip(self._at(w)[:, 0], self.low, self.high)
-        cell = np.digitize(z, self._edges[1:-1])
-        part = _log_integral(self._log_density, self._edges[cell], z)
+        """P(below w), to rounding, for each of ``w``, of any shape."""
+        w = np.clip(checks.array("w", w), self.low, self.high)
+        cell = np.digitize(w, self._edges[1:-1])
+        part = _log_integral(self._log_density, self._edges[cell], w)
         return self._below[cell] + np.exp(part - self.log_partition)
-
-    def probability(self, region: Callable[[np.ndarray], ArrayLike]) -> float:
-        """P(region), given as a function of points (n, d) with truth values (n,).
-
-        A point is in or out with its weight: the error is the density at the region's border times
-        the distance between points, which more cells make smaller.
-        """
-        inside = np.reshape(region(self.points), -1).astype(bool)
-        return float(self.weights[inside].sum())
 
 
 def multiplicative_density(
@@ -437,7 +362,9 @@ def _time(log_time: float) -> float:
     return math.exp(log_time)
 
 
-def escape_time(loss: Loss, temperature: float, start: float, end: float, *, wall: float) -> float:
+def escape_time(
+    loss: Function, temperature: float, start: float, end: float, *, wall: float
+) -> float:
     """Exact mean time until w, from ``start``, first reaches ``end``: dw = −ℓ' dt + √(2T) dW, 1-D.
 
     For start < end, and mirrored otherwise, it is ::
@@ -453,7 +380,7 @@ def escape_time(loss: Loss, temperature: float, start: float, end: float, *, wal
     start, end = checks.real("start", start), checks.real("end", end)
     if not (wall <= start < end or wall >= start > end):
         raise ValueError(f"needs start between wall and end, got {wall = }, {start = }, {end = }")
-    log_density = _log_density(loss, 1, temperature)
+    log_density = _log_density(loss, temperature)
 
     def log_time(n: int) -> float:
         inside, path = np.linspace(wall, start, n + 1), np.linspace(start, end, n + 1)
@@ -462,10 +389,10 @@ def escape_time(loss: Loss, temperature: float, start: float, end: float, *, wal
         y, weights = _nodes(path[:-1], path[1:])
         low = np.broadcast_to(path[:-1, None], y.shape)
         behind = np.logaddexp(mass[n - 1 : -1, None], _log_integral(log_density, low, y))
-        return float(logsumexp(behind - log_density(y[..., None]), b=weights))
+        return float(logsumexp(behind - log_density(y), b=weights))
 
     fine = log_time(CELLS)
-    level = log_density(np.array([[start]])).item()  # has cancelled in the time, its rounding not
+    level = log_density(np.array(start)).item()  # has cancelled in the time, its rounding not
     _check_converged("the escape time", level, level, "")
     _check_converged("the escape time", fine, log_time(CELLS // 2), "bring the wall nearer")
     return _time(fine - math.log(temperature))
@@ -487,16 +414,3 @@ def kramers_time(
     temperature = checks.real("temperature", temperature, above=0)
     log_rate = (math.log(well) + math.log(-saddle)) / 2 - math.log(2 * math.pi)
     return _time(checks.real("barrier", barrier, above=0) / temperature - log_rate)
-
-
-def occupation(t: ArrayLike, rate_ab: float, rate_ba: float) -> np.ndarray:
-    """P(in well A at time ``t``) when w starts in A and hops at the rates of A → B and B → A.
-
-    It relaxes as e^(−(rate_ab + rate_ba) t) to rate_ba/(rate_ab + rate_ba), the share of A in the
-    Gibbs density when the rates are those of :func:`kramers_time` (1/time).
-    """
-    ab, ba = checks.real("rate_ab", rate_ab, least=0), checks.real("rate_ba", rate_ba, least=0)
-    times = np.asarray(t, dtype=float)
-    if ab + ba == 0 or not (times >= 0).all():
-        raise ValueError(f"needs times ≥ 0 and rates that are not both 0, got {times}, {ab}, {ba}")
-    return (ba + ab * np.exp(-(ab + ba) * times)) / (ab + ba)

@@ -1,7 +1,8 @@
 """Losses that are known in closed form: what the measures are tested against.
 
-Each toy is an :class:`~lecture6.objective.Objective` in float64, with its minimisers, and, if it is
-convex, its sharpness (Definition 2), neither of them computed by the code that they test.
+A :class:`Toy` is an :class:`~lecture6.objective.Objective` in float64, with its minimisers, and, if
+it is convex, its sharpness (Definition 2), neither of them computed by the code that they test. The
+wells that walkers move in, :class:`TwoWells`, are functions of many points at once.
 """
 
 from __future__ import annotations
@@ -15,12 +16,9 @@ import torch
 from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 from scipy.special import expit
-from torch import Tensor
 
 from lecture6 import checks
 from lecture6.objective import FunctionObjective
-
-MAX_DIM = 16  # of a box whose corners are enumerated: 2^16
 
 
 def _numbers(name: str, values: ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
@@ -41,19 +39,14 @@ class Toy(FunctionObjective):
         """φ of Definition 2 at x, per cent; A is the identity, or ``a`` of shape (n_params, p).
 
         A convex loss is largest in one of the 2^p corners of its box; they are enumerated. Raises
-        ValueError for p > 16, and for a loss that is not convex.
+        ValueError for a loss that is not convex.
         """
         if not self.convex:
-            raise ValueError(
-                f"known for convex losses only, which this {type(self).__name__} isn't"
-            )
+            raise ValueError(f"known for convex losses only: this {type(self).__name__} isn't")
         epsilon, x = checks.real("epsilon", epsilon, above=0), _numbers("x", x, (self.n_params,))
         a = np.eye(len(x)) if a is None else _numbers("a", a, (len(x), np.shape(a)[-1]))
-        p = a.shape[1]
-        if p > MAX_DIM:
-            raise ValueError(f"the box has 2^p corners: p may be up to {MAX_DIM}, got p = {p}")
         half = epsilon * (np.abs(np.linalg.lstsq(a, x, rcond=None)[0]) + 1)
-        corners = x + (np.array(list(product((-1, 1), repeat=p))) * half) @ a.T
+        corners = x + (np.array(list(product((-1, 1), repeat=len(half)))) * half) @ a.T
         top = torch.vmap(self.function)(torch.from_numpy(corners)).max().item()
         base = self.value(torch.from_numpy(x))
         return 100 * (top - base) / (1 + base)
@@ -141,11 +134,11 @@ class TwoParabolas(Toy):
         return math.log2(checks.real("width", width, above=0) / length)
 
 
-class TwoWells(Toy):
+class TwoWells:
     """The soft minimum of two quadratic wells, each with a place, a width and a depth of its own.
 
     ℓ(w) = −s log Σ_j exp(−q_j(w)/s) with q_j(w) = level_j + ½ (w − c_j)ᵀ H_j (w − c_j). As s → 0 it
-    is min_j q_j, which has a kink where the wells meet.
+    is min_j q_j, which has a kink where the wells meet. Its ``minimisers`` are the centres, (2, d).
 
     Arguments:
         curvatures: H_j, (2, d, d); (2,) for one parameter
@@ -178,13 +171,6 @@ class TwoWells(Toy):
                 f"the wells run into each other: lower softness = {softness:g}, or set the "
                 f"centres {self.minimisers.tolist()} farther apart"
             )
-        c, hessians, levels = map(torch.from_numpy, (self.minimisers, h, self.levels))
-
-        def loss(w: Tensor) -> Tensor:
-            q = levels + 0.5 * torch.einsum("ji,jik,jk->j", w - c, hessians, w - c)
-            return -softness * torch.logsumexp(-q / softness, 0)
-
-        super().__init__(loss, d)
 
     def _weights(self, w: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The weight of well 0, (n,), each q_j, (2, n), and each ∇q_j, (2, n, d)."""
@@ -206,8 +192,8 @@ class TwoWells(Toy):
     @property
     def saddle(self) -> float:
         """Of one parameter: the top between the two minima. Raises ValueError for more."""
-        if self.n_params > 1:
-            raise ValueError(f"the top between two wells of {self.n_params} parameters is no point")
+        if self.minimisers.shape[1] > 1:
+            raise ValueError("the top between two wells of more than one parameter is no point")
         low, high = sorted(self.minimisers[:, 0])
         # Between them ℓ' goes from + to − once; it is 0 at the ends.
         room = 1e-6 * (high - low)
