@@ -277,9 +277,9 @@ class Gibbs:
 
     def cdf(self, w: ArrayLike) -> np.ndarray:
         """P(below w), to rounding, for each of ``w``, of any shape."""
-        w = np.clip(checks.array("w", w), self.low, self.high)
-        cell = np.digitize(w, self._edges[1:-1])
-        part = _log_integral(self._log_density, self._edges[cell], w)
+        inside = np.clip(checks.array("w", w), self.low, self.high)
+        cell = np.digitize(inside, self._edges[1:-1])
+        part = _log_integral(self._log_density, self._edges[cell], inside)
         return self._below[cell] + np.exp(part - self.log_partition)
 
 

@@ -30,6 +30,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from lecture6 import checks
+from lecture6.curvature import Estimate
 
 BLOCK = 65536  # numbers, walkers × d, at most that a thread moves at once: they stay in its cache
 DRAW = 1 << 19  # normals drawn at once; with less, threads wait for Python's lock, call by call
@@ -182,8 +183,20 @@ def _explain(rule: _Rule, solver: Solver, noise: np.ndarray, start: int) -> None
 
 
 @dataclass(frozen=True)
+class Paths:
+    """What is kept of n walkers in d dimensions."""
+
+    times: np.ndarray  #: (k,) of the snapshots, steps · dt
+    snapshots: np.ndarray  #: (k, n, d)
+    final: np.ndarray  #: (n, d)
+    edges: np.ndarray  #: (n_bins + 1,), or none
+    density: np.ndarray  #: (n_bins,) the share of all visits, also of those outside, over the width
+    first_passage: np.ndarray  #: (n,) times, NaN where it did not happen, with ``until``
+
+
+@dataclass
 class Recording:
-    """What a simulator records on the way; the final positions it always does."""
+    """Records on the way what is asked for; the final positions are always kept."""
 
     snapshots: Sequence[int] = ()  #: increasing step numbers, 0 the start
     histogram: ArrayLike = ()  #: edges of bins, whose visits by the first coordinate are counted
@@ -193,46 +206,22 @@ class Recording:
     #: walker goes on; a block of walkers ends when all have passed and nothing else is recorded
     until: Field | None = None
 
-
-@dataclass(frozen=True)
-class Paths:
-    """What is kept of n walkers in d dimensions."""
-
-    times: np.ndarray  #: (k,) of the snapshots, steps · dt
-    snapshots: np.ndarray  #: (k, n, d)
-    final: np.ndarray  #: (n, d)
-    edges: np.ndarray  #: (n_bins + 1,), or none
-    counts: np.ndarray  #: (n_bins,) visits
-    n_visits: int  #: also those outside the edges
-    first_passage: np.ndarray  #: (n,) times, NaN where it did not happen, with ``until``
-
-    @property
-    def density(self) -> np.ndarray:
-        """(n_bins,) the share of all visits, also those outside the edges, over the bin's width."""
-        if not self.n_visits:
-            raise ValueError("no visits were counted: pass histogram=edges to the simulator")
-        return self.counts / (self.n_visits * np.diff(self.edges))
-
-
-class _Recorder:
-    """Records all blocks, each of which has its own part of the arrays."""
-
-    def __init__(self, w: np.ndarray, wanted: Recording, blocks: list[slice], n_steps: int) -> None:
-        kept = [checks.whole("a snapshot", s, least=0, most=n_steps) for s in wanted.snapshots]
+    def make_room(self, w: np.ndarray, blocks: list[slice], n_steps: int) -> None:
+        """Check what is asked for; each block has its own part of the arrays."""
+        kept = [checks.whole("a snapshot", s, least=0, most=n_steps) for s in self.snapshots]
         if kept != sorted(set(kept)):
             raise ValueError(f"snapshots must be increasing numbers of steps, got {kept}")
-        self.edges = edges = checks.array("histogram", wanted.histogram)
+        self.edges = edges = checks.array("histogram", self.histogram)
         if edges.ndim != 1 or len(edges) == 1 or (np.diff(edges) <= 0).any():
             raise ValueError(f"histogram must be two or more increasing edges, got {edges}")
-        self.burn_in = burn_in = checks.whole("burn_in", wanted.burn_in, least=0)
-        self.every = every = checks.whole("every", wanted.every, least=1)
+        self.burn_in = burn_in = checks.whole("burn_in", self.burn_in, least=0)
+        self.every = every = checks.whole("every", self.every, least=1)
         if len(edges) and burn_in + every > n_steps:
             raise ValueError(f"{burn_in = } and {every = } leave none of {n_steps} steps to count")
-        self.blocks, self.until = blocks, wanted.until
-        self.places = {step: i for i, step in enumerate(kept)}
+        self.blocks, self.places = blocks, {step: i for i, step in enumerate(kept)}
         self.shots = np.empty((len(kept), *w.shape), w.dtype)
         self.visits = np.zeros((len(blocks), len(edges) + 1), np.int64)  # with those outside
-        self.passage = np.full(len(w) if wanted.until else 0, np.nan)  # steps
+        self.passage = np.full(len(w) if self.until else 0, np.nan)  # steps
 
     def __call__(self, block: int, step: int, w: np.ndarray) -> bool:
         """Record a block after so many steps; whether it still had something to wait for."""
@@ -261,7 +250,7 @@ def _start(w0: ArrayLike, n_walkers: int | None, dtype: str = "float64") -> np.n
 
 
 def _run(
-    rule: _Rule, start: np.ndarray, n_steps: int, seed: int, threads: int | None, wanted: Recording
+    rule: _Rule, start: np.ndarray, n_steps: int, seed: int, threads: int | None, record: Recording
 ) -> Paths:
     """``start`` becomes the final positions."""
     n_steps, seed = checks.whole("n_steps", n_steps, least=1), checks.seed(seed)
@@ -270,7 +259,8 @@ def _run(
     n, n_blocks = len(start), 1 << (math.ceil(start.size / BLOCK) - 1).bit_length()
     ends = np.linspace(0, n, min(n, n_blocks) + 1).round().astype(int).tolist()
     blocks = [slice(*pair) for pair in pairwise(ends)]
-    record, stop = _Recorder(start, wanted, blocks, n_steps), Event()
+    record.make_room(start, blocks, n_steps)
+    stop = Event()
 
     def walk(block: int) -> None:
         w = start[blocks[block]]
@@ -300,7 +290,8 @@ def _run(
             pool.shutdown(cancel_futures=True)
     dt, visits = abs(rule.rate), record.visits.sum(axis=0)
     kept = np.array(list(record.places)) * dt, record.shots, start
-    return Paths(*kept, record.edges, visits[1:-1], int(visits.sum()), record.passage * dt)
+    density = visits[1:-1] / (visits.sum() * np.diff(record.edges))
+    return Paths(*kept, record.edges, density, record.passage * dt)
 
 
 def simulate(
@@ -342,8 +333,8 @@ def simulate(
     dt, refine = checks.real("dt", dt, above=0), checks.whole("refine", refine, least=1)
     weights, names = [math.sqrt(dt / refine)] * refine, ("drift", "diffusion", "dt")
     rule = _Rule(drift, diffusion, dt, weights, solver, names=names)
-    start, wanted = _start(w0, n_walkers, dtype), Recording(**recording)
-    return _run(rule, start, n_steps, seed, n_threads, wanted)
+    start, record = _start(w0, n_walkers, dtype), Recording(**recording)
+    return _run(rule, start, n_steps, seed, n_threads, record)
 
 
 def sgd(
@@ -382,14 +373,6 @@ def sgd(
     return _run(rule, _start(w0, n_walkers), n_steps, seed, None, Recording(**recording))
 
 
-@dataclass(frozen=True)
-class Order:
-    """The slope of log(error) against log(dt)."""
-
-    slope: float
-    stderr: float  #: by Monte Carlo; it knows that all errors come from the same walkers
-
-
 def convergence_order(
     drift: Field,
     diffusion: Noise,
@@ -400,13 +383,15 @@ def convergence_order(
     method: str,
     seed: int,
     n_walkers: int | None = None,
-) -> Order:
+) -> Estimate:
     """The strong order of ``method``, from runs to ``time`` of so many steps as ``n_steps`` says.
 
-    The error is ``E‖w − w*‖``, where w* follows the same Brownian path: by "heun" in steps of a
-    sixteenth of the shortest, or, where G depends on w, by "euler" in steps of a 64th. (w shares
-    the error of w* there: ½ comes out as 0.506 of steps that double.) Raises ValueError where 16
-    (64) times max(n_steps) is no multiple of all, and for errors that are Monte-Carlo noise.
+    It is the slope of log(error) against log(dt). The error is ``E‖w − w*‖``, where w* follows the
+    same Brownian path: by "heun" in steps of a sixteenth of the shortest, or, where G depends on w,
+    by "euler" in steps of a 64th. (w shares the error of w* there: ½ comes out as 0.506 of steps
+    that double.) ``stderr`` knows that all errors come from the same walkers. Raises ValueError
+    where 16 (64) times max(n_steps) is no multiple of all, and for errors that are Monte-Carlo
+    noise.
     """
     time = checks.real("time", time, above=0)
     counts = [checks.whole("each of n_steps", n, least=1) for n in n_steps]
@@ -427,4 +412,4 @@ def convergence_order(
         raise ValueError(f"{len(exact)} walkers too few, or steps too short: {means} is all noise")
     logs = np.column_stack([np.log(means), each / means[:, None]])  # their errors are of each/mean
     slope, *slopes = np.polyfit(np.log(time / np.array(counts)), logs, 1)[0]
-    return Order(float(slope), float(np.std(slopes) / root))
+    return Estimate(float(slope), float(np.std(slopes) / root), len(exact))

@@ -25,7 +25,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -38,10 +37,10 @@ from lecture6 import checks
 from lecture6.objective import Objective, length
 
 KESKAR_ITERATIONS = 10  # of L-BFGS-B: Keskar et al., §2.2.2
-MAX_VERTEX_DIM = 16  # 2^16 vertices
 TOLERANCE = 0.01  # of a search: the gap that it leaves, as a fraction of φ
 KNOWN = 0.1  # the standard error of a φ that has converged is below this fraction of it
 NEAR = 1e-3  # of the step to a point: so near to it are the points whose losses show its rounding
+MEMORY_LIMIT = 2 << 30  # bytes of a random A that is kept
 _ROWS = 1 << 15  # rows of A drawn from one seed
 
 
@@ -61,7 +60,7 @@ class SharpnessResult:
     loss: float  #: f(x)
     loss_max: float  #: f(x + A z); of average: the mean over the perturbations
     epsilon: float
-    n_evaluations: int  #: of f and its gradient; vertices, average: of f (beside a few for stderr)
+    n_evaluations: int  #: of f and its gradient; average: of f (beside a few for stderr)
     converged: bool
     method: str
     message: str
@@ -89,22 +88,16 @@ class RandomSubspace:
 
     Keskar et al. do not state the law of A; entries of order 1 are the reading that their Tables 3
     and 4 allow (unit columns would make φ a millionfold smaller). The blocks are kept when the
-    matrix fits in ``memory_limit`` bytes and drawn again, the same, at every product when not.
+    matrix fits in 2 GiB and drawn again, the same, at every product when not.
     """
 
     def __init__(
-        self,
-        n: int,
-        p: int,
-        *,
-        seed: int = 0,
-        device: str | torch.device = "cpu",
-        memory_limit: int = 1 << 30,
+        self, n: int, p: int, *, seed: int = 0, device: str | torch.device = "cpu"
     ) -> None:
         self.n, self.device = checks.whole("n", n, least=1), device
         self.p = checks.whole("p, the number of columns,", p, least=1, most=self.n)
         self.shape, self.seed = (self.n, self.p), checks.seed(seed)
-        fits = 4 * self.n * self.p <= memory_limit
+        fits = 4 * self.n * self.p <= MEMORY_LIMIT
         self._kept = list(map(self._draw, range(0, self.n, _ROWS))) if fits else []
         gram = torch.zeros(self.p, self.p, dtype=torch.float64, device=device)
         for _, a in self.blocks():
@@ -153,7 +146,6 @@ class _Search:
     space: _Space
     epsilon: float
     margin: float = 1.0
-    tolerance: float = TOLERANCE
     n_evaluations: int = 0
 
     def __post_init__(self) -> None:
@@ -169,7 +161,7 @@ class _Search:
 
     def stationary(self) -> bool:
         rise, _, gap, _ = self.best
-        return rise > 0 and gap <= self.tolerance * rise
+        return rise > 0 and gap <= TOLERANCE * rise
 
     def result(self, method: str, message: str) -> SharpnessResult:
         rise, u, gap, slope = self.best
@@ -199,23 +191,6 @@ class _Search:
             gap = grad.abs().addcmul_(grad, u, value=-1).sum().item()
             self.best = rise, u, gap, slope
         return rise, grad
-
-    def vertices(self) -> SharpnessResult:
-        """All corners of the box."""
-        p = self.space.p
-        if p > MAX_VERTEX_DIM:
-            raise ValueError(
-                f"method 'vertices' evaluates 2^p corners and takes p up to {MAX_VERTEX_DIM}, got "
-                f"p = {p}; use method 'converged'"
-            )
-
-        def height(u: Tensor) -> float:
-            self.n_evaluations += 1
-            return self.rise(self.objective.value(self.point(u)))
-
-        corners = (torch.tensor(corner).to(self.x) for corner in product((-1.0, 1.0), repeat=p))
-        self.evaluate(max(corners, key=height))  # for the gap at the best of them
-        return self.result("vertices", f"all {2**p} vertices; exact where f is convex along A")
 
     def best_of_starts(
         self, method: str, n_starts: int, n_iterations: int, seed: int
@@ -289,8 +264,6 @@ def worst_case(
     subspace: int | Tensor | RandomSubspace | None = None,
     method: str = "lbfgsb",
     n_iterations: int = KESKAR_ITERATIONS,
-    n_starts: int = 1,
-    tolerance: float = TOLERANCE,
     seed: int = 0,
 ) -> SharpnessResult:
     """The sharpness φ of Definition 2 at ``x`` (n_params,), in per cent: the worst case.
@@ -300,32 +273,26 @@ def worst_case(
         subspace: A: None for the identity; an integer p for p random columns
             (:class:`RandomSubspace`; Keskar: p = 100); or a matrix (n_params, p)
         method:
-            - "lbfgsb": ``n_iterations`` of L-BFGS-B from each of ``n_starts`` points: with the
-              defaults Keskar's setting, a lower bound
+            - "lbfgsb": ``n_iterations`` of L-BFGS-B: with the defaults Keskar's setting
             - "ascent": as many of projected sign-gradient ascent, which works in float32 and
               costs nothing beside its evaluations
-            - "converged": both in turn, from at least 4 starts and with at least 100
-              iterations; where starts end at different heights the message says so
-            - "vertices": all 2^p corners, p ≤ 16; exact when f is convex along A
+            - "converged": both in turn, from 4 starts and with at least 100 iterations; where
+              starts end at different heights the message says so
 
-        tolerance: of ``converged``: the gap as a fraction of φ
         seed: of the starts, and of the random columns
 
     L-BFGS-B needs more digits than float32 has near a minimum: give it an objective in float64.
     When no point of the box lies above f(x), ``value`` is 0, ``converged`` is False and ``message``
     says so.
     """
-    checks.one_of("method", method, ("lbfgsb", "ascent", "converged", "vertices"))
+    checks.one_of("method", method, ("lbfgsb", "ascent", "converged"))
     n_iterations = checks.whole("n_iterations", n_iterations, least=1)
-    n_starts = checks.whole("n_starts", n_starts, least=1)
-    tolerance, seed = checks.real("tolerance", tolerance, least=0), checks.seed(seed)
+    seed, n_starts = checks.seed(seed), 1
+    if method == "converged":
+        n_starts, n_iterations = 4, max(n_iterations, 100)
     x = objective.vector(x)  # before a subspace is drawn: it names a w that is not finite
     space = _as_space(subspace, objective, seed)
-    search = _Search(objective, x, space, epsilon, tolerance=tolerance)
-    if method == "vertices":
-        return search.vertices()
-    if method == "converged":
-        n_starts, n_iterations = max(n_starts, 4), max(n_iterations, 100)
+    search = _Search(objective, x, space, epsilon)
     return search.best_of_starts(method, n_starts, n_iterations, seed)
 
 

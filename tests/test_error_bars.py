@@ -218,6 +218,6 @@ def test_the_order_of_convergence_of_euler():
             seed=seed,
             n_walkers=300,
         )
-        return order.slope, order.stderr
+        return number(order)
 
     covers(estimate, truth)
