@@ -7,7 +7,6 @@ wells that walkers move in, :class:`TwoWells`, are functions of many points at o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import product
 
@@ -122,16 +121,6 @@ class TwoParabolas(Toy):
         super().__init__(
             lambda w: torch.minimum(0.5 * h0 * (w[0] - c0) ** 2, 0.5 * h1 * (w[0] - c1) ** 2), 1
         )
-
-    def bits(self, well: int, *, tolerance: float, width: float) -> float:
-        """Bits that place w within the well, out of a prior interval of ``width``.
-
-        The loss stays below ``tolerance`` on an interval of length 2 √(2·tolerance/h), so
-        log2(width / that) bits say where it lies (after Hochreiter & Schmidhuber 1997).
-        """
-        h = float(self.curvatures[checks.whole("well", well, least=0, most=1)])
-        length = 2 * math.sqrt(2 * checks.real("tolerance", tolerance, above=0) / h)
-        return math.log2(checks.real("width", width, above=0) / length)
 
 
 class TwoWells:

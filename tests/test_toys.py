@@ -119,15 +119,6 @@ def test_a_shift_costs_half_h_delta_squared(shift):
         assert f.value([centre - shift]) == pytest.approx(exact, abs=1e-12)
 
 
-def test_bits_of_a_flat_minimum():
-    f = toys.TwoParabolas((1.0, 25.0))
-    for well, centre in enumerate(f.centres):
-        length = 10 / 2 ** f.bits(well, tolerance=0.01, width=10)
-        assert f.value([centre + length / 2]) == pytest.approx(0.01)
-    flat, sharp = (f.bits(i, tolerance=0.02, width=3) for i in (0, 1))
-    assert sharp - flat == pytest.approx(0.5 * np.log2(25))
-
-
 def test_two_wells_have_the_places_widths_and_depths_asked_for():
     wells = toys.TwoWells((1.0, 16.0), (-1.0, 1.0), (0.5, 0.0))
     f = as_toy(wells)
@@ -171,8 +162,6 @@ def test_two_wells_take_many_points_at_once(name):
         (lambda: toys.Quadratic([1.0]).sharpness([0.0, 1.0], 0.1), r"x .* \(1,\), got \(2,\)"),
         (lambda: toys.Quadratic([1.0]).sharpness([0.0], np.nan), "epsilon must be .* got nan"),
         (lambda: toys.Quadratic([1.0]).sharpness([0.0], 0.1, np.ones((2, 1))), r"a must have"),
-        (lambda: toys.TwoParabolas().bits(2, tolerance=0.1, width=1), "well must be at least 0"),
-        (lambda: toys.TwoParabolas().bits(0, tolerance=0.0, width=1), "tolerance must be"),
         (lambda: toys.TwoWells(levels=(0.5,)), r"levels must have the shape \(2,\), got \(1,\)"),
         (lambda: toys.Quadratic([-1.0, 1.0]).sharpness([0.0, 0.0], 0.1), "this Quadratic isn't"),
         (lambda: toys.TwoParabolas().sharpness([1.0], 0.1), "convex losses only: this TwoPara"),
