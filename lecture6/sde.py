@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from threading import Event
-from typing import Any, ClassVar
+from typing import Any
 
 import joblib
 import numpy as np
@@ -40,31 +40,39 @@ Field = Callable[[np.ndarray], np.ndarray]  #: of walkers: (n, d) to (n, d)
 Noise = float | ArrayLike | Field  #: a number, (d,) or (d, d), or a field: the diagonal at w
 
 
-class Solver:
-    """Moves the walkers w by one step, in place; ``noise`` is G dW, or dW where G varies."""
+@dataclass(frozen=True)
+class _Rule:
+    """w ← w + rate · drift + diffusion · Σ_j weights_j z_j, z_j normal, and what this is called."""
 
-    weak_order: ClassVar[float]  #: of expectations, for a constant G
-    strong_order: ClassVar[dict[str, float]]  #: of paths, where G is constant, and varies with w
+    drift: Field
+    diffusion: Noise
+    rate: float  #: dt, or −η where ``drift`` is a gradient
+    weights: Sequence[float]
+    momentum: float = 0.0
+    names: tuple[str, str, str] = ("gradient", "noise", "lr")
 
-    def __init__(
-        self, w: np.ndarray, drift: Field, rate: float, diffusion: Noise, momentum: float
-    ) -> None:
-        self.drift, self.rate, self.momentum = drift, np.array(rate, w.dtype), momentum
-        self.diffusion = diffusion if callable(diffusion) else None
+    @property
+    def fields(self) -> dict[str, Field]:
+        pairs = zip(self.names, (self.drift, self.diffusion), strict=False)
+        return {name: field for name, field in pairs if callable(field)}
+
+
+class _Euler:
+    """Moves the walkers w in place: w ← w + f dt + G dW, or v ← m v + f dt + G dW, w ← w + v."""
+
+    def __init__(self, w: np.ndarray, rule: _Rule) -> None:
+        self.drift, self.rate, self.momentum = (
+            rule.drift,
+            np.array(rule.rate, w.dtype),
+            rule.momentum,
+        )
+        self.diffusion = rule.diffusion if callable(rule.diffusion) else None
         self.w, self.seen, self.velocity = w, w.view(), np.zeros_like(w)
         self.seen.flags.writeable = False  # a field must not move the walkers
         self.move, self.other = np.empty_like(w), np.empty_like(w)
 
     def step(self, noise: np.ndarray) -> None:
-        raise NotImplementedError
-
-
-class Euler(Solver):
-    """Euler–Maruyama, w ← w + f dt + G dW; with momentum v ← m v + f dt + G dW, w ← w + v."""
-
-    weak_order, strong_order = 1.0, {"constant": 1.0, "varies": 0.5}
-
-    def step(self, noise: np.ndarray) -> None:
+        """``noise`` is G dW, or dW where G varies."""
         w, move, velocity = self.w, self.move, self.velocity
         np.multiply(self.drift(self.seen), self.rate, out=move)
         if self.diffusion is not None:
@@ -77,43 +85,6 @@ class Euler(Solver):
         else:  # a drift below the last place of w is lost on its own, and with the noise kept
             move += noise
             w += move
-
-
-class Heun(Solver):
-    """w ← w + (f(w) + f(w')) dt/2 + G dW with the trial point w' = w + f(w) dt + G dW."""
-
-    weak_order, strong_order = 2.0, {"constant": 1.0}  # else Stratonovich's equation
-
-    def step(self, noise: np.ndarray) -> None:
-        w, move, trial, half = self.w, self.move, self.other, self.velocity
-        np.multiply(self.drift(self.seen), self.rate / 2, out=half)
-        np.add(noise, half, out=move)
-        np.add(move, half, out=trial)
-        trial += w
-        np.multiply(self.drift(trial), self.rate / 2, out=half)
-        move += half
-        w += move
-
-
-SOLVERS: dict[str, type[Solver]] = {"euler": Euler, "heun": Heun}
-
-
-@dataclass(frozen=True)
-class _Rule:
-    """w ← w + rate · drift + diffusion · Σ_j weights_j z_j, z_j normal, and what this is called."""
-
-    drift: Field
-    diffusion: Noise
-    rate: float  #: dt, or −η where ``drift`` is a gradient
-    weights: Sequence[float]
-    solver: type[Solver] = Euler
-    momentum: float = 0.0
-    names: tuple[str, str, str] = ("gradient", "noise", "lr")
-
-    @property
-    def fields(self) -> dict[str, Field]:
-        pairs = zip(self.names, (self.drift, self.diffusion), strict=False)
-        return {name: field for name, field in pairs if callable(field)}
 
 
 def _expect(name: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -163,7 +134,7 @@ class _Increments:
         return z[:, : rows.shape[1]]
 
 
-def _explain(rule: _Rule, solver: Solver, noise: np.ndarray, start: int) -> None:
+def _explain(rule: _Rule, solver: _Euler, noise: np.ndarray, start: int) -> None:
     """Make the steps after ``start`` once more, and raise where the first of them fails."""
     w = solver.w
     for step, each in enumerate(noise, start):
@@ -266,7 +237,7 @@ def _run(
         w = start[blocks[block]]
         for name, field in rule.fields.items():
             _expect(f"the {name}", field(w.copy()), w.shape)
-        solver = rule.solver(w, rule.drift, rule.rate, rule.diffusion, rule.momentum)
+        solver = _Euler(w, rule)
         increments = _Increments(rule, w, seed, block)
         step, more = 0, record(block, 0, w)
         while step < n_steps and more and not stop.is_set():
@@ -302,37 +273,31 @@ def simulate(
     dt: float,
     n_steps: int,
     seed: int,
-    method: str = "euler",
     refine: int = 1,
     n_walkers: int | None = None,
     dtype: str = "float64",
     n_threads: int | None = None,
     **recording: Any,
 ) -> Paths:
-    """Walkers of dw = f(w) dt + G(w) dW (Itô): ``n_steps`` steps of length ``dt``.
+    """Walkers of dw = f(w) dt + G(w) dW (Itô): ``n_steps`` Euler–Maruyama steps of length ``dt``.
 
     Arguments:
         drift: f
         diffusion: G: a number; (d,), its diagonal; (d, d); or a field, its diagonal at w
         w0: (n, d); or (d,), or a number for d = 1, for ``n_walkers`` that start together
-        method: "euler" (:class:`Euler`), or "heun" (:class:`Heun`), for a constant G only
         refine: k: the noise of a step is the sum of that of k steps of dt/k. So dt with refine=k
-            and dt/k with refine=1 see the same Brownian paths, as do both methods
+            and dt/k with refine=1 see the same Brownian paths
         dtype: "float64" or "float32"
         n_threads: all cores by default; the results are the same to the last bit on any number
         recording: as in :class:`Recording`
 
     Raises ValueError for impossible settings, and FloatingPointError, which names the step and the
-    position, for a drift that is not finite and for a walker beyond 1e8. The methods: Kloeden &
-    Platen (1992), §10.2, §14.1, §15.1.
+    position, for a drift that is not finite and for a walker beyond 1e8. The method: Kloeden &
+    Platen (1992), §10.2.
     """
-    solver = SOLVERS[checks.one_of("method", method, SOLVERS)]
-    if callable(diffusion) and "varies" not in solver.strong_order:
-        instead = "converges to Stratonovich's equation instead of Itô's: take 'euler'"
-        raise ValueError(f"with a diffusion that depends on w {method!r} {instead}")
     dt, refine = checks.real("dt", dt, above=0), checks.whole("refine", refine, least=1)
     weights, names = [math.sqrt(dt / refine)] * refine, ("drift", "diffusion", "dt")
-    rule = _Rule(drift, diffusion, dt, weights, solver, names=names)
+    rule = _Rule(drift, diffusion, dt, weights, names=names)
     start, record = _start(w0, n_walkers, dtype), Recording(**recording)
     return _run(rule, start, n_steps, seed, n_threads, record)
 
@@ -380,36 +345,32 @@ def convergence_order(
     *,
     time: float,
     n_steps: Sequence[int],
-    method: str,
     seed: int,
     n_walkers: int | None = None,
 ) -> Estimate:
-    """The strong order of ``method``, from runs to ``time`` of so many steps as ``n_steps`` says.
+    """The strong order of :func:`simulate`, from runs to ``time`` of each of ``n_steps``.
 
-    It is the slope of log(error) against log(dt). The error is ``E‖w − w*‖``, where w* follows the
-    same Brownian path: by "heun" in steps of a sixteenth of the shortest, or, where G depends on w,
-    by "euler" in steps of a 64th. (w shares the error of w* there: ½ comes out as 0.506 of steps
-    that double.) ``stderr`` knows that all errors come from the same walkers. Raises ValueError
-    where 16 (64) times max(n_steps) is no multiple of all, and for errors that are Monte-Carlo
-    noise.
+    The slope of log(error) against log(dt − dt*). The error is ``E‖w − w*‖``, where w* follows the
+    same Brownian path in steps dt* of a 64th of the shortest. ``stderr`` knows that all errors come
+    from the same walkers. Raises ValueError where 64 times max(n_steps) is no multiple of all, and
+    for errors that are Monte-Carlo noise.
     """
     time = checks.real("time", time, above=0)
     counts = [checks.whole("each of n_steps", n, least=1) for n in n_steps]
-    best, finer = ("euler", 64) if callable(diffusion) else ("heun", 16)
-    finest = finer * max(counts, default=0)
+    finest = 64 * max(counts, default=0)
     if len(set(counts)) < 2 or any(finest % n for n in counts):
         raise ValueError(f"n_steps must be two or more that divide {finest}, got {counts}")
 
-    def run(method: str, n: int) -> np.ndarray:
+    def run(n: int) -> np.ndarray:
         same = partial(simulate, drift, diffusion, w0, seed=seed, n_walkers=n_walkers)
-        return same(dt=time / n, n_steps=n, method=method, refine=finest // n).final
+        return same(dt=time / n, n_steps=n, refine=finest // n).final
 
-    exact = run(best, finest)
-    each = np.array([np.linalg.norm(run(method, n) - exact, axis=1) for n in counts])  # (k, n)
+    exact = run(finest)
+    each = np.array([np.linalg.norm(run(n) - exact, axis=1) for n in counts])  # (k, n)
     means, root = each.mean(axis=1), math.sqrt(each.shape[1])
     rounding = 10 * np.finfo(float).eps * math.sqrt(finest) * np.abs(exact).max()
     if len(exact) < 2 or not (means > 3 * each.std(axis=1) / root + rounding).all():
         raise ValueError(f"{len(exact)} walkers too few, or steps too short: {means} is all noise")
     logs = np.column_stack([np.log(means), each / means[:, None]])  # their errors are of each/mean
-    slope, *slopes = np.polyfit(np.log(time / np.array(counts)), logs, 1)[0]
+    slope, *slopes = np.polyfit(np.log(1 / np.array(counts) - 1 / finest), logs, 1)[0]
     return Estimate(float(slope), float(np.std(slopes) / root), len(exact))
