@@ -205,9 +205,7 @@ class Normality:
     normal_p: np.ndarray
     tail_index: np.ndarray  #: Hill's α of x, ``P(|x| > t) ~ t^−α``, from the √n largest
     tail_index_stderr: np.ndarray
-    theoretical: np.ndarray  #: (n,) quantiles of the normal law at (i − ½)/n
     observed: np.ndarray  #: (n, k) standardised and sorted
-    n_samples: int
 
 
 def normality(samples: Tensor | np.ndarray) -> Normality:
@@ -237,9 +235,7 @@ def normality(samples: Tensor | np.ndarray) -> Normality:
         normal_p=stats.normaltest(x).pvalue,
         tail_index=alpha,
         tail_index_stderr=alpha / math.sqrt(n_tail),
-        theoretical=stats.norm.ppf((np.arange(n) + 0.5) / n),
         observed=np.sort(z, axis=0),
-        n_samples=n,
     )
 
 

@@ -196,24 +196,19 @@ def _slope(value: Tensor, x: Tensor) -> Tensor:
 
 
 def _gauss_newton(
-    outputs: Callable[[Tensor], Tensor], loss: checks.Loss | None, y: Tensor, w: Tensor
+    outputs: Callable[[Tensor], Tensor], loss: checks.Loss, y: Tensor, w: Tensor
 ) -> tuple[Tensor, PartProduct]:
-    """For this loss of outputs and y; None: the mean cross-entropy of logits (n, classes)."""
     with twice_differentiable():
         x = w.clone().requires_grad_()
         z = outputs(x)
         u = torch.zeros_like(z, requires_grad=True)
         (g,) = torch.autograd.grad(z, x, u, create_graph=True)  # Jᵀu: linear in u
         out = z.detach().requires_grad_()
-        slope = None if loss is None else _slope(loss(out, y), out)
-    p = z.detach().softmax(-1)
+        slope = _slope(loss(out, y), out)
 
     def product(v: Tensor, more: bool) -> Tensor:
         (jv,) = torch.autograd.grad(g, u, v, retain_graph=more)
-        if slope is None:
-            curved = p * (jv - (p * jv).sum(1, keepdim=True)) / len(p)  # ∇²ℓ(z) = diag(p) − p pᵀ
-        else:
-            (curved,) = torch.autograd.grad(slope, out, jv, retain_graph=more)
+        (curved,) = torch.autograd.grad(slope, out, jv, retain_graph=more)
         return torch.autograd.grad(z, x, curved, retain_graph=more)[0]
 
     return g, product
@@ -294,7 +289,7 @@ class NetworkObjective(FlatNetwork, Objective):
         with torch.inference_mode(False):
             super().__init__(checks.as_dtype(copy.deepcopy(model), self.dtype).eval())
         checks.fits(self.model, x, y, classes=loss is None)
-        self.loss = loss
+        self.loss, self.classes = loss or F.cross_entropy, loss is None
         #: (n_params,) the model's own weights
         self.w = checks.finite("the model", flat_parameters(self.model), "training diverged")
         self.n_params = len(self.w)
@@ -337,7 +332,7 @@ class NetworkObjective(FlatNetwork, Objective):
         return batch
 
     def _loss(self, w: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        return (self.loss or F.cross_entropy)(self.logits(w, x), y)
+        return self.loss(self.logits(w, x), y)
 
     def _terms(self) -> list[tuple[float, Callable[[Tensor], Tensor]]]:
         n = self.n_samples
@@ -377,7 +372,7 @@ class NetworkObjective(FlatNetwork, Objective):
         """The pass that gives gradients sample by sample; ValueError where there is none."""
         try:
             with torch.inference_mode(False):
-                return SamplePass(self.model, self.x, self.y, self.loss or F.cross_entropy)
+                return SamplePass(self.model, self.x, self.y, self.loss)
         except (RuntimeError, ValueError) as error:  # ValueError: of batch norm, for one sample
             raise ValueError(f"{NO_SINGLE}: {error}") from error
 
@@ -409,6 +404,6 @@ class NetworkObjective(FlatNetwork, Objective):
 
     def evaluate(self, w: Tensor) -> tuple[float, float]:
         """Mean loss and accuracy (fraction) at w, from one pass; with a loss of one's own NaN."""
-        if self.loss is not None:
+        if not self.classes:
             return self.value(w), math.nan
         return evaluate(partial(self.logits, self.vector(w)), self._batches)

@@ -99,7 +99,7 @@ class SampleGradients:
         """Whether g (n_params,) is the mean of the g_i, but for rounding."""
         norms = self.squared_norms()
         off = (self.sum() / len(norms) - g).double().norm()
-        return bool(off <= tolerance(g) * norms.mean().sqrt())
+        return bool(off <= 10 * torch.finfo(g.dtype).eps ** 0.5 * norms.mean().sqrt())
 
     def matrix(self) -> Tensor:
         """The g_i themselves, (n, n_params)."""
@@ -220,11 +220,6 @@ class SamplePass(FlatNetwork):
     def loose(self) -> int:
         """The parameters outside of the linear layers, of which whole gradients are kept."""
         return sum(self.shapes[name].numel() for name in self._free)
-
-
-def tolerance(w: Tensor) -> float:
-    """How far two ways to compute the same may differ, relative to it."""
-    return 10 * torch.finfo(w.dtype).eps ** 0.5
 
 
 def _hooks(layers: Mapping[str, nn.Module], hook: Callable) -> ExitStack:
