@@ -40,11 +40,9 @@ class Eigenpairs:
 
     ``errors`` estimates ``|λ − exact|``: the residual r bounds the distance to the nearest
     eigenvalue, and r²/gap does so more closely when the rest of the spectrum is ``gap`` away
-    (Kato–Temple); the rounding of the products is added. ``converged`` means that every error is
-    below the tolerance asked for: an eigenvalue that drowns in rounding is not. What no residual
-    can show is an eigenvalue that the search has not met: one to which the random start is nearly
-    orthogonal, which a block of two vectors makes very unlikely, or, above 32 parameters, a third
-    copy.
+    (Kato–Temple); the rounding of the products is added. ``converged``: every error is below the
+    tolerance. No residual shows an eigenvalue that the search has not met: one to which both random
+    starts are nearly orthogonal, or, above 32 parameters, a third copy.
     """
 
     values: np.ndarray  #: (k,)
@@ -181,11 +179,10 @@ def trace(
     """
     n_products = checks.whole("n_products", n_products, least=2)
     generator = np.random.default_rng(checks.seed(seed))
-    like, parts = objective.vector(w), []
-    small = objective.n_params <= min(n_products, MOST_COLUMNS)
-    if small:
-        parts = [Estimate.mean([np.trace(matrix(objective, w, of=of))])]
-    for weight, part in [] if small else objective.product(w, of=of).parts():
+    like, parts, terms = objective.vector(w), [], objective.product(w, of=of).parts()
+    if objective.n_params <= min(n_products, MOST_COLUMNS):
+        parts, terms = [Estimate.mean([np.trace(matrix(objective, w, of=of))])], iter(())
+    for weight, part in terms:
         samples = []
         for i in range(n_products):
             v = random_signs(generator, like)

@@ -156,11 +156,10 @@ def linear_regression_covariance(
 def epoch_end_variance(lr_h: float, n_train: int, batch_size: int, *, sampling: str) -> float:
     """Stationary variance of w at the end of an epoch of SGD on the losses ½ h (w − c_i)².
 
-    In units of that of the c_i, (1/N) Σ (c_i − c̄)²; ``lr_h`` is η h, between 0 and 2.
-
-    K = N/B steps give w ← a^K w + η h Σ_k p_k c̄_k with a = 1 − η h and p_k = a^(K−1−k), where c̄_k
-    is the mean of batch k. Independent batches leave Var(c̄) η h/(2 − η h). Those of an epoch have
-    Cov(c̄_j, c̄_k) = (K δ_jk − 1)/(N − 1), whose sum sees only how the p_k differ:
+    In units of that of the c_i, (1/N) Σ (c_i − c̄)²; ``lr_h`` is η h, between 0 and 2. K = N/B
+    steps give w ← a^K w + η h Σ_k p_k c̄_k with a = 1 − η h, p_k = a^(K−1−k) and the means c̄_k of
+    the batches. Independent ones leave Var(c̄) η h/(2 − η h). Those of an epoch have Cov(c̄_j, c̄_k) =
+    (K δ_jk − 1)/(N − 1), whose sum sees only how the p_k differ: it leaves
     K/(N − 1) · Σ (p_k − p̄)²/Σ p_k² · η h/(2 − η h).
 
     Raises ValueError for an unstable rate and for B that does not divide N.
@@ -288,13 +287,12 @@ def multiplicative_density(
 ) -> Gibbs:
     """The stationary density p ∝ (1/D) exp(−∫ ℓ'/D) of dw = −ℓ'(w) dt + √(2 D(w)) dW, 1-D.
 
-    The equation is Itô's, which is what SGD approaches as η → 0, since its noise is drawn at the w
-    that the step starts from; for SGD D = η σ²(w)/(2B). (Stratonovich's equation has 1/√D in place
-    of 1/D.) p need not peak where ℓ is least: w stays where D is small.
+    The equation is Itô's, which is what SGD, with D = η σ²(w)/(2B), approaches as η → 0: its noise
+    is drawn at the w that the step starts from. (Stratonovich's has 1/√D in place of 1/D.)
 
-    ``gradient`` ℓ' and ``diffusion`` D > 0 are functions of arrays, elementwise. The result is that
-    of :class:`Gibbs` between reflecting walls at ``low`` and ``high``; its "loss" is
-    log D + ∫ ℓ'/D, at temperature 1. Raises ValueError as Gibbs does, and for D ≤ 0.
+    ``gradient`` ℓ' and ``diffusion`` D > 0 are functions of arrays, elementwise. The result is a
+    :class:`Gibbs` of the loss log D + ∫ ℓ'/D at temperature 1. Raises ValueError as that does, and
+    for D ≤ 0.
     """
     low = checks.real("low", low)
     high = checks.real("high", high, above=low)
@@ -403,9 +401,9 @@ def kramers_time(
 ) -> float:
     """Kramers' mean time from a minimum a over the saddle b: ``2π/√(ℓ''(a)|ℓ''(b)|) e^(Δℓ/T)``.
 
-    To the next well: the limit T → 0 of :func:`escape_time` to a point well beyond the saddle. (To
-    the saddle itself it takes half as long: from there w falls back every other time.) The error of
-    the ratio is of order T/Δℓ, so both barriers of the saddle must be high. The rate is 1/time.
+    The limit T → 0 of :func:`escape_time` to a point well beyond the saddle. (To the saddle itself
+    it takes half as long: from there w falls back every other time.) The error of the ratio is of
+    order T/Δℓ, so both barriers of the saddle must be high.
 
     Arguments: ℓ''(a) > 0, ℓ''(b) < 0, and the barrier Δℓ = ℓ(b) − ℓ(a) > 0.
     """

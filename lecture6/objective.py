@@ -249,8 +249,8 @@ class FunctionObjective(Objective):
 class NetworkObjective(FlatNetwork, Objective):
     """The mean loss of a network on a fixed set of samples, as a function of its weights.
 
-    w is made of all real floating parameters in the model's order, tied ones once, frozen ones too:
-    :class:`lecture6.curvature.Restriction` to ``trainable`` is the loss of the others alone.
+    w is made of all real floating parameters in the model's order, tied ones once, frozen ones too
+    (without them: :class:`lecture6.curvature.Restriction` to ``trainable``).
 
     Arguments:
         model: any module that makes logits (n, classes); a copy in eval mode is used (no

@@ -5,18 +5,17 @@ Definition 2 is the (C_ε, A)-sharpness of Keskar et al. (arXiv:1609.04836, §2.
     φ_{x,f}(ε, A) = 100 · (max_{z ∈ C_ε} f(x + A z) − f(x)) / (1 + f(x))    (2)
     C_ε = { z ∈ R^p : |z_i| ≤ ε (|(A⁺x)_i| + 1) }                           (3)
 
-The maximum is over a box, of a function that need not be concave, so a solver gives a lower bound;
-every result says how it was found and whether the solver had converged. Four traps are avoided
-here. (i) z = 0 is a stationary point when x is a minimum, and L-BFGS-B started there returns φ = 0
-at once: a search starts at the vertex that the gradient at a random point of the box points at.
-(ii) L-BFGS-B stops on absolute tolerances and takes x⁸ near 0 for flat: the search runs over
-u ∈ [−1, 1]^p, z = h·u, on f scaled to slopes of order 1. (iii) A failed line search would lose the
-best point: the best of all points evaluated is what is returned. (iv) A rise may drown in the
-rounding of two losses: every measure finds out how much that is, and says so in ``stderr``.
+The function need not be concave, so a solver gives a lower bound; every result says how it was
+found and whether the solver had converged. Four traps are avoided. (i) z = 0 is a stationary point
+when x is a minimum, and L-BFGS-B started there returns φ = 0 at once: a search starts at the vertex
+that the gradient at a random point of the box points at. (ii) L-BFGS-B stops on absolute tolerances
+and takes x⁸ near 0 for flat: the search runs over u ∈ [−1, 1]^p, z = h·u, on f scaled to slopes of
+order 1. (iii) A failed line search would lose the best point: the best of all points evaluated is
+what is returned. (iv) A rise may drown in the rounding of two losses: every measure finds out how
+much that is, and says so in ``stderr``.
 
-The other measures change the set of perturbations. All of :data:`MEASURES` are called as
-``measure(objective, x, epsilon=..., seed=...)``, have a default ε of their own, and give a
-:class:`SharpnessResult`. All raise ValueError for impossible settings, for losses and gradients
+The other measures change the set of perturbations. All of :data:`MEASURES` give a
+:class:`SharpnessResult`. They raise ValueError for impossible settings, for losses and gradients
 that are not finite, and where 1 + f(x), by which φ divides, is not positive.
 """
 
@@ -272,13 +271,10 @@ def worst_case(
         epsilon: half-width ε of the box; Keskar et al. use 1e-3 and 5e-4
         subspace: A: None for the identity; an integer p for p random columns
             (:class:`RandomSubspace`; Keskar: p = 100); or a matrix (n_params, p)
-        method:
-            - "lbfgsb": ``n_iterations`` of L-BFGS-B: with the defaults Keskar's setting
-            - "ascent": as many of projected sign-gradient ascent, which works in float32 and
-              costs nothing beside its evaluations
-            - "converged": both in turn, from 4 starts and with at least 100 iterations; where
-              starts end at different heights the message says so
-
+        method: "lbfgsb", ``n_iterations`` of L-BFGS-B, Keskar's setting; "ascent", as many of
+            projected sign-gradient ascent, which works in float32 and costs nothing beside its
+            evaluations; "converged", both in turn, from 4 starts and with at least 100 iterations:
+            the message says where they end at different heights
         seed: of the starts, and of the random columns
 
     L-BFGS-B needs more digits than float32 has near a minimum: give it an objective in float64.

@@ -171,7 +171,7 @@ def test_peak_memory_keeps_to_the_limit_whatever_the_number_of_samples():
         assert many < few + 4  # without gradients of single samples
     for few, many in (rows[1:3], rows[7:9]):
         assert 4 < max(few[1], many[1]) <= 8  # MiB, two of them at once
-        assert few[0] < 32
+        assert max(few[0], many[0]) < 40
         assert many[0] < few[0] + 4
 
 

@@ -88,8 +88,8 @@ def test_a_double_well_comes_to_equation_25():
     temperature = 0.3
     edges = np.linspace(-2, 2, 41)
     paths = simulate(
-        double_well, np.sqrt(2 * temperature), 0.0, dt=0.01, n_steps=1500, seed=0,
-        n_walkers=6 * BLOCK, histogram=edges, burn_in=500, every=50, dtype="float32",
+        double_well, np.sqrt(2 * temperature), 0.0, dt=0.002, n_steps=5000, seed=0,
+        n_walkers=2 * BLOCK, histogram=edges, burn_in=1500, every=175, dtype="float32",
     )  # fmt: skip
 
     def gibbs(w):
