@@ -150,7 +150,7 @@ def linear_regression_covariance(
     return RegressionCovariance((s + s.T) / 2, radius, minimiser, h, c)
 
 
-# Epochs and stability
+# Epochs
 
 
 def epoch_end_variance(lr_h: float, n_train: int, batch_size: int, *, sampling: str) -> float:
@@ -176,27 +176,6 @@ def epoch_end_variance(lr_h: float, n_train: int, batch_size: int, *, sampling: 
         spread = ((less - less.mean()) ** 2).sum() / ((1 + less) ** 2).sum()
         each = k / (n_train - 1) * float(spread)
     return each * lr_h / (2 - lr_h)
-
-
-def smallest_stable_batch(lr: float, curvature: float, spread: float, n_train: int) -> int:
-    """The smallest batch at which E[w²] does not grow for losses ½ h_i w² (Wu, Ma & E 2018).
-
-    ``curvature`` a and ``spread`` s are the mean and the standard deviation (dividing by N) of the
-    h_i: (1 − η a)² + η² s² (N − B)/(B (N − 1)) ≤ 1, without replacement. ValueError where none is.
-    """
-    lr, n_train = checks.real("lr", lr, above=0), checks.whole("n_train", n_train, least=2)
-    curvature = checks.real("curvature", curvature, least=0)
-    spread = checks.real("spread", spread, least=0)
-    if lr * curvature > 2:
-        raise ValueError(
-            f"no batch is stable: lr · curvature = {lr * curvature:g} is above 2, lower {lr = :g}"
-        )
-    if spread == 0:
-        return 1
-    # 1 − (1 − ηa)² over η² s², without squares that under- or overflow
-    room = (2 - lr * curvature) * curvature / spread / lr / spread
-    least = n_train / (1 + room * (n_train - 1))
-    return max(1, math.ceil(least * (1 - 1e-12)))  # a batch on the edge counts as stable
 
 
 # Any loss of one parameter: the density at rest, by quadrature
