@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lecture6 import checks, curvature
 from lecture6.curvature import Estimate
-from lecture6.noise_scale import check_batch, two_batch_noise_scale
+from lecture6.noise_scale import check_batch
 from lecture6.objective import PIECE, NetworkObjective, Product
 from lecture6.sample_gradients import SampleGradients
 from lecture6.train import sample_batches
@@ -242,21 +242,33 @@ def normality(samples: Tensor | np.ndarray) -> Normality:
 def estimate_simple_noise_scale(
     source: Source, *, b_small: int, b_big: int, n_pairs: int = 100, seed: int = 0
 ) -> Estimate:
-    """B_simple by :func:`~lecture6.noise_scale.two_batch_noise_scale`, on random batches.
+    """B_simple = tr Σ/‖G‖² from squared norms of gradients of small and big batches, by pairs.
 
-    They are drawn with replacement, which keeps it unbiased; the small batch is the first part of
-    the big one. ``source``: see :func:`fluctuations`.
+    ‖G‖² ← (B ‖G_B‖² − b ‖G_b‖²)/(B − b) and tr Σ ← (‖G_b‖² − ‖G_B‖²)/(1/b − 1/B) are averaged over
+    the pairs before the ratio is taken (McCandlish et al., App. A), whose standard error is by the
+    delta method. Batches are drawn with replacement, which keeps both unbiased; the small one is
+    the first part of the big one. ``source``: see :func:`fluctuations`. Raises ValueError when ‖G‖²
+    is not positive beyond rounding.
     """
     b_big = checks.whole("b_big", b_big, least=2)
     b_small = checks.whole("b_small", b_small, least=1, most=b_big - 1)
     n_pairs = checks.whole("n_pairs", n_pairs, least=2)
     batches = _batches(source, b_big, n_pairs, "with_replacement", seed)
-    norms = [
-        [_square(_gradient(source, part)) for part in (index[:b_small], index)] for index in batches
-    ]
-    small, big = np.array(norms).T
+    pairs = ((_gradient(source, index[:b_small]), _gradient(source, index)) for index in batches)
+    norms = torch.tensor([list(map(_square, pair)) for pair in pairs], dtype=torch.float64)
+    small, big = checks.finite("the norms", norms, "is the loss finite at w?").numpy().T
+    g = big - (small - big) * (b_small / (b_big - b_small))
+    s = (small - big) / (1 / b_small - 1 / b_big)
     rounding = _rounding(source, float(big.mean()))
-    return two_batch_noise_scale(small, big, b_small, b_big, rounding=rounding)
+    if not g.mean() > rounding:
+        raise ValueError(
+            f"the estimate of ‖G‖² is {g.mean():.3g}, not positive: the noise hides the gradient; "
+            f"take more than {len(g)} pairs, or big batches of more than {b_big}"
+        )
+    ratio = s.mean() / g.mean()
+    rounding = (rounding + np.finfo(float).eps * big.mean()) / (1 / b_small - 1 / b_big)
+    stderr = Estimate.mean(s - ratio * g, rounding=rounding).stderr / g.mean()
+    return Estimate(float(ratio), float(stderr), len(g))
 
 
 def critical_batch_size(

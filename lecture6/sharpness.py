@@ -175,14 +175,11 @@ class _Search:
     def point(self, u: Tensor) -> Tensor:
         return self.x + self.space.apply(self.half_width * u)
 
-    def rise(self, value: float) -> float:
-        return _finite(value, "inside the box of x", "; take a smaller epsilon") - self.base
-
     def evaluate(self, u: Tensor) -> tuple[float, Tensor]:
         """The rise above f(x) at u, and its gradient with respect to u."""
         value, slope = self.objective.value_and_grad(self.point(u))
         self.n_evaluations += 1
-        rise = self.rise(value)
+        rise = _finite(value, "inside the box of x", "; take a smaller epsilon") - self.base
         grad = self.half_width * self.space.transpose(slope)
         checks.finite("the gradient inside the box of x", grad, "is the loss smooth there?")
         if rise > self.best[0]:

@@ -307,6 +307,21 @@ def test_simple_noise_scale_is_exact_over_the_set():
     assert COVARIANCE.simple_noise_scale().value == pytest.approx(exact, rel=1e-12)
 
 
+def test_two_batch_estimates_are_unbiased_over_all_batches(monkeypatch):
+    """Over every pair, a batch of 4 and its first 2, both parts of the ratio are exact."""
+    every = torch.tensor(list(itertools.product(range(6), repeat=4)))
+    monkeypatch.setattr(noise, "_batches", lambda *_: every)
+    found = noise.estimate_simple_noise_scale(SMALL, b_small=2, b_big=4)
+    trace, square = torch.cov(SMALL.T, correction=0).trace(), SMALL.mean(0).square().sum()
+    assert found.value == pytest.approx((trace / square).item(), rel=1e-12)
+    assert found.n_samples == 6**4
+
+
+def test_a_gradient_that_the_noise_hides_has_no_noise_scale():
+    with pytest.raises(ValueError, match=r"not positive: the noise .* take more than 2 pairs"):
+        noise.estimate_simple_noise_scale(SMALL - SMALL.mean(0), b_small=1, b_big=4, n_pairs=2)
+
+
 def test_two_batch_estimates_are_calibrated():
     gradients = random(30, 3, seed=7) + 1
     exact = torch.cov(gradients.T, correction=0).trace() / gradients.mean(0).square().sum()
