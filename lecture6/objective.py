@@ -58,7 +58,8 @@ class Product:
 
     Called with v of shape (n_params,), or with a block (k, n_params) of k vectors. ``parts`` yields
     the terms one by one: weight_b, and (v, more) ↦ M_b v for one vector v, with more = False at the
-    last one, after which the part's memory is given back.
+    last one, after which the part's memory is given back. Raises ValueError where M v is not
+    finite.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Product:
             for j, row in enumerate(rows):
                 out[j].add_(part(row, j + 1 < len(rows)), alpha=weight)
             del part  # or it would live on while the next one is made
+        checks.finite("a product with the matrix", out, "is the loss finite at w, and near it?")
         return out.view(v.shape)
 
 
@@ -301,6 +303,11 @@ class NetworkObjective(FlatNetwork, Objective):
         self._set_samples(x, y)
         x, y = self._batches[0]
         with torch.no_grad():
+            try:
+                self.logits(self.w, self._batches[-1][0])  # the smallest
+            except ValueError as error:  # of batch norm, for one sample
+                k = len(self._batches[-1][1])
+                raise ValueError(f"no batch of {k} will do, change batch_size: {error}") from error
             once, again = self.logits(self.w, x), self.logits(self.w, x)
         close = 1e-10 if self.dtype == torch.float64 else 1e-5  # a GPU's order of summation
         if not torch.allclose(once, again, rtol=close, atol=close, equal_nan=True):

@@ -29,15 +29,15 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.optimize import Bounds, minimize
-from scipy.special import ndtr, stdtrit
 from torch import Tensor
 
 from lecture6 import checks
+from lecture6.curvature import Estimate
 from lecture6.objective import Objective, length
 
 KESKAR_ITERATIONS = 10  # of L-BFGS-B: Keskar et al., §2.2.2
 TOLERANCE = 0.01  # of a search: the gap that it leaves, as a fraction of φ
-KNOWN = 0.1  # the standard error of a φ that has converged is below this fraction of it
+KNOWN = 0.1  # of a φ that has converged the error is below this fraction of it
 NEAR = 1e-3  # of the step to a point: so near to it are the points whose losses show its rounding
 MEMORY_LIMIT = 2 << 30  # bytes of a random A that is kept
 _ROWS = 1 << 15  # rows of A drawn from one seed
@@ -52,7 +52,7 @@ class SharpnessResult:
     ``stderr`` is the standard error of φ at the point found, by rounding: of both losses, of
     x + A z, of SAM's direction. In :func:`average` that of the draws is in it. ``converged`` means
     that the gap is below the tolerance, a stationary point of the box (another one may be higher
-    still), and ``stderr`` below a tenth of φ.
+    still), and that φ is known to a tenth: to three standard errors of rounding, and one of draws.
     """
 
     value: float  #: φ, per cent
@@ -325,15 +325,13 @@ def average(
         return np.array([[_finite(value, "near x") - base for value in pair] for pair in pairs])
 
     each = differences(epsilon, n)
-    near = differences(NEAR * epsilon + 2 * eps * x.abs(), 3).mean(1)  # by rounding of f(x) alone
     rises, rise = each.mean(1), float(each.mean())
-    # hypot, as squares of tiny losses underflow; and Student's t, as three errors of few draws fail
-    draws = math.hypot(*(rises - rise)) / math.sqrt(n * (n - 1)) * stdtrit(n - 1, ndtr(3)) / 3
+    near = differences(NEAR * epsilon + 2 * eps * x.abs(), 3).mean(1)  # by rounding of f(x) alone
     steps = 2 * min(np.diff(np.unique(rises)), default=0.0)  # of losses that come in steps
     last_place = max(steps, eps * (abs(base) + np.abs(each).mean() or 1.0))
-    error = math.hypot(draws, *near / 3**0.5, last_place)
+    error, draws = math.hypot(*near / 3**0.5, last_place), Estimate.mean(rises).stderr
     how = True, "average", f"mean of {n} pairs of perturbations"
-    return _result(base, rise, error, *how, epsilon=epsilon, n_evaluations=2 * n)
+    return _result(base, rise, error, *how, draws=draws, epsilon=epsilon, n_evaluations=2 * n)
 
 
 def sam(
@@ -389,10 +387,19 @@ def _rounding(
 
 
 def _result(
-    base: float, rise: float, error: float, found: bool, method: str, message: str, **rest: Any
+    base: float,
+    rise: float,
+    rounding: float,
+    found: bool,
+    method: str,
+    message: str,
+    *,
+    draws: float = 0.0,
+    **rest: Any,
 ) -> SharpnessResult:
-    """φ of a rise above the loss ``base``, both known to within ``error``; ``found``: no better."""
-    scale, known = 1 + base, error < KNOWN * abs(rise)
+    """φ of a rise above the loss ``base``, with the errors of both; ``found``: no better."""
+    scale, error = 1 + base, math.hypot(rounding, draws)
+    known = math.hypot(3 * rounding, draws) < KNOWN * abs(rise)
     if not known:
         more = "more n_samples, " if method == "average" else ""
         message += f"; the rise is {rise:.2g} ± {error:.2g}: {more}a larger epsilon or float64"

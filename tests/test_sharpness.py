@@ -640,6 +640,18 @@ def test_what_rounding_hides_has_not_converged(name, f, x, epsilon):
         assert abs(result.value - 100 * exact / (1 + result.loss)) <= 3 * result.stderr
 
 
+@pytest.mark.parametrize("level", [1.0, 8.0, 64.0])
+@pytest.mark.parametrize("measure", [worst_case, adaptive, sam])
+def test_a_rise_of_ten_units_in_the_last_place_has_not_converged(measure, level):
+    """Off by a fifth at times, which is two standard errors: neither is below a tenth of it."""
+    f = FunctionObjective(lambda w: level + w.sum() ** 2, 3)
+    x, unit = torch.full((3,), 0.1, dtype=F64), level * torch.finfo(F64).eps
+    results = [measure(f, x, epsilon=rises * unit) for rises in (10, 20, 1e4)]
+    for result in results:
+        assert not result.converged or 3 * result.stderr < 0.1 * result.value
+    assert not results[0].converged and results[-1].converged
+
+
 @pytest.mark.parametrize("digits", [4, 7, 11])
 def test_an_average_of_losses_in_steps_knows_no_more_than_a_step(digits):
     """Rounded up to so many decimals, by a bias that all draws share: 0 at x, a step around it."""
