@@ -77,8 +77,7 @@ def ou_covariance(
 
         S_ij = (1 − m²) (η²/B) C_ij / ((1 − m)² ((1 + m)(e_i + e_j) − e_i e_j) + m (e_i − e_j)²)
 
-    which solves the Lyapunov equation of (w_t, w_(t−1)), and whose limit e → 0 is the SDE's. For m
-    near 1 an S_ij with h_i ≠ h_j is close to it only at rates far below those that S_ii needs.
+    which solves the Lyapunov equation of (w_t, w_(t−1)), and whose limit e → 0 is the SDE's.
     Raises ValueError where there is no stationary law: for an H that is not positive definite, and
     in discrete time for η h_max ≥ 2(1 + m).
     """

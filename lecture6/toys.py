@@ -82,19 +82,17 @@ class Quadratic(Toy):
 
     Arguments:
         eigenvalues: (n_params,) of either sign
-        seed: H = Q diag(eigenvalues) Qᵀ with a random orthogonal Q; None: Q = I
+        seed: of the random orthogonal Q in H = Q diag(eigenvalues) Qᵀ
 
     ``h`` is H; ``minimisers`` is empty when an eigenvalue is negative: then 0 is a saddle.
     """
 
-    def __init__(self, eigenvalues: ArrayLike, *, seed: int | None = 0) -> None:
+    def __init__(self, eigenvalues: ArrayLike, *, seed: int = 0) -> None:
         spectrum = checks.array("eigenvalues", eigenvalues)
         n = len(spectrum)
-        q = np.eye(n)
-        if seed is not None:
-            generator = np.random.default_rng(checks.seed(seed))
-            q, r = np.linalg.qr(generator.standard_normal((n, n)))
-            q = q * np.sign(np.diag(r))  # Haar: uniform over the orthogonal matrices
+        generator = np.random.default_rng(checks.seed(seed))
+        q, r = np.linalg.qr(generator.standard_normal((n, n)))
+        q = q * np.sign(np.diag(r))  # Haar: uniform over the orthogonal matrices
         self.h = (q * spectrum) @ q.T
         self.convex = bool((spectrum >= 0).all())
         self.minimisers = np.zeros((int(self.convex), n))

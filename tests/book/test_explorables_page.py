@@ -281,7 +281,7 @@ def test_the_paths_are_those_of_equations_4_and_5(visit, browser, address, h, lr
     return [small, large, m.secondOrder({h}, {lr}, {k})];
     """
     small, large, predicted = module(browser, address, "steps", code)
-    toy, w = toys.Quadratic([h], seed=None), torch.ones(1, dtype=torch.float64)
+    toy, w = toys.Quadratic([h]), torch.ones(1, dtype=torch.float64)
     for step in small:
         assert step == pytest.approx(w.item(), rel=1e-12, abs=1e-12)
         w = w - lr * toy.grad(w)
