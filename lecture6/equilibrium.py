@@ -119,8 +119,7 @@ def linear_regression_covariance(
 
         S = (I − ηH) S (I − ηH) + η² κ (E[H_i S H_i] − H S H + C)
 
-    of d² equations; its spectral radius below 1 is mean-square stability, and raises ValueError
-    otherwise. Where the residuals are 0, so are C and S.
+    of d² equations. Raises ValueError unless its spectral radius is below 1: else w is unstable.
     """
     x, y = checks.array("x", x), checks.array("y", y)
     if x.ndim != 2 or y.shape != x.shape[:1]:
@@ -317,8 +316,7 @@ def laplace(
         hessians: H_A, (d, d) each, or numbers for d = 1
         as_printed: with the lecture's exponent, −ℓ_A/((η/B) σ²), which has lost a factor 2
 
-    Raises ValueError for a Hessian that is not positive definite: with a zero eigenvalue (26) is
-    infinite.
+    Raises ValueError for a Hessian that is not positive definite.
     """
     temperature = checks.real("temperature", temperature, above=0)
     levels = checks.array("losses", losses)
