@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from hessian_eigenthings import algorithms
 from hessian_eigenthings.operators import GGNOperator, HessianOperator
 from pyhessian import hessian as PyHessian
+from scipy import stats
 from synthetic import gaussian_classes
 from torch import nn
 
@@ -308,7 +309,8 @@ def test_trace_is_exact_when_the_budget_allows_it():
 
 
 def test_hutchinson_is_exact_for_a_diagonal_matrix():
-    bowl = Quadratic(SPECTRUM, seed=None)
+    h = torch.from_numpy(SPECTRUM)
+    bowl = FunctionObjective(lambda w: 0.5 * (h * w**2).sum(), len(h))
     found = curvature.trace(bowl, ZERO, n_products=5)
     assert found.value == pytest.approx(SPECTRUM.sum())
     assert found.stderr == pytest.approx(0, abs=1e-10)
@@ -350,6 +352,23 @@ def grouped_mean(seed):
     found = curvature.Estimate.mean(x.ravel(), np.arange(40) // 2)
     assert found.n_samples == 20
     return found.value, found.stderr
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-200, 1e200])
+def test_few_or_skewed_draws_make_an_error_larger(size):
+    """By Student's t at the level of three standard errors, and Johnson's term for skewness."""
+
+    def stderr(*draws):
+        return curvature.Estimate.mean(np.array(draws) * size).stderr / size
+
+    level = stats.norm.cdf(3)
+    assert stderr(0, 2) == pytest.approx(stats.t.ppf(level, 1) / 3)
+    t = stats.t.ppf(level, 3)
+    assert stderr(-3, -1, 1, 3) == pytest.approx((5 / 3) ** 0.5 * t / 3)
+    skewed = np.array([0, 0, 0, 4.0])
+    johnson = t + stats.skew(skewed) * (1 + 2 * t**2) / (6 * 4**0.5)
+    assert stderr(*skewed) == pytest.approx(stats.sem(skewed) * johnson / 3)
+    assert stderr(5) == pytest.approx(0, abs=1e-14)
 
 
 ESTIMATES = {  # name: (seed -> value and standard error, truth)
