@@ -1,7 +1,5 @@
 """Files that are whole or not there, and what a training run continues from."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import os
@@ -18,9 +16,8 @@ _MARK = b"lecture6 checkpoint, SHA-256 "
 def write_atomically(path: str | os.PathLike, content: bytes) -> None:
     """Write ``content`` to ``path``, in place of what is there: all of it, or nothing.
 
-    It goes beside the target first, to the disk, and is then renamed, so that a process that is
-    killed leaves the old file. Raises OSError, naming the file, when it cannot be written; the old
-    one then stays.
+    It goes beside the target first, to the disk, and is then renamed: a process that is killed
+    leaves the old file. So does one that cannot write, which raises OSError, naming the file.
     """
     partial = _partial(path)
     try:
@@ -104,28 +101,25 @@ class Checkpoint:
             settings, state = dict(saved["settings"]), saved["state"]
         except (RuntimeError, LookupError, TypeError, ValueError, pickle.PickleError) as error:
             raise self.unreadable(error) from error
-        differ = [
-            f"{name}: {there!s:.99} there, {here!s:.99} here"
-            for name, value in self.settings.items()
-            for there, here in _pairs(settings.get(name), value)
-            if there != here
-        ]
-        if differ:
-            raise ValueError(
-                f"{self.path} belongs to another run ({differ[0]}); use another checkpoint file, "
-                "or delete it to start afresh"
-            )
+        for name, value in self.settings.items():
+            old: Any = settings.get(name)
+            lists = isinstance(old, list) and isinstance(value, list)
+            pairs = zip(old, value, strict=False) if lists else [(old, value)]
+            if differ := [pair for pair in pairs if pair[0] != pair[1]]:
+                there, here = differ[0]
+                what = f"{name}: {there!s:.99} there, {here!s:.99} here"
+                raise ValueError(
+                    f"{self.path} belongs to another run ({what}); use another checkpoint file, or "
+                    "delete it to start afresh"
+                )
         return state
-
-
-def _pairs(there: Any, here: Any) -> list[tuple[Any, Any]]:
-    both = isinstance(there, list) and isinstance(here, list)
-    return list(zip(there, here, strict=False)) if both else [(there, here)]
 
 
 def digest(*tensors: torch.Tensor) -> str:
     """SHA-256 of what tensors hold."""
     found = hashlib.sha256()
     for tensor in tensors:
-        found.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
+        # contiguous() keeps the stride 0 of an expanded tensor with one element
+        flat = tensor.detach().cpu().flatten().clone(memory_format=torch.contiguous_format)
+        found.update(flat.view(torch.uint8).numpy().data)
     return found.hexdigest()

@@ -124,6 +124,7 @@ def test_data_that_no_trainer_takes(trainer, name):
         TRAINERS[trainer](net(), replace(SET, **parts))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "parts", "message"),
     [
@@ -207,6 +208,7 @@ class Spare(nn.Module):
         return self.net(x)
 
 
+@pytest.mark.slow
 def test_an_unused_parameter_stays_where_it_is_for_all():
     alone, workers = by_train(Spare(), SET), by_workers(Spare(), SET)
     torch.testing.assert_close(workers.w, alone.w, rtol=1e-5, atol=1e-6)
@@ -323,9 +325,9 @@ def test_what_w_cannot_be_made_of_is_refused():
 )
 def test_an_objective_refuses_the_same_data(name):
     parts, message = BAD_DATA[name]
-    images = replace(SET, **parts)
+    parts = {"x_train": SET.x_train, "y_train": SET.y_train} | parts
     with pytest.raises(ValueError, match=message.replace("_train", "")):
-        NetworkObjective(net(), images.x_train, images.y_train)
+        NetworkObjective(net(), parts["x_train"], parts["y_train"])
 
 
 def test_one_output_and_logits_of_another_shape_are_refused():
