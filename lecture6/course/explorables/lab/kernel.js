@@ -53,13 +53,19 @@ class PlainMemory {
   }
 }
 
+// The bytes of a text in base64.
+export function decoded(text) {
+  const letters = atob(text), bytes = new Uint8Array(letters.length);
+  for (let i = 0; i < bytes.length; i++) bytes[i] = letters.charCodeAt(i);
+  return bytes;
+}
+
 // bytes: kernel.wasm in base64. kind: "wasm", "js", or undefined for the faster one that there is.
 export async function createKernel(bytes, kind) {
   if (kind !== "js")
     try {
       const memory = new WebAssembly.Memory({ initial: 64, maximum: 16384 });
-      const module = Uint8Array.from(atob(bytes), (letter) => letter.charCodeAt(0));
-      const { instance } = await WebAssembly.instantiate(module, { env: { memory } });
+      const { instance } = await WebAssembly.instantiate(decoded(bytes), { env: { memory } });
       return { kind: "wasm", heap: new Heap(memory), ...instance.exports };
     } catch (error) {
       if (kind === "wasm") throw new Error(`kernel "wasm" is refused here (${error}): take "js"`);

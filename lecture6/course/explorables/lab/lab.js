@@ -27,7 +27,7 @@
 // lab.net(options) → Net        see below; any number of them, they share the time
 // lab.pause(), lab.resume()     all work, measures too; lab.paused
 // lab.follow(element) → stop    pauses while the element is out of view or the tab is hidden;
-//                               stop() ends that
+//                               stop() ends that; beside it pause nets, not the lab
 // lab.close()                   ends the worker; open promises reject with "closed"
 //
 // ---- Net ---------------------------------------------------------------------------------------
@@ -119,7 +119,7 @@
 import bytes from "./kernel.wasm?base64";
 import source from "./worker.js?text";
 import { oneOf, options, real, whole } from "./checks.js";
-import { createKernel } from "./kernel.js";
+import { createKernel, decoded } from "./kernel.js";
 import { Shape } from "./network.js";
 import { Session } from "./session.js";
 
@@ -127,13 +127,13 @@ const PATIENCE = 5000; // ms until a worker that does not answer counts as refus
 
 // A data set as `packed` of the Python package writes it.
 async function unpacked(text) {
-  const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+  const stream = new Blob([decoded(text)]).stream().pipeThrough(new DecompressionStream("deflate"));
   const all = new Uint8Array(await new Response(stream).arrayBuffer()), end = all.indexOf(10);
   const head = JSON.parse(new TextDecoder().decode(all.subarray(0, end)));
   const { inputs, train, test, white } = head, n = train + test;
   const y = all.subarray(end + 1, end + 1 + n);
-  const x = Float32Array.from(all.subarray(end + 1 + n), (pixel) => pixel / white);
+  const pixels = all.subarray(end + 1 + n), x = new Float32Array(pixels.length);
+  for (let i = 0; i < x.length; i++) x[i] = pixels[i] / white;
   const part = (from, to) => ({
     n: to - from, x: x.slice(from * inputs, to * inputs), y: y.slice(from, to),
   });
