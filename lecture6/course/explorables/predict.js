@@ -24,7 +24,7 @@
 const BLUE = "#0072B2", ORANGE = "#D55E00"; // of Okabe and Ito: the guess, and the truth
 const STEPS = 50; // by an arrow key a handle moves this part of an axis
 
-const number = (value) => `${Number(value.toPrecision(3))}`.replaceAll("-", "−");
+export const number = (value) => `${Number(value.toPrecision(3))}`.replaceAll("-", "−");
 const escape = (text) => `${text}`.replace(/[&<>"]/g, (sign) => `&#${sign.charCodeAt()};`);
 const html = (text) => {
   const template = document.createElement("template");
@@ -68,14 +68,14 @@ export function predict(parent, options) {
     changed: () => { commit.disabled = state.ready; },
     name: root.getAttribute("aria-label"),
   });
-  let state = { ready: false, made: null };
+  let state = { ready: false, made: null }, earlier = "";
 
   function show(words) {
     commit.hidden = skip.hidden = state.ready;
     commit.disabled = true;
     anew.hidden = !state.ready;
     field.show(state);
-    said.textContent = words;
+    said.textContent = `${earlier} ${words}`.trim();
   }
   function ready(made) {
     state = { ready: true, made };
@@ -90,6 +90,7 @@ export function predict(parent, options) {
   }
   function reset() {
     state = { ready: false, made: null };
+    earlier = "";
     storage.set(key, null);
     show("");
     onReset();
@@ -104,11 +105,11 @@ export function predict(parent, options) {
     control.dataset.lmSuppressShortcuts = "true"; // JupyterLab would take the arrow keys
 
   const before = storage.get(key);
-  if (before?.ready) {
+  if (before?.ready && (before.made === null || field.takes(before.made))) {
     state = before;
-    const earlier = before.made === null ? "You skipped this on an earlier visit."
+    earlier = before.made === null ? "You skipped this on an earlier visit."
       : "This is your guess of an earlier visit.";
-    show("truth" in before ? `${earlier} ${says(before.made, before.truth)}` : earlier);
+    show("truth" in before ? says(before.made, before.truth) : "");
     queueMicrotask(() => onReady(before.made));
   } else show("");
 
@@ -136,6 +137,7 @@ function choice(parent, { options }, { changed, name }) {
   parent.addEventListener("change", changed);
   return {
     guess: () => inputs.find(({ checked }) => checked).value,
+    takes: (key) => inputs.some(({ value }) => value === key),
     focus: () => inputs[0].focus(),
     show({ ready, made, truth }) {
       for (const input of inputs) {
@@ -154,7 +156,7 @@ function choice(parent, { options }, { changed, name }) {
 // ---- a chart, in which a point is dragged or a curve is drawn -----------------------------------
 
 // From the values of an axis to the share of its length, and back.
-function scale({ low, high, log = false }) {
+export function scale({ low, high, log = false }) {
   const [to, from] = log ? [Math.log, Math.exp] : [Number, Number];
   const [first, length] = [to(low), to(high) - to(low)];
   return {
@@ -187,8 +189,8 @@ function chart(parent, { kind, axes, free = "xy", start = {}, knots }, { changed
   const plot = html(`<div class="plot"><svg role="group" aria-label="${escape(name)}"></svg>
     <p class="hint">${hint}</p></div>`);
   const svg = plot.querySelector("svg");
-  svg.innerHTML = `<g class="axes" aria-hidden="true"></g><g class="lines" aria-hidden="true"></g>
-    <g class="handles">${fresh().map(() => `<g role="slider" tabindex="0"><circle class="reach"
+  svg.innerHTML = `<g class="axes" aria-hidden="true"></g><svg class="lines"
+    aria-hidden="true"></svg><g class="handles">${fresh().map(() => `<g role="slider" tabindex="0"><circle class="reach"
     r="20"/><circle r="${drawing ? 6 : 9}" fill="${BLUE}"/></g>`).join("")}</g>`;
   parent.append(plot);
   const [grid, lines] = [".axes", ".lines"].map((part) => svg.querySelector(part));
@@ -196,9 +198,7 @@ function chart(parent, { kind, axes, free = "xy", start = {}, knots }, { changed
   let points = fresh(), shown = { ready: false, made: null }, box, last = null;
 
   const px = (value) => box.left + x.share(value) * box.width;
-  // What is far off the axes is seen to leave them.
-  const py = (value) =>
-    box.top + (1 - Math.min(1.04, Math.max(-0.04, y.share(value)))) * box.height;
+  const py = (value) => box.top + (1 - y.share(value)) * box.height;
   const list = (truth) => (drawing ? truth : [[truth.x, truth.y]]);
   function paint() {
     box = { left: 52, top: 26, width: plot.clientWidth - 64, height: 190 };
@@ -210,6 +210,10 @@ function chart(parent, { kind, axes, free = "xy", start = {}, knots }, { changed
     if (truth) parts.push(paintCurve(list(truth), ORANGE, ""));
     if (ready) parts.push(...names(guessed && points, truth && list(truth)));
     lines.innerHTML = parts.join("");
+    // A curve that leaves the axes leaves the picture there.
+    const clip = [box.left - 12, box.top - 12, box.width + 24, box.height + 24];
+    lines.setAttribute("viewBox", clip.join(" "));
+    ["x", "y", "width", "height"].forEach((part, i) => lines.setAttribute(part, clip[i]));
     handles.forEach((handle, i) => paintHandle(handle, i, guessed));
   }
   function paintHandle(handle, i, guessed) {
@@ -300,6 +304,7 @@ function chart(parent, { kind, axes, free = "xy", start = {}, knots }, { changed
   observer.observe(plot);
   return {
     guess: () => (drawing ? points.map((point) => [...point]) : { x: points[0][0], y: points[0][1] }),
+    takes: (made) => (drawing ? made.length === knots.length : Number.isFinite(made.x)),
     focus: () => handles[0].focus(),
     show(state) {
       shown = state;
@@ -314,7 +319,7 @@ function chart(parent, { kind, axes, free = "xy", start = {}, knots }, { changed
 }
 
 // The height at x of the line through the points, which go from left to right.
-function between(points, x) {
+export function between(points, x) {
   const i = points.findIndex(([at]) => at >= x);
   if (i < 1) return points.at(i)[1];
   const [[a, b], [c, d]] = [points[i - 1], points[i]];
