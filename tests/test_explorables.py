@@ -1,8 +1,13 @@
+import base64
 import json
 import os
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -16,7 +21,6 @@ from lecture6.course.explorables import MIME_TYPE, Box, Steps, Walkers
 
 ROOT = Path(__file__).parents[1]
 KINDS = [Walkers, Box, Steps]
-SHARED = re.compile(r"^// ---- the same in all three modules.*^// ---- here that ends", re.M | re.S)
 
 
 @pytest.fixture(params=KINDS)
@@ -35,7 +39,7 @@ def live(monkeypatch):
 
 
 def source(kind):
-    return (explorables.HERE / f"{kind.module}.js").read_text("utf8")
+    return explorables.bundle(f"{kind.module}.js")
 
 
 # ---- the modules -----------------------------------------------------------------------------
@@ -44,12 +48,96 @@ def source(kind):
 def test_a_module_is_one_file_that_loads_nothing(kind):
     text = source(kind)
     assert not re.search(r"\bimport\b|\brequire\b|https?:|\bfetch\b|url\(", text)
+    assert text.count("export function stage") == 0 < text.count("function stage")
     assert text.endswith("export default { render };\n")
 
 
-def test_what_the_modules_share_is_the_same_in_each():
-    shared = {SHARED.search(source(kind)).group() for kind in KINDS}
-    assert len(shared) == 1
+@pytest.fixture
+def bundled(tmp_path, monkeypatch):
+    """A function that bundles main.js of these files, and returns what Node makes of it."""
+    monkeypatch.setattr(explorables, "HERE", tmp_path)
+    explorables.bundle.cache_clear()
+
+    def bundled(main, **files):
+        for name, text in {"main_js": main, **files}.items():
+            (tmp_path / name.replace("_", ".")).write_text(text, "utf8")
+        text = explorables.bundle("main.js")
+        (tmp_path / "bundle.mjs").write_text(text, "utf8")
+        show = (
+            f"import('{tmp_path}/bundle.mjs').then((m) => console.log(JSON.stringify(m.default)))"
+        )
+        node = shutil.which("node")
+        if not node:
+            pytest.skip("no Node.js")
+        done = subprocess.run([node, "-e", show], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    yield bundled
+    explorables.bundle.cache_clear()
+
+
+COUNT = """
+let n = 0;
+export const next = () => (n += 1);
+export function twice(x) {
+  return 2 * x;
+}
+export class Box {
+  side = 3;
+}
+"""
+
+
+def test_each_module_has_its_scope_and_is_there_once(bundled):
+    main = """
+import { next as following, Box } from "./count.js";
+import {
+  third,
+} from "./third.js";
+import * as all from "./count.js";
+const next = "mine", n = "mine too";
+export default [following(), third(), following(), new Box().side, all.twice(4), next, n];
+"""
+    third = """
+import { next, twice } from "./count.js";
+const n = 10;
+export const third = () => twice(next()) + n;
+"""
+    assert bundled(main, count_js=COUNT, third_js=third) == [1, 14, 3, 3, 8, "mine", "mine too"]
+
+
+def test_a_module_a_file_and_a_data_set_may_be_imported_as_a_string(bundled, monkeypatch, tmp_path):
+    (tmp_path / "kernel.wasm").write_bytes(bytes(range(256)))
+    lab = SimpleNamespace(packed=lambda name: f"<{name}>")
+    monkeypatch.setitem(sys.modules, "lecture6.course.explorables.lab", lab)
+    main = """
+import worker from "./worker.js?text";
+import bytes from "./kernel.wasm?base64";
+import digits from "dataset:digits";
+const run = async () => (await import(`data:text/javascript,${encodeURIComponent(worker)}`)).x;
+export default [await run(), bytes, digits];
+"""
+    worker = 'import { twice } from "./count.js";\nexport const x = `</script>${twice(21)}`;\n'
+    x, kernel, digits = bundled(main, count_js=COUNT, worker_js=worker)
+    assert x == "</script>42"
+    assert base64.b64decode(kernel) == bytes(range(256))
+    assert digits == "<digits>"
+
+
+@pytest.mark.parametrize(
+    ("main", "message"),
+    [
+        ('import { a } from "./none.js";', r'main.js imports "./none.js", but there is no file'),
+        ('import a from "./none.wasm?base64";', "but there is no file"),
+        ('import a from "./none.js?text";', "but there is no file"),
+        ('import { next, a } from "./count.js";', r"\['a'\], not exported by count.js"),
+        ('import { main } from "./main.js";', "imports in a circle: main.js"),
+    ],
+)
+def test_an_import_that_cannot_be_is_refused(bundled, main, message):
+    with pytest.raises(ValueError, match=message):
+        bundled(f"{main}\nexport default 1;\n", count_js=COUNT)
 
 
 def test_the_modules_are_packaged():

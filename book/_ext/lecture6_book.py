@@ -12,6 +12,7 @@ import plotly
 from docutils import nodes
 from jupyter_cache import get_cache
 from jupyter_cache.executors import load_executor
+from lecture6_renderers import write_modules
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
@@ -50,6 +51,10 @@ def configure(app, config):
     config.html_static_path.append(
         str(ROOT / "lecture6" / "course" / "explorables" / "explorables.css")
     )
+    static = Path(app.outdir).parent / ".static"
+    (static / "explorables").mkdir(parents=True, exist_ok=True)
+    write_modules(static / "explorables")
+    config.html_static_path.append(str(static))
     if not config.html_theme_options["repository_url"]:
         config.html_theme_options["launch_buttons"] = {}  # no address yet: no dead Colab button
 

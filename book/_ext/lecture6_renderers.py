@@ -25,6 +25,17 @@ def script(content):
     return f'<script type="application/json">{text}</script>'
 
 
+def write_modules(folder):
+    """Write the modules of all explorables into a folder, each as a script holding its text.
+
+    Pages share them; and a page that is opened as a file may load a script, but import no module.
+    """
+    for path in explorables.HERE.glob("*.js"):
+        if "export default" in path.read_text("utf8"):
+            name, text = json.dumps(path.stem), json.dumps(explorables.bundle(path.name))
+            (folder / path.name).write_text(f"lecture6Module({name}, {text});\n", "utf8")
+
+
 class BookFigure:
     """Renders a Plotly output of a notebook as a figure of the book.
 
@@ -71,8 +82,8 @@ class BookFigure:
 class BookExplorable:
     """Renders the output of an explorable as a figure of the book.
 
-    The page gets the module itself, since a page opened as a file may import no file, and the start
-    values; `book/_static/explorables.js` runs it.
+    The page gets the name of the module and the start values; `book/_static/explorables.js` runs
+    it.
     """
 
     mime_priority_overrides = (("*", explorables.MIME_TYPE, 1),)
@@ -82,10 +93,10 @@ class BookExplorable:
         """Return the docutils nodes of one output, or None for another mime type."""
         if data.mime_type != explorables.MIME_TYPE:
             return None
-        module = (explorables.HERE / f"{data.content['module']}.js").read_text("utf8")
+        content = {key: data.content[key] for key in ("module", "start")}
         html = (
             f'<figure class="explorable"><div>{escape(data.content["about"])}</div>'
-            f"{script({'module': module, 'start': data.content['start']})}</figure>"
+            f"{script(content)}</figure>"
         )
         return [nodes.raw("", html, format="html")]
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import lecture6_renderers
 import plotly.graph_objects as go
 import pytest
-from lecture6_renderers import BookExplorable, BookFigure
+from lecture6_renderers import BookExplorable, BookFigure, write_modules
 from myst_nb.core.render import MIME_RENDER_ENTRY_GROUP, load_mime_renders
 
 from lecture6.course import explorables
@@ -68,13 +68,18 @@ def test_a_figure_without_its_words_is_refused(lacks):
 
 
 @pytest.mark.parametrize("kind", [Walkers, Box, Steps])
-def test_the_page_gets_the_module_of_an_explorable_itself(monkeypatch, kind):
+def test_the_page_gets_the_name_of_a_module_and_a_script_its_text(monkeypatch, tmp_path, kind):
     monkeypatch.setenv("LECTURE6_STATIC", "1")
     content = kind()._repr_mimebundle_()[MIME_TYPE]
     html = html_of(BookExplorable, MIME_TYPE, content)
-    module = (explorables.HERE / f"{kind.module}.js").read_text("utf8")
-    assert held(html) == {"module": module, "start": content["start"]}
+    assert held(html) == {"module": kind.module, "start": content["start"]}
     assert kind.about in html
+    write_modules(tmp_path)
+    call = (tmp_path / f"{kind.module}.js").read_text("utf8")
+    name, text = json.loads(
+        f"[{call.removeprefix('lecture6Module(').removesuffix(');' + chr(10))}]"
+    )
+    assert (name, text) == (kind.module, explorables.bundle(f"{kind.module}.js"))
 
 
 def test_a_change_of_the_renderers_is_a_change_of_every_page(monkeypatch, tmp_path):

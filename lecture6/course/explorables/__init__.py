@@ -1,7 +1,8 @@
 """Explorables: widgets that compute in the page, for a notebook and for the rendered book alike.
 
-Each is one JavaScript module beside this file, which anywidget shows in Jupyter and Colab. Their
-traits are the start values; with a kernel they follow the sliders, and the sliders them.
+Each is a JavaScript module beside this file, with what it imports in one text (:func:`bundle`),
+which anywidget shows in Jupyter and Colab. Their traits are the start values; with a kernel they
+follow the sliders, and the sliders them.
 
 myst-nb would show a widget with the 1 MB widget manager, which loads anywidget's front end from
 another host. So in the book (environment variable ``LECTURE6_STATIC``) a widget opens no comm, and
@@ -10,8 +11,11 @@ its output is the name of the module and the start values, for the book's own re
 
 from __future__ import annotations
 
+import base64
+import functools
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,69 @@ from lecture6 import checks, toys
 
 HERE = Path(__file__).parent
 MIME_TYPE = "application/vnd.lecture6.explorable+json"
+
+
+_IMPORT = re.compile(r'^import\s+([^"]+?)\s+from\s+"([^"]+)";$', re.MULTILINE)
+_EXPORT = re.compile(r"^export (?=(?:const|class|(?:async )?function\*?) (\w+))", re.MULTILINE)
+
+
+@functools.cache
+def bundle(name: str) -> str:
+    """The module of this name and all that it imports, as one module that loads nothing.
+
+    An import may name another module (``"./shared.js"``), which keeps a scope of its own; a module
+    as a string, for a worker (``"./worker.js?text"``); the bytes of a file, in base64
+    (``"./kernel.wasm?base64"``); or a data set (``"dataset:digits"``). What is imported exports
+    constants, functions and classes, each where it is declared, one name a declaration.
+
+    Raises ValueError for an import of a file that is not there, of a name that is not exported, or
+    in a circle.
+    """
+    scopes: dict[Path, tuple[str, set[str], str]] = {}
+    text = _inlined((HERE / name).resolve(), scopes, ())
+    return "".join([*(scope for _, _, scope in scopes.values()), text])
+
+
+def _inlined(path: Path, scopes: dict, importers: tuple[Path, ...]) -> str:
+    """A module with its imports made constants; the modules among them become ``scopes``."""
+    importers = (*importers, path)
+
+    def constant(found: re.Match) -> str:
+        names, source = found.groups()
+        address, _, form = source.partition("?")
+        file = (path.parent / address).resolve()
+        kind, _, data = address.partition(":")
+        if kind == "dataset":
+            from lecture6.course.explorables.lab import packed
+
+            value = packed(data)
+        elif not file.is_file():
+            raise ValueError(f'{path.name} imports "{source}", but there is no file {file}')
+        elif form == "text":
+            value = bundle(os.path.relpath(file, HERE))
+        elif form == "base64":
+            value = base64.b64encode(file.read_bytes()).decode()
+        else:
+            variable, exported = _scope(file)
+            wanted = {} if names[0] == "*" else re.findall(r"(\w+)(?: as \w+)?", names)
+            if lacking := sorted({*wanted} - exported):
+                raise ValueError(f"{path.name} imports {lacking}, not exported by {file.name}")
+            names = names.removeprefix("* as ").replace(" as ", ": ")
+            return f"const {names} = {variable};"
+        return f"const {names} = {json.dumps(value)};"
+
+    def _scope(file: Path) -> tuple[str, set[str]]:
+        if file in importers:
+            raise ValueError(f"imports in a circle: {', '.join(f.name for f in importers)}")
+        if file not in scopes:
+            text = _inlined(file, scopes, importers)
+            exported = set(_EXPORT.findall(text))
+            body = f"{_EXPORT.sub('', text)}return {{ {', '.join(sorted(exported))} }};"
+            name = f"$module{len(scopes)}"
+            scopes[file] = name, exported, f"const {name} = (() => {{\n{body}\n}})();\n"
+        return scopes[file][:2]
+
+    return _IMPORT.sub(constant, path.read_text("utf8"))
 
 
 def _start(trait: TraitType) -> TraitType:
@@ -39,6 +106,10 @@ class Explorable(anywidget.AnyWidget):
     _css = HERE / "explorables.css"
     module: str
     about: str
+
+    @property
+    def _esm(self) -> str:
+        return bundle(f"{self.module}.js")
 
     def __init__(self, **start) -> None:
         super().__init__(**{name: self._checked(name, value) for name, value in start.items()})
@@ -79,7 +150,6 @@ class Walkers(Explorable):
         compact: without the chart of the loss, and the sliders of η and B only
     """
 
-    _esm = HERE / "walkers.js"
     module = "walkers"
     about = (
         "An explorable: walkers that make steps of SGD in a plane with two wells, and their "
@@ -106,7 +176,6 @@ class Box(Explorable):
         angle, length: of a, in degrees; of a function of one parameter, a is the number ``length``
     """
 
-    _esm = HERE / "box.js"
     module = "box"
     about = (
         "An explorable: the box of Definition 2 around a position on a function of Figure 6, its "
@@ -131,7 +200,6 @@ class Steps(Explorable):
         warmup: rounds in which the large steps' rate rises from η to kη
     """
 
-    _esm = HERE / "steps.js"
     module = "steps"
     about = (
         "An explorable: the paths of k steps with rate η and of one step with rate kη on a "
@@ -158,7 +226,6 @@ class Predict(Explorable):
         figure: what is shown then, with a title and a description
     """
 
-    _esm = HERE / "prediction.js"
     module = "prediction"
     question = _start(Unicode())
     options = _start(Dict())

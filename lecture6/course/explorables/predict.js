@@ -21,11 +21,10 @@
 // A guess and a truth are a key of the options, a point { x, y }, or a list of points [[x, y], …];
 // the truth of a curve may have an x that no knot has. `onReady` comes after `predict` has returned.
 
-const BLUE = "#0072B2", ORANGE = "#D55E00"; // of Okabe and Ito: the guess, and the truth
+import { coloursOf, escaped, number, onTheme, ticks } from "./shared.js";
+
 const STEPS = 50; // by an arrow key a handle moves this part of an axis
 
-export const number = (value) => `${Number(value.toPrecision(3))}`.replaceAll("-", "−");
-const escape = (text) => `${text}`.replace(/[&<>"]/g, (sign) => `&#${sign.charCodeAt()};`);
 const html = (text) => {
   const template = document.createElement("template");
   template.innerHTML = text;
@@ -55,8 +54,8 @@ export function predict(parent, options) {
   const { id, question, kind, says = () => "", onReady = () => {}, onReset = () => {} } = options;
   const key = `lecture6 prediction ${location.pathname} ${id}`;
   const root = html(`<section class="lecture6-predict" role="group"
-    aria-label="Prediction: ${escape(question)}"><p class="question"><b>Your prediction.</b>
-    ${escape(question)}</p><div class="guess"></div><div class="buttons">
+    aria-label="Prediction: ${escaped(question)}"><p class="question"><b>Your prediction.</b>
+    ${escaped(question)}</p><div class="guess"></div><div class="buttons">
     <button type="button" class="commit" disabled>Commit</button>
     <button type="button" class="skip">Skip</button>
     <button type="button" class="anew" hidden>Guess anew</button></div>
@@ -130,8 +129,8 @@ let groups = 0; // radio buttons of one name are one group, wherever they stand 
 function choice(parent, { options }, { changed, name }) {
   const group = `lecture6-prediction-${groups++}`;
   const radio = ([key, words]) => `<label><input type="radio" name="${group}"
-    value="${escape(key)}"> <span>${escape(words)}</span> <b></b></label>`;
-  parent.innerHTML = `<fieldset><legend>${escape(name)}</legend>${options.map(radio).join("")}
+    value="${escaped(key)}"> <span>${escaped(words)}</span> <b></b></label>`;
+  parent.innerHTML = `<fieldset><legend>${escaped(name)}</legend>${options.map(radio).join("")}
     </fieldset>`;
   const inputs = [...parent.querySelectorAll("input")];
   parent.addEventListener("change", changed);
@@ -165,20 +164,6 @@ export function scale({ low, high, log = false }) {
   };
 }
 
-function ticks({ low, high, log = false, at }, most) {
-  if (at) return at;
-  if (log) {
-    const decades = [];
-    for (let e = Math.ceil(Math.log10(low) - 1e-9); 10 ** e <= high * (1 + 1e-9); e++)
-      decades.push(10 ** e);
-    return decades;
-  }
-  const least = (high - low) / most, power = 10 ** Math.floor(Math.log10(least));
-  const step = power * [1, 2, 5, 10].find((factor) => factor * power >= least * (1 - 1e-9));
-  const first = Math.ceil(low / step - 1e-9), last = Math.floor(high / step + 1e-9);
-  return Array.from({ length: last - first + 1 }, (_, i) => (first + i) * step);
-}
-
 // The handles are sliders for the keyboard and a screen reader. A pointer drags the point, or draws.
 function chart(parent, { kind, axes, free = "xy", start = {}, knots }, { changed, name }) {
   const drawing = kind === "curve", [x, y] = [scale(axes.x), scale(axes.y)];
@@ -186,12 +171,12 @@ function chart(parent, { kind, axes, free = "xy", start = {}, knots }, { changed
   const fresh = () => (drawing ? knots : [first.x]).map((at) => [at, first.y]);
   const hint = drawing ? "Draw in the chart, or move its points with the arrow keys."
     : "Drag the point, or move it with the arrow keys.";
-  const plot = html(`<div class="plot"><svg role="group" aria-label="${escape(name)}"></svg>
+  const plot = html(`<div class="plot"><svg role="group" aria-label="${escaped(name)}"></svg>
     <p class="hint">${hint}</p></div>`);
   const svg = plot.querySelector("svg");
   svg.innerHTML = `<g class="axes" aria-hidden="true"></g><svg class="lines"
     aria-hidden="true"></svg><g class="handles">${fresh().map(() => `<g role="slider" tabindex="0"><circle class="reach"
-    r="20"/><circle r="${drawing ? 6 : 9}" fill="${BLUE}"/></g>`).join("")}</g>`;
+    r="20"/><circle class="grip" r="${drawing ? 6 : 9}"/></g>`).join("")}</g>`;
   parent.append(plot);
   const [grid, lines] = [".axes", ".lines"].map((part) => svg.querySelector(part));
   const handles = [...svg.querySelectorAll("[role=slider]")];
@@ -205,9 +190,10 @@ function chart(parent, { kind, axes, free = "xy", start = {}, knots }, { changed
     if (box.width <= 0) return;
     grid.innerHTML = paintAxes(axes, box, px, py);
     const { ready, made, truth } = shown, guessed = !ready || made !== null;
-    const parts = [];
-    if (drawing && guessed) parts.push(paintCurve(points, BLUE, "6 4"));
-    if (truth) parts.push(paintCurve(list(truth), ORANGE, ""));
+    const { blue, orange } = coloursOf(svg), parts = [];
+    svg.style.setProperty("--guess", blue);
+    if (drawing && guessed) parts.push(paintCurve(points, blue, "6 4"));
+    if (truth) parts.push(paintCurve(list(truth), orange, ""));
     if (ready) parts.push(...names(guessed && points, truth && list(truth)));
     lines.innerHTML = parts.join("");
     // A curve that leaves the axes leaves the picture there.
@@ -300,8 +286,9 @@ function chart(parent, { kind, axes, free = "xy", start = {}, knots }, { changed
     if (svg.hasPointerCapture(event.pointerId)) follow(event);
   });
 
-  const observer = new ResizeObserver(paint);
+  const over = new AbortController(), observer = new ResizeObserver(paint);
   observer.observe(plot);
+  onTheme(paint, over.signal);
   return {
     guess: () => (drawing ? points.map((point) => [...point]) : { x: points[0][0], y: points[0][1] }),
     takes: (made) => (drawing ? made.length === knots.length : Number.isFinite(made.x)),
@@ -314,7 +301,10 @@ function chart(parent, { kind, axes, free = "xy", start = {}, knots }, { changed
       plot.querySelector(".hint").hidden = state.ready;
       paint();
     },
-    end: () => observer.disconnect(),
+    end() {
+      over.abort();
+      observer.disconnect();
+    },
   };
 }
 
@@ -326,15 +316,17 @@ export function between(points, x) {
   return b + ((x - a) / (c - a)) * (d - b);
 }
 
+const ticksOf = ({ low, high, log, at }, most) => at ?? ticks(low, high, most, log);
+
 function paintAxes(axes, { left, top, width, height }, px, py) {
   const text = (words, u, v, anchor) =>
-    `<text x="${u}" y="${v}" text-anchor="${anchor}">${escape(words)}</text>`;
+    `<text x="${u}" y="${v}" text-anchor="${anchor}">${escaped(words)}</text>`;
   return [
     text(axes.y.label, 2, top - 12, "start"),
     text(axes.x.label, left + width / 2, top + height + 36, "middle"),
-    ...ticks(axes.x, width / 80).map((value) => `<path d="M${px(value)} ${top}v${height}"/>`
+    ...ticksOf(axes.x, width / 80).map((value) => `<path d="M${px(value)} ${top}v${height}"/>`
       + text(number(value), px(value), top + height + 16, "middle")),
-    ...ticks(axes.y, 5).map((value) => `<path d="M${left} ${py(value)}h${width}"/>`
+    ...ticksOf(axes.y, 5).map((value) => `<path d="M${left} ${py(value)}h${width}"/>`
       + text(number(value), left - 6, py(value) + 4, "end")),
   ].join("");
 }

@@ -1,6 +1,7 @@
 // Explorable: a question about a figure, which comes when the reader has guessed, or skipped.
 
-import { between, number, predict, scale } from "./predict.js";
+import { between, predict, scale } from "./predict.js";
+import { number } from "./shared.js";
 
 // What a drawn curve does: "flat" within a tenth of the axis, else "rises", "falls", "peaks" or
 // "dips"; it peaks, or dips, if in between it is farther out than both its ends by that much.

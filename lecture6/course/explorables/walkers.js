@@ -5,6 +5,8 @@
 // lecture6.toys.TwoWells with round wells: curvature 1 and level 0 at (−1, 0), `curvature` and
 // level −`depth` at (1, 0).
 
+import { calm, channels, geometric, linear, number, panel, polyline, stage } from "./shared.js";
+
 export const SIGMA = 16, SOFTNESS = 0.05, EDGE = 3.5, BINS = 70; // bins of w₁ from −EDGE to EDGE
 const WIDTH = (2 * EDGE) / BINS;
 const STEPS = 30, MILLISECONDS = 8; // of a frame, at most
@@ -92,160 +94,11 @@ export function distance(p, q) {
   return differences.reduce((sum, d) => sum + Math.abs(d), Math.abs(beyond)) / 2;
 }
 
-// ---- the same in all three modules: a page loads each by itself, as one file --------------------
-
-const BLUE = "#0072B2", ORANGE = "#D55E00", GREEN = "#009E73"; // of Okabe and Ito
-
-const number = (value, digits = 3) => `${Number(value.toPrecision(digits))}`.replaceAll("-", "−");
-const linear = (low, high, n) =>
-  Array.from({ length: n + 1 }, (_, i) => Number((low + ((high - low) * i) / n).toFixed(9)));
-// Ten values a decade from 10^low to 10^high, of two digits.
-const geometric = (low, high) =>
-  linear(low, high, Math.round(10 * (high - low))).map((e) => Number((10 ** e).toPrecision(2)));
-
-// The frame of an explorable. `draw(pen, width, ink)` paints its canvas, which is `height(width)`
-// px high; `update()` is called after every change of the model; `table()` is what is drawn, as rows
-// under a row of headings; `over.abort()` is the end.
-function stage(model, el, { title, description, legend, note, height, draw, update, table }) {
-  const over = new AbortController(), { signal } = over;
-  const key = ([colour, mark, text]) =>
-    `<span><b style="color: ${colour}">${mark}</b> ${text}</span>`;
-  el.innerHTML = `<div class="lecture6-explorable" role="group" aria-label="${title}">
-    <p class="title">${title}</p><p class="legend">${legend.map(key).join(" ")}</p>
-    <div class="plot"><canvas role="img" aria-label="${description}"></canvas></div>
-    <button type="button" class="data">Data (CSV)</button>
-    <div class="controls"></div><p class="state" aria-live="polite"></p><p class="note">${note}</p>
-    </div>`;
-  const root = el.firstElementChild;
-  const [plot, canvas, controls, state] = [".plot", "canvas", ".controls", ".state"].map((part) =>
-    root.querySelector(part));
-
-  function paint() {
-    const width = plot.clientWidth, ratio = devicePixelRatio;
-    if (!width) return;
-    const size = [width, height(width)].map((pixels) => Math.round(pixels * ratio));
-    if (`${size}` !== `${[canvas.width, canvas.height]}`) [canvas.width, canvas.height] = size;
-    canvas.style.height = `${height(width)}px`;
-    const pen = canvas.getContext("2d"), { color, fontFamily } = getComputedStyle(canvas);
-    pen.setTransform(ratio, 0, 0, ratio, 0, 0);
-    pen.clearRect(0, 0, width, height(width));
-    pen.font = `12px ${fontFamily}`;
-    draw(pen, width, color);
-  }
-  let waiting = 0;
-  const redraw = () => {
-    cancelAnimationFrame(waiting);
-    if (!signal.aborted) waiting = requestAnimationFrame(paint);
-  };
-  const watch = (observer, node, options) => {
-    observer.observe(node, options);
-    signal.addEventListener("abort", () => observer.disconnect());
-  };
-  // The ink is the colour of the text; a theme is an attribute of html or body. Painted at once:
-  // a page that is about to be printed may turn light, and no frame follows.
-  for (const node of [document.documentElement, document.body])
-    watch(new MutationObserver(paint), node, { attributes: true });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw, { signal });
-  watch(new ResizeObserver(redraw), plot);
-  signal.addEventListener("abort", redraw);
-
-  // The file is made here, so that no server is needed.
-  root.querySelector(".data").addEventListener("click", () => {
-    const text = table().map((row) => `${row.join(",")}\n`).join("");
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob([text], { type: "text/csv;charset=utf-8" }));
-    link.download = `${title.replaceAll(" ", "-")}.csv`;
-    link.click();
-    URL.revokeObjectURL(link.href);
-  });
-
-  // Keeps a control, whose `refresh()` shows the model's value, in step with the model.
-  const follow = (name, refresh) => {
-    const changed = () => [refresh, update].forEach((act) => act());
-    refresh();
-    model.on(`change:${name}`, changed);
-    signal.addEventListener("abort", () => model.off(`change:${name}`, changed));
-  };
-  const add = (html) => {
-    controls.insertAdjacentHTML("beforeend", html);
-    for (const control of controls.querySelectorAll("input, select, button"))
-      control.dataset.lmSuppressShortcuts = "true"; // JupyterLab would take the arrow keys
-    return controls.lastElementChild;
-  };
-  // A slider over `values`. A start between two of them stays until the slider moves.
-  const slider = (name, label, values) => {
-    const row = add(`<div class="control"><label><span>${label}</span>
-      <input type="range" name="${name}" max="${values.length - 1}"></label><output></output>
-      </div>`);
-    const [input, output] = ["input", "output"].map((tag) => row.querySelector(tag));
-    input.addEventListener("input", () => model.set(name, values[input.value]));
-    input.addEventListener("change", () => model.save_changes());
-    follow(name, () => {
-      const value = model.get(name), gaps = values.map((other) => Math.abs(other - value));
-      input.value = gaps.indexOf(Math.min(...gaps));
-      output.textContent = number(value);
-      input.setAttribute("aria-valuetext", number(value));
-    });
-    return row;
-  };
-  return { root, plot, state, over, paint, redraw, watch, follow, add, slider };
-}
-
-function ticks(low, high, most) {
-  const least = (high - low) / most, power = 10 ** Math.floor(Math.log10(least));
-  const step = power * [1, 2, 5, 10].find((factor) => factor * power >= least * (1 - 1e-9));
-  const first = Math.ceil(low / step - 1e-9), last = Math.floor(high / step + 1e-9);
-  return Array.from({ length: last - first + 1 }, (_, i) => (first + i) * step);
-}
-
-// Axes in the rectangle `at`, `x` named below and `y` above; `paint(px, py)` draws inside of it.
-function panel(pen, ink, at, [x0, x1], [y0, y1], { x, y, rows = 4 }, paint) {
-  const [left, top, width, height] = at;
-  const px = (value) => left + ((value - x0) / (x1 - x0)) * width;
-  const py = (value) => top + ((y1 - value) / (y1 - y0)) * height;
-  Object.assign(pen, { fillStyle: ink, textBaseline: "middle" });
-  const write = (text, align, ...where) => {
-    Object.assign(pen, { textAlign: align, globalAlpha: 1 });
-    pen.fillText(text, ...where);
-    pen.globalAlpha = 0.2; // of the lines
-  };
-  write(y, "left", left, top - 10);
-  if (x) write(x, "center", left + width / 2, top + height + 28);
-  for (const value of ticks(x0, x1, width / 60)) {
-    pen.fillRect(px(value), top, 1, height);
-    if (x) write(number(value), "center", px(value), top + height + 11);
-  }
-  for (const value of ticks(y0, y1, rows)) {
-    pen.fillRect(left, py(value), width, 1);
-    write(number(value), "right", left - 5, py(value));
-  }
-  pen.save();
-  pen.globalAlpha = 1;
-  pen.beginPath();
-  pen.rect(...at);
-  pen.clip();
-  paint(px, py);
-  pen.restore();
-}
-
-function polyline(pen, colour, points, { dash = [], width = 2 } = {}) {
-  Object.assign(pen, { strokeStyle: colour, lineWidth: width });
-  pen.setLineDash(dash);
-  pen.beginPath();
-  for (const point of points) pen.lineTo(...point);
-  pen.stroke();
-  pen.setLineDash([]);
-}
-
-// ---- here that ends -----------------------------------------------------------------------------
-
 const percent = (share) => `${number(100 * share, 2)} %`;
 const middle = (bin) => (bin + 0.5) * WIDTH - EDGE;
 
 function render({ model, el }) {
-  const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  let wanted = !calm, visible = false, timer = 0, told = 0;
-  let walkers, normal, steps, well, t, law, average, frames, map;
+  let told = 0, walkers, normal, steps, well, t, law, average, frames, map;
   const compact = model.get("compact"), top = compact ? 22 : 130; // of the plane
   const aspect = compact ? 0.36 : 0.5, rise = compact ? 100 : 140; // of the plane; of the histogram
 
@@ -254,8 +107,8 @@ function render({ model, el }) {
     description: `${compact ? "Two" : "Three"} charts over w₁, the coordinate between two wells: `
       + `${compact ? "" : "the loss; "}the plane of two weights with the walkers in it; and their `
       + "histogram beside the Gibbs law.",
-    legend: [[BLUE, "●", "walkers in the left well"], [ORANGE, "●", "in the right well"],
-      [GREEN, "━", "Gibbs law, equation (25)"]],
+    legend: [["blue", "●", "walkers in the left well"], ["orange", "●", "in the right well"],
+      ["green", "━", "Gibbs law, equation (25)"]],
     note: `All walkers start in the right well. ℓ is the mean loss, σ = ${SIGMA}. The Gibbs law `
       + "exp(−ℓ/T)/Z with T = ησ²/(2B) is right only for isotropic noise (anisotropy 0) and short "
       + "steps (ηh small). Otherwise the histogram settles elsewhere.",
@@ -267,7 +120,6 @@ function render({ model, el }) {
   });
 
   function prepare() {
-    if (!walkers) return; // the controls are still being made
     well = wells(model.get("depth"), model.get("curvature"));
     t = temperature(model.get("lr"), model.get("batch_size"));
     law = gibbs(well, t);
@@ -294,13 +146,13 @@ function render({ model, el }) {
   }
   function tell() {
     const long = model.get("lr") * Math.max(...well.h), a = model.get("anisotropy");
-    page.state.textContent = `T = ${number(t)}. In the right well: ${percent(average.right)} of `
+    page.say(`T = ${number(t)}. In the right well: ${percent(average.right)} of `
       + `the walkers; ${percent(law.right)} by the Gibbs law, ${percent(laplace(well, t))} by `
       + `equation (26). After ${steps.toLocaleString("en")} steps the histogram is `
       + `${percent(distance(average.masses, law.masses))} away from the law (total variation).`
       + (a ? ` The noise is anisotropic, ${number(1 + a)} σ² along w₁: the law does not hold.` : "")
       + (long > 0.2 ? ` The steps are long: ηh = ${number(long)} in the narrower well makes the `
-        + `variance there ${number(1 / (1 - long / 2))} times that of the law.` : "");
+        + `variance there ${number(1 / (1 - long / 2))} times that of the law.` : ""));
   }
 
   function show(count) {
@@ -313,7 +165,7 @@ function render({ model, el }) {
   function bands(width, height, ink) {
     const canvas = Object.assign(document.createElement("canvas"), { width, height });
     const pen = canvas.getContext("2d"), image = pen.createImageData(width, height);
-    const colour = ink.match(/[\d.]+/g).slice(0, 3), scale = (2 * EDGE) / width;
+    const colour = channels(ink), scale = (2 * EDGE) / width;
     for (let i = 0; i < width * height; i++) {
       const across = (i % width) - width / 2, down = Math.floor(i / width) - height / 2;
       const rise = loss(well, across * scale, down * scale) - Math.min(...well.level);
@@ -322,18 +174,19 @@ function render({ model, el }) {
     pen.putImageData(image, 0, 0);
     return { canvas, width, ink };
   }
-  function draw(pen, width, ink) {
+  function draw(pen, width, colours) {
+    const { ink, blue, orange, green } = colours;
     const left = 44, across = Math.floor(width - left - 10), down = Math.round(across * aspect);
     const xs = [-EDGE, EDGE], ys = xs.map((x) => aspect * x), lowest = Math.min(...well.level);
     if (map?.width !== across || map.ink !== ink) map = bands(across, down, ink);
     if (!compact)
-      panel(pen, ink, [left, 22, across, 80], xs, [lowest - 0.1, 2.5],
+      panel(pen, colours, [left, 22, across, 80], xs, [lowest - 0.1, 2.5],
         { y: "Mean loss ℓ where w₂ = 0", rows: 2 }, (px, py) =>
           polyline(pen, ink, linear(...xs, 200).map((x) => [px(x), py(loss(well, x, 0))])));
-    panel(pen, ink, [left, top, across, down], xs, ys, { y: "w₂" }, (px, py) => {
+    panel(pen, colours, [left, top, across, down], xs, ys, { y: "w₂" }, (px, py) => {
       pen.drawImage(map.canvas, left, top);
       const { x, y } = walkers;
-      for (const [side, colour] of [BLUE, ORANGE].entries()) {
+      for (const [side, colour] of [blue, orange].entries()) {
         pen.fillStyle = colour;
         for (let i = 0; i < x.length; i++)
           if (Number(isRight(well, x[i], y[i])) === side)
@@ -341,15 +194,15 @@ function render({ model, el }) {
       }
     });
     const highest = 160 * Math.max(...law.masses);
-    panel(pen, ink, [left, top + 28 + down, across, rise], xs, [0, highest],
+    panel(pen, colours, [left, top + 28 + down, across, rise], xs, [0, highest],
       { x: "w₁", y: "Walkers in a bin of w₁, %", rows: 3 }, (px, py) => {
         average.masses.forEach((mass, i) => {
-          pen.fillStyle = isRight(well, middle(i), 0) ? ORANGE : BLUE;
+          pen.fillStyle = isRight(well, middle(i), 0) ? orange : blue;
           const above = py(100 * mass), least = py(0);
           pen.fillRect(px(middle(i - 0.5)), above, across / BINS - 1, least - above);
         });
         const curve = [...law.masses].map((mass, i) => [px(middle(i)), py(100 * mass)]);
-        polyline(pen, GREEN, curve, { width: 3 });
+        polyline(pen, green, curve, { width: 3 });
       });
   }
 
@@ -361,45 +214,24 @@ function render({ model, el }) {
     page.slider("curvature", "Right well: curvature h", linear(1, 9, 16));
   }
 
-  const actions = { Play: toggle, "100 steps": () => show(100), "Start again": restart };
-  const buttons = page.add(`<div class="buttons">${Object.keys(actions)
-    .map((name) => `<button type="button">${name}</button>`).join("")}</div>`).children;
-  Object.values(actions).forEach((act, i) => buttons[i].addEventListener("click", act));
-  function toggle() {
-    wanted = !wanted;
-    arrange();
-  }
-  function tick(now) {
-    timer = requestAnimationFrame(tick);
+  const [play] = page.buttons({
+    Play: () => toggle(),
+    "100 steps": () => show(100),
+    "Start again": restart,
+  });
+  restart();
+  if (calm()) show(500);
+  const toggle = page.loop((now) => {
     advance(STEPS, MILLISECONDS);
     page.paint();
     if (now - told < 250) return;
     told = now;
     tell();
-  }
-  // It runs only where somebody sees it; a text that changes all the time is not read out.
-  function arrange() {
-    const run = wanted && visible && !document.hidden;
-    buttons[0].textContent = wanted ? "Pause" : "Play";
-    page.state.setAttribute("aria-live", run ? "off" : "polite");
-    cancelAnimationFrame(timer);
-    timer = run ? requestAnimationFrame(tick) : 0;
+  }, (playing) => {
+    play.textContent = playing ? "Pause" : "Play";
     tell();
-  }
-  page.watch(new IntersectionObserver((entries) => {
-    visible = entries.at(-1).isIntersecting;
-    arrange();
-  }), page.root);
-  const { signal } = page.over;
-  document.addEventListener("visibilitychange", arrange, { signal });
-
-  restart();
-  if (calm) show(500);
-  arrange();
-  return () => {
-    cancelAnimationFrame(timer);
-    page.over.abort();
-  };
+  });
+  return () => page.over.abort();
 }
 
 export default { render };
