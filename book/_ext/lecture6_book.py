@@ -102,9 +102,7 @@ def finish_page(app, pagename, templatename, context, doctree):
     context["generate_toctree_html"] = lambda **options: str(toctree(**options)).replace(
         "<summary>", name
     )
-    if 'class="plotly-figure"' in body:
-        app.add_js_file("figures.js", loading_method="defer")
-    if 'class="explorable"' in body:
+    if 'class="plotly-figure"' in body or 'class="explorable"' in body:
         app.add_js_file("explorables.js", loading_method="defer")
         app.add_css_file("explorables.css")
 

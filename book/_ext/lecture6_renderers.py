@@ -36,46 +36,49 @@ def write_modules(folder):
             (folder / path.name).write_text(f"lecture6Module({name}, {text});\n", "utf8")
 
 
-class BookFigure:
-    """Renders a Plotly output of a notebook as a figure of the book.
+def figure_html(figure, start):
+    """Return a figure of the book: what Plotly draws, with its words, as `explorer.js` takes it.
 
-    The page gets the figure as JSON, which `book/_static/figures.js` draws. The title becomes the
-    caption, which follows the slider when the frames have titles of their own; the subtitle (which
-    run it shows) and the text of `layout.meta["description"]` stand under it.
+    The title is the caption; the subtitle (which run it shows) and the text of
+    `layout.meta["description"]` stand under it. ``start`` holds what the module is started with.
+
+    Raises:
+        ValueError: the figure has no title or no text description.
     """
+    layout = figure["layout"]
+    heading = layout.get("title", {})
+    title, description = heading.get("text"), layout.get("meta", {}).get("description")
+    if not title or not description:
+        raise ValueError(
+            f"the figure {title!r} needs a title (its caption in the book) and a text "
+            "description: set layout.title.text and layout.meta['description']"
+        )
+    caption = f'<span class="title">{escape(title)}</span>'
+    if "subtitle" in heading:
+        caption += f'<span class="subtitle">{escape(heading["subtitle"]["text"])}</span>'
+    return (
+        '<figure class="plotly-figure">'
+        f'<div class="plot" role="group" aria-label="{escape(title)}" '
+        f'aria-busy="true" style="min-height: {layout.get("height", 450)}px"></div>'
+        f"<figcaption>{caption}</figcaption>"
+        "<details><summary>Description of the figure</summary>"
+        f"<p>{escape(description)}</p></details>"
+        f"{script({'module': 'explorer', 'start': start})}</figure>"
+    )
+
+
+class BookFigure:
+    """Renders a Plotly output of a notebook as a figure of the book."""
 
     mime_priority_overrides = (("*", "application/vnd.plotly.v1+json", 1),)
 
     @staticmethod
     def handle_mime(renderer, data, inline):
-        """Return the docutils nodes of one output, or None for a mime type that is not Plotly's.
-
-        Raises:
-            ValueError: the figure has no title or no text description.
-        """
+        """Return the docutils nodes of one output, or None for a mime type that is not Plotly's."""
         if data.mime_type != "application/vnd.plotly.v1+json":
             return None
-        figure = {key: data.content.get(key, []) for key in ("data", "frames")}
-        layout = dict(data.content["layout"])
-        heading = layout.pop("title", {})
-        title, description = heading.get("text"), layout.get("meta", {}).get("description")
-        if not title or not description:
-            raise ValueError(
-                f"the figure {title!r} needs a title (its caption in the book) and a text "
-                "description: set layout.title.text and layout.meta['description']"
-            )
-        caption = f'<span class="title">{escape(title)}</span>'
-        if "subtitle" in heading:
-            caption += f'<span class="subtitle">{escape(heading["subtitle"]["text"])}</span>'
-        html = (
-            '<figure class="plotly-figure">'
-            f'<div class="plot" role="group" aria-label="{escape(title)}" '
-            f'aria-busy="true" style="min-height: {layout.get("height", 450)}px"></div>'
-            f"{script(figure | {'layout': layout})}"
-            f"<figcaption>{caption}</figcaption>"
-            "<details><summary>Description of the figure</summary>"
-            f"<p>{escape(description)}</p></details></figure>"
-        )
+        figure = {key: data.content[key] for key in ("data", "layout")}
+        html = figure_html(figure, {"controls": [], "at": [], "figure": figure})
         return [nodes.raw("", html, format="html")]
 
 
@@ -94,6 +97,10 @@ class BookExplorable:
         if data.mime_type != explorables.MIME_TYPE:
             return None
         content = {key: data.content[key] for key in ("module", "start")}
+        if content["module"] == "explorer":  # a figure among the page's others
+            start = dict(content["start"])
+            html = figure_html(start.pop("figure"), start)
+            return [nodes.raw("", html, format="html")]
         html = (
             f'<figure class="explorable"><div>{escape(data.content["about"])}</div>'
             f"{script(content)}</figure>"

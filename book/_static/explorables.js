@@ -1,35 +1,44 @@
-// Runs the explorables of a page: each <figure class="explorable"> holds, in a script element, the
-// name of its module and its start values (lecture6_renderers.BookExplorable writes both). What a
-// reader changes is kept in the address, as #box.epsilon=0.3&walkers-2.lr=0.02.
+// Runs the explorables of a page and draws its figures: each <figure class="explorable"> or
+// "plotly-figure" holds, in a script element, the name of its module and its start values
+// (lecture6_renderers writes both). What a reader changes is kept in the address, as
+// #box.epsilon=0.3&walkers-2.lr=0.02.
 "use strict";
 
-// A module is a text in a script beside this one: a page that is opened as a file may import none.
-// What it exports, by its name.
-const modules = new Map();
 const scriptsAt = document.currentScript.src;
+function load(address) {
+  const script = document.createElement("script");
+  script.src = new URL(address, scriptsAt).href;
+  return new Promise((resolve, reject) => {
+    script.onload = resolve;
+    script.onerror = () => reject(new Error(`cannot load ${script.src}`));
+    document.head.append(script);
+  });
+}
+
+// A module is a text in a script beside this one: a page that is opened as a file may import none.
+const texts = {};
 window.lecture6Module = (name, text) => {
-  const address = URL.createObjectURL(new Blob([text], { type: "text/javascript" }));
-  modules.get(name).resolve(import(address).finally(() => URL.revokeObjectURL(address)));
+  texts[name] = text;
 };
-window.lecture6Import = (name) => {
-  if (modules.has(name)) return modules.get(name).promise;
-  const script = document.createElement("script"), loading = { name };
-  loading.promise = new Promise((resolve, reject) => Object.assign(loading, { resolve, reject }));
-  modules.set(name, loading);
-  script.src = new URL(`explorables/${name}.js`, scriptsAt).href;
-  script.onerror = () => loading.reject(new Error(`cannot load ${script.src}`));
-  document.head.append(script);
-  return loading.promise;
-};
+const modules = new Map(); // what each exports, or will
+function importModule(name) {
+  if (!modules.has(name))
+    modules.set(name, load(`explorables/${name}.js`).then(() => {
+      const address = URL.createObjectURL(new Blob([texts[name]], { type: "text/javascript" }));
+      return import(address).finally(() => URL.revokeObjectURL(address));
+    }));
+  return modules.get(name);
+}
 
 // The state of all explorables of the page, by "name.control": only what is not as at the start.
 const kept = new URLSearchParams(location.hash.slice(1));
 for (const key of [...kept.keys()]) if (!key.includes(".")) kept.delete(key); // a section's name
 const [linked] = kept.keys();
-function keep(key, text, isStart) {
-  if (isStart) kept.delete(key);
+function keep(key, text, start) {
+  if (text === start) kept.delete(key);
   else kept.set(key, text);
-  const address = kept.size ? `#${kept}` : location.pathname + location.search;
+  const state = `${kept}`.replaceAll("%2C", ",");
+  const address = state ? `#${state}` : location.pathname + location.search;
   history.replaceState(history.state, "", address);
 }
 
@@ -58,8 +67,14 @@ class Model {
   // Called when a control is let go.
   save_changes() {
     for (const name of this.changed)
-      keep(`${this.name}.${name}`, `${this.values[name]}`, this.values[name] === this.start[name]);
+      keep(`${this.name}.${name}`, `${this.values[name]}`, `${this.start[name]}`);
     this.changed.clear();
+  }
+  // Plotly is as large as all else together: it is loaded for the first figure that comes near.
+  async plotly() {
+    window.PlotlyConfig = { MathJaxConfig: "local" }; // it leaves the page's own MathJax alone
+    await load("plotly.min.js");
+    return window.Plotly;
   }
   // The text that the address has for a control.
   kept(name) {
@@ -68,12 +83,13 @@ class Model {
 }
 
 const counts = {};
-for (const figure of document.querySelectorAll("figure.explorable")) {
+for (const figure of document.querySelectorAll("figure:is(.explorable, .plotly-figure)")) {
   const { module, start } = JSON.parse(figure.querySelector("script").textContent);
   const count = (counts[module] = (counts[module] ?? 0) + 1);
   const name = count > 1 ? `${module}-${count}` : module;
-  window.lecture6Import(module).then(({ default: { render } }) => {
-    render({ model: new Model(name, start), el: figure.querySelector("div") });
+  const el = figure.matches(".explorable") ? figure.querySelector("div") : figure;
+  importModule(module).then(({ default: { render } }) => {
+    render({ model: new Model(name, start), el });
     if (linked?.startsWith(`${name}.`)) figure.scrollIntoView();
   });
 }
