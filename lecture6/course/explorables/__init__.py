@@ -20,9 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import anywidget
-from plotly.graph_objects import Figure
-from traitlets import Any as Whatever
-from traitlets import Bool, Dict, Enum, Float, Int, List, TraitType, Unicode
+from traitlets import Bool, Enum, Float, Int, TraitType
 
 from lecture6 import checks, toys
 
@@ -85,6 +83,7 @@ def _inlined(path: Path, scopes: dict, importers: tuple[Path, ...]) -> str:
         if file not in scopes:
             text = _inlined(file, scopes, importers)
             exported = set(_EXPORT.findall(text))
+            text = re.sub(r"^export default .*\n", "", text, flags=re.MULTILINE)
             body = f"{_EXPORT.sub('', text)}return {{ {', '.join(sorted(exported))} }};"
             name = f"$module{len(scopes)}"
             scopes[file] = name, exported, f"const {name} = (() => {{\n{body}\n}})();\n"
@@ -209,36 +208,3 @@ class Steps(Explorable):
     curvature = _start(Float(1.0, min=0.1, max=10.0))
     k = _start(Int(8, min=1, max=64))
     warmup = _start(Int(0, min=0, max=10))
-
-
-class Predict(Explorable):
-    """A question, and the figure that answers it once the reader has guessed, or skipped.
-
-    Traits:
-        question: what the reader is asked
-        options: of a choice: the words of each key
-        axes: of a point or a curve: ``{"x": {"label": "Batch size", "low": 16, "high": 512,
-            "log": True}, "y": …}``, and ``at``, the ticks
-        knots: of a curve: the x of its points
-        truth: a key of ``options``; a point (x, y), of which y is guessed; or points of a curve
-        says: one sentence for each key of ``options``; for a point that is "low", "near" or
-            "high"; or for a curve that "rises", "falls", "peaks", "dips" or is "flat"
-        figure: what is shown then, with a title and a description
-    """
-
-    module = "prediction"
-    question = _start(Unicode())
-    options = _start(Dict())
-    axes = _start(Dict())
-    knots = _start(List())
-    truth = _start(Whatever())
-    says = _start(Dict())
-    figure = _start(Dict())
-
-    def __init__(self, *, question: str, figure: Figure, **answers) -> None:
-        self.about = f"A prediction: {question} The figure below has the answer."
-        plain = json.loads(json.dumps(answers, default=float))  # without NumPy's numbers
-        options = plain.get("options")
-        for key in [plain["truth"], *plain["says"]] if options else []:
-            checks.one_of("truth, and what `says` has a sentence for", key, options)
-        super().__init__(question=question, figure=json.loads(figure.to_json()), **plain)

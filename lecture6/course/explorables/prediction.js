@@ -1,5 +1,6 @@
 // Explorable: a question about a figure, which comes when the reader has guessed, or skipped.
 
+import { render as drawFigure } from "./explorer.js";
 import { between, predict, scale } from "./predict.js";
 import { number } from "./shared.js";
 
@@ -40,25 +41,34 @@ function sentence(kind, { axes, sentences }, made, truth) {
   return off + (sentences[Math.abs(gap) <= 0.05 ? "near" : gap < 0 ? "low" : "high"] ?? "");
 }
 
+// Where the figure stands: in the book it is in the page, for whoever has no JavaScript.
+function answerOf(model, el) {
+  const there = el.closest("figure")?.nextElementSibling;
+  if (there?.matches(".answer")) return { answer: there, end() {} };
+  el.insertAdjacentHTML("beforeend", `<details class="answer"><summary>The answer</summary>
+    <div></div></details>`);
+  const answer = el.lastElementChild;
+  return { answer, end: drawFigure({ model, el: answer.querySelector("div") }) };
+}
+
 function render({ model, el }) {
   const [question, options, axes, knots, sentences] = ["question", "options", "axes", "knots",
     "says"].map((name) => model.get(name));
   const kind = Object.keys(options).length ? "choice" : knots.length ? "curve" : "point";
   const [x, y] = model.get("truth"), truth = kind === "point" ? { x, y } : model.get("truth");
-  // In the book the figure is in the page, for whoever has no JavaScript.
-  const answer = el.closest("figure")?.nextElementSibling;
-  const show = (open) => { answer.open = open; };
-  answer.querySelector("summary").hidden = true;
-  show(false);
+  el.replaceChildren();
   const guess = predict(el, { id: question, question, kind, options: Object.entries(options), axes,
     knots, free: "y", start: kind === "point" ? { x } : {},
     says: (made, right) => sentence(kind, { axes, sentences }, made, right),
-    onReady: () => {
+    onReady() {
       guess.reveal(truth);
-      show(true);
+      answer.open = true;
     },
-    onReset: () => show(false) });
-  return guess.end;
+    onReset() { answer.open = false; } });
+  const { answer, end } = answerOf(model, el);
+  answer.open = false;
+  answer.querySelector("summary").hidden = true; // the buttons of the prediction open it
+  return () => [guess.end, end].forEach((act) => act());
 }
 
 export default { render };
