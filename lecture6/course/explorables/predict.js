@@ -80,6 +80,7 @@ export function predict(parent, options) {
     state = { ready: true, made };
     storage.set(key, state);
     show(made === null ? "Skipped." : "Committed.");
+    anew.focus({ preventScroll: true }); // the button that had the focus is hidden
     onReady(made);
   }
   function reveal(truth) {
