@@ -176,8 +176,8 @@ function chart(parent, { kind, axes, free = "xy", start = {}, knots }, { changed
     <p class="hint">${hint}</p></div>`);
   const svg = plot.querySelector("svg");
   svg.innerHTML = `<g class="axes" aria-hidden="true"></g><svg class="lines"
-    aria-hidden="true"></svg><g class="handles">${fresh().map(() => `<g role="slider" tabindex="0"><circle class="reach"
-    r="20"/><circle class="grip" r="${drawing ? 6 : 9}"/></g>`).join("")}</g>`;
+    aria-hidden="true"></svg><g class="handles">${fresh().map(() => `<g role="slider"
+    tabindex="0"><circle class="reach" r="20"/><circle class="grip" r="${drawing ? 6 : 9}"/></g>`).join("")}</g>`;
   parent.append(plot);
   const [grid, lines] = [".axes", ".lines"].map((part) => svg.querySelector(part));
   const handles = [...svg.querySelectorAll("[role=slider]")];
@@ -195,7 +195,7 @@ function chart(parent, { kind, axes, free = "xy", start = {}, knots }, { changed
     svg.style.setProperty("--guess", blue);
     if (drawing && guessed) parts.push(paintCurve(points, blue, "6 4"));
     if (truth) parts.push(paintCurve(list(truth), orange, ""));
-    if (ready) parts.push(...names(guessed && points, truth && list(truth)));
+    if (ready && (guessed || truth)) parts.push(...names(guessed && points, truth && list(truth)));
     lines.innerHTML = parts.join("");
     // A curve that leaves the axes leaves the picture there.
     const clip = [box.left - 12, box.top - 12, box.width + 24, box.height + 24];
