@@ -57,7 +57,7 @@ class Predict(Explorer):
 
     module = "prediction"
     question = Unicode().tag(sync=True, start=True)
-    options = Dict().tag(sync=True, start=True)
+    options = List().tag(sync=True, start=True)  # in their order, which saving a dict may lose
     axes = Dict().tag(sync=True, start=True)
     knots = List().tag(sync=True, start=True)
     truth = Union([Unicode(), List()]).tag(sync=True, start=True)
@@ -66,9 +66,10 @@ class Predict(Explorer):
     def __init__(self, *, question: str, figure: go.Figure, **answers) -> None:
         self.about = f"A prediction: {question} The figure below has the answer."
         answers = json.loads(json.dumps(answers, default=float))  # plain, without NumPy's numbers
-        options = answers.get("options", {})
-        for key in [answers["truth"], *answers["says"]] if options else []:
-            checks.one_of("truth, or what `says` has a sentence for", key, options)
+        if options := answers.get("options"):
+            answers["options"] = [*options.items()]
+            for key in [answers["truth"], *answers["says"]]:
+                checks.one_of("truth, or what `says` has a sentence for", key, options)
         super().__init__(question=question, figure=_plain(figure), **answers)
         self.on_msg(_answer)
 

@@ -167,7 +167,7 @@ def test_a_choice_is_made_by_keyboard_alone(visit, browser):
     keys(browser, Keys.SPACE, Keys.TAB)
     assert has_focus(browser, commit)
     keys(browser, Keys.ENTER)
-    assert said(browser) == "The other way round."
+    assert said(browser) == "No: B = 512. The other way round."
     assert one(browser, ".said").get_attribute("aria-live") == "polite"
     marks = [mark.text for mark in all_of(browser, "label b")]
     assert marks == ["your guess", "✓ correct", ""]
@@ -180,9 +180,9 @@ def test_a_guess_is_remembered_and_made_anew(visit, browser):
     visit("choice")
     all_of(browser, "input")[1].click()
     one(browser, ".commit").click()
-    assert said(browser) == "So it is."
+    assert said(browser) == "Right. So it is."
     visit("choice")
-    assert said(browser) == "This is your guess of an earlier visit. So it is."
+    assert said(browser) == "This is your guess of an earlier visit. Right. So it is."
     until(browser, lambda: is_answered(browser))
     one(browser, ".anew").click()
     assert not is_answered(browser)
@@ -193,7 +193,7 @@ def test_a_guess_is_remembered_and_made_anew(visit, browser):
 
 
 def test_who_skips_sees_the_answer(visit, browser):
-    for name, sentence in (("choice", "So it is."), ("curve", "")):
+    for name, sentence in (("choice", "It is: B = 512. So it is."), ("curve", "")):
         visit(name)
         one(browser, ".skip").click()
         assert is_answered(browser)
@@ -256,7 +256,7 @@ def test_a_curve_is_drawn(visit, browser):
     heights = [float(handle.get_attribute("aria-valuenow")) for handle in handles]
     off = sum(abs(y - truth) for y, (_, truth) in zip(heights, TRUTH, strict=True)) / 3
     one(browser, ".commit").click()
-    assert said(browser).startswith(f"On average your curve is {off:.3g} off. It rises.")
+    assert said(browser).startswith(f"Your curve is off by {off:.3g} on average. It rises.")
     names = [text.text for text in all_of(browser, ".lines text")]
     assert names == ["your guess", "measured"]
 
@@ -351,7 +351,7 @@ def test_a_page_that_is_opened_as_a_file_is_alive(visit, browser, folder):
     visit("choice", base=folder.as_uri())
     all_of(browser, "input")[1].click()
     one(browser, ".commit").click()
-    assert said(browser) == "So it is."
+    assert said(browser) == "Right. So it is."
 
 
 def test_a_frame_without_storage_is_alive(visit, browser):
@@ -362,7 +362,7 @@ def test_a_frame_without_storage_is_alive(visit, browser):
         browser.execute_script("return localStorage")
     all_of(browser, "input")[1].click()
     all_of(browser, ".commit")[0].click()
-    assert all_of(browser, ".said")[0].text == "So it is."
+    assert all_of(browser, ".said")[0].text == "Right. So it is."
 
 
 def test_without_the_book_the_figure_is_drawn_by_the_kernels_plotly(visit, browser):

@@ -29,16 +29,20 @@ function distance(made, truth, axis) {
 
 // What is said of a guess: `sentences` has one for each key of the options, for a point that is
 // "low", "near" (within a twentieth of the axis) or "high", or for each shape of a curve.
-function sentence(kind, { axes, sentences }, made, truth) {
-  if (kind === "choice") return sentences[made ?? truth] ?? "";
-  if (made === null) return "";
-  if (kind === "curve") {
-    const off = `On average your curve is ${distance(made, truth, axes.y)} off. `;
-    return off + (sentences[shapeOf(made, axes.y)] ?? "");
+function sentence(kind, { options, axes, sentences }, made, truth) {
+  const say = (verdict, key) => `${verdict} ${sentences[key] ?? ""}`.trim();
+  if (kind === "choice") {
+    const [, words] = options.find(([key]) => key === truth);
+    const verdict = made === truth ? "Right." : `${made === null ? "It is" : "No"}: ${words}.`;
+    return say(verdict, made ?? truth);
   }
+  if (made === null) return "";
+  if (kind === "curve")
+    return say(`Your curve is off by ${distance(made, truth, axes.y)} on average.`,
+      shapeOf(made, axes.y));
   const { share } = scale(axes.y), gap = share(made.y) - share(truth.y);
-  const off = `Your guess: ${number(made.y)}. Measured: ${number(truth.y)}. `;
-  return off + (sentences[Math.abs(gap) <= 0.05 ? "near" : gap < 0 ? "low" : "high"] ?? "");
+  return say(`Your guess: ${number(made.y)}. Measured: ${number(truth.y)}.`,
+    Math.abs(gap) <= 0.05 ? "near" : gap < 0 ? "low" : "high");
 }
 
 // Where the figure stands: in the book it is in the page, for whoever has no JavaScript.
@@ -54,12 +58,11 @@ function answerOf(model, el) {
 function render({ model, el }) {
   const [question, options, axes, knots, sentences] = ["question", "options", "axes", "knots",
     "says"].map((name) => model.get(name));
-  const kind = Object.keys(options).length ? "choice" : knots.length ? "curve" : "point";
+  const kind = options.length ? "choice" : knots.length ? "curve" : "point";
   const [x, y] = model.get("truth"), truth = kind === "point" ? { x, y } : model.get("truth");
   el.replaceChildren();
-  const guess = predict(el, { id: question, question, kind, options: Object.entries(options), axes,
-    knots, free: "y", start: kind === "point" ? { x } : {},
-    says: (made, right) => sentence(kind, { axes, sentences }, made, right),
+  const guess = predict(el, { id: question, question, kind, options, axes, knots, free: "y", start: kind === "point" ? { x } : {},
+    says: (made, right) => sentence(kind, { options, axes, sentences }, made, right),
     onReady() {
       guess.reveal(truth);
       answer.open = true;
