@@ -89,7 +89,7 @@ def test_the_core_imports_no_wing():
 
 def test_only_the_course_imports_what_draws_and_shows():
     found = {m: imported(s, MODULES) & FOR_THE_PAGE for m, s in MODULES.items()}
-    assert set.union(*found.values()) >= {"plotly", "ipywidgets"}  # it is found where it is
+    assert set.union(*found.values()) >= {"plotly", "anywidget"}  # it is found where it is
     assert {m: names for m, names in found.items() if names and part(m) not in COURSE} == {}
 
 

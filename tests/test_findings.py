@@ -326,11 +326,8 @@ def test_b10_numbers_that_six_digits_do_not_tell_apart(static, monkeypatch):
     found = widgets.explore(
         lambda n: shown.append(n) or figures.go.Figure(figures.go.Scatter(y=[n])), {"n": values}
     )
-    if static:
-        assert [frame.name for frame in found.frames] == ["1000000", "1000001"]
-        assert shown == values
-    else:
-        assert found.children[0].options == (("1000000", 10**6), ("1000001", 10**6 + 1))
+    assert found.controls[0]["names"] == ["1000000", "1000001"]
+    assert shown == (values if static else values[:1])
 
 
 @pytest.mark.parametrize("content", ["[1]", "{}", "null"])

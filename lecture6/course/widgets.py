@@ -86,8 +86,8 @@ def explore(
 
     Raises ValueError where there is no control, or one without values, with one that is neither a
     number nor a word, or where two values have the same name (numbers show six digits, or as many
-    as tell them apart), and where ``start`` names no control, or an index that its control does not
-    have.
+    as tell them apart), and where ``start`` names no control, an index that its control does not
+    have, or values for which nothing was measured.
     """
     named = {label: _named(label, values) for label, values in controls.items()}
     if not named:
@@ -107,25 +107,30 @@ def explore(
         for label, names in named.items()
     ]
     values = [list(names.values()) for names in named.values()]
-    explorer = Explorer(controls=shown, at=at)
-    if os.environ.get("LECTURE6_STATIC"):
-        figures = [_plain(figure_of(*chosen)) for chosen in itertools.product(*values)]
-        number = functools.reduce(lambda n, i: n * len(values[i[0]]) + i[1], enumerate(at), 0)
-        explorer.figure = figures[number]
-        explorer.states, explorer.parts = _packed(figures)
-        return explorer
+
+    def figure_at(at: Sequence[int]) -> dict[str, Any] | None:
+        figure = figure_of(*(options[i] for options, i in zip(values, at, strict=True)))
+        return None if figure is None else json.loads(figure.to_json())
 
     def show(_=None) -> None:
-        chosen = [options[i] for options, i in zip(values, explorer.at, strict=True)]
         try:
-            explorer.figure = _plain(figure_of(*chosen))
+            explorer.figure = figure_at(explorer.at)
         except Exception as error:
             explorer.figure = {"error": f"{type(error).__name__}: {error}"}
             raise
 
-    explorer.observe(show, names="at")
-    explorer.on_msg(_answer)
-    show()
+    explorer = Explorer(controls=shown, at=at)
+    if os.environ.get("LECTURE6_STATIC"):
+        spots = list(itertools.product(*(range(len(options)) for options in values)))
+        figures = [figure_at(spot) for spot in spots]
+        explorer.figure = figures[spots.index(tuple(at))]
+        explorer.states, explorer.parts = _packed(figures)
+    else:
+        show()
+        explorer.observe(show, names="at")
+        explorer.on_msg(_answer)
+    if explorer.figure is None:
+        raise ValueError("nothing was measured at the start: let start choose other values")
     return explorer
 
 
@@ -141,10 +146,6 @@ def _named(label: str, values: Sequence[float | str]) -> dict[str, float | str]:
         if len(named) == len(values) > 0:
             return named
     raise ValueError(f"{label} needs values, no two of the same name, got {values}")
-
-
-def _plain(figure: go.Figure | None) -> dict[str, Any] | None:
-    return figure and json.loads(figure.to_json())
 
 
 def _packed(figures: Sequence[dict[str, Any] | None]) -> tuple[list, list]:
