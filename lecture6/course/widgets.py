@@ -70,7 +70,7 @@ class Predict(Explorer):
             answers["options"] = [*options.items()]
             for key in [answers["truth"], *answers["says"]]:
                 checks.one_of("truth, or what `says` has a sentence for", key, options)
-        super().__init__(question=question, figure=_plain(figure), **answers)
+        super().__init__(question=question, figure=json.loads(figure.to_json()), **answers)
         self.on_msg(_answer)
 
 
