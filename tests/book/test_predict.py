@@ -1,21 +1,24 @@
-"""Predictions in a real browser: by themselves, and before a figure as the book has it."""
+"""Predictions, and the figures of chapter 3 that move, in a real browser."""
 
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import plotly
 import plotly.graph_objects as go
 import pytest
 from browsing import THEMES, emulate, resize, served, violations
 from lecture6_renderers import BookExplorable, write_modules
+from scipy.stats import spearmanr
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from lecture6.course import explorables
-from lecture6.course.explorables import MIME_TYPE
+from lecture6.course.explorables import MIME_TYPE, Linked, Scrubber
 from lecture6.course.widgets import Predict
+from lecture6.studies import results
 
 STATIC = explorables.HERE.parents[2] / "book" / "_static"
 TIMEOUT = 30  # seconds
@@ -64,6 +67,22 @@ def curve():
     return Predict(question="Draw the test accuracy.", knots=[8, 64, 512], **more)
 
 
+def pairs():
+    """The stored pairs of F2 on speech."""
+    return results.select(results.load("keskar").tables, net="F2", data="timit", group="pair")
+
+
+def scrubber():
+    return Scrubber(pairs()["path"], title="Figure 5", provenance="stored")
+
+
+def linked():
+    nets = [["one", [[8, 98, 0.01, 3, 1], [64, 97, 0.1, 8, 2], [512, 90, 0.4, 5, 3]]]]
+    nets += [["two", [[8, 50, 2, 30, 1], [128, 60, 1, 20, 2], [512, 55, 3, 40, 3]]]]
+    more = {"net": "one", "epsilon": 1e-3, "batch_size": 64}
+    return Linked(nets=nets, epsilons=[1e-3, 5e-4], title="Figure 7", provenance="stored", **more)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder that holds what the book would: pages, and the files that they load."""
@@ -77,8 +96,11 @@ def folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LECTURE6_STATIC", "1")
         pages = {"choice": choice(), "point": point(), "curve": curve()}
+        pages |= {"scrubber": scrubber(), "linked": linked()}
         pages = {name: in_the_book(widget) for name, widget in pages.items()}
-    pages |= {"all": "".join(pages.values()), "empty": ""}
+    pages |= {"moved": pages["scrubber"] + pages["linked"]}
+    asked = "".join(pages[name] for name in ("choice", "point", "curve"))
+    pages |= {"all": asked, "empty": ""}
     pages["frame"] = '<iframe sandbox="allow-scripts" src="all.html" title="A frame"></iframe>'
     for name, html in pages.items():
         (folder / f"{name}.html").write_text(PAGE.format(html), "utf8")
@@ -111,8 +133,9 @@ def visit(browser, address):
         emulate(browser, theme=theme)
         browser.get(f"{base}/{name}.html")
         browser.execute_script("document.documentElement.dataset.theme = arguments[0]", theme)
-        shown = len(browser.find_elements(By.CSS_SELECTOR, "figure.explorable"))
-        until(browser, lambda: len(all_of(browser, ".commit")) == shown)
+        shown = len(all_of(browser, "figure.explorable"))
+        alive = "figure.explorable > div > div .state, .commit"
+        until(browser, lambda: len(all_of(browser, alive)) == shown)
 
     yield visit
     assert [e["message"] for e in browser.get_log("browser") if e["level"] == "SEVERE"] == []
@@ -332,12 +355,82 @@ def test_a_point_may_move_both_ways(visit, browser):
     assert made == pytest.approx({"x": 64 * 64 ** (2 / 50), "y": 90.4})
 
 
+# ---- Figures 5 and 7 -------------------------------------------------------------------------
+
+
+def state(browser):
+    return one(browser, ".state").text.replace("−", "-")
+
+
+def press(browser, selector, *pressed):
+    one(browser, selector).send_keys(*pressed)
+
+
+def test_a_position_on_the_path_is_read_off(visit, browser):
+    visit("scrubber")
+    means = pairs()["path"].groupby(["path", "alpha", "split"])[["loss", "accuracy"]].mean()
+
+    def expected(path, alpha):
+        train, test = (means.loc[path, alpha, split] for split in ("train", "test"))
+        lowest = means.loc[path].xs("train", level="split").loss.idxmin()
+        return (
+            f"loss {train.loss:.3g} in training, {test.loss:.3g} in the test; accuracy "
+            f"{100 * train.accuracy:.3g} and {100 * test.accuracy:.3g} %. The training loss is "
+            f"lowest at α = {lowest:.3g}."
+        )
+
+    assert state(browser) == f"At α = 0, at the small batch's net: {expected('linear', 0)}"
+    press(browser, "[name=alpha]", Keys.END)
+    assert state(browser) == f"At α = 2: {expected('linear', 2)}"
+    press(browser, "[name=alpha]", Keys.HOME)
+    all_of(browser, "[name=path]")[0].send_keys(Keys.ARROW_RIGHT)
+    assert state(browser) == f"At α = -1: {expected('sincos', -1)}"
+    picture = "return document.querySelector('canvas').toDataURL()"
+    linear = browser.execute_script(picture)
+    all_of(browser, "[name=logarithmic]")[0].send_keys(Keys.ARROW_RIGHT)
+    until(browser, lambda: browser.execute_script(picture) != linear)
+    press(browser, ".handle", *[Keys.ARROW_RIGHT] * 12)
+    assert not state(browser).startswith("At α = -1:")
+
+
+def test_a_batch_size_is_seen_in_every_chart(visit, browser):
+    visit("linked")
+    assert state(browser) == (
+        "Batch size 64: test accuracy 97 %, φ = 8 % at ε = 0.001, training loss 0.1. Over these 3 "
+        "batch sizes the rank correlation of φ with the test accuracy is -0.5, with the training "
+        "loss 0.5."
+    )
+    press(browser, ".handle", Keys.ARROW_RIGHT)
+    assert state(browser).startswith("Batch size 512: test accuracy 90 %, φ = 5 %")
+    press(browser, ".handle", Keys.ARROW_RIGHT, Keys.ARROW_LEFT)
+    assert state(browser).startswith("Batch size 64:")
+    all_of(browser, "[name=epsilon]")[0].send_keys(Keys.ARROW_RIGHT)
+    assert "φ = 2 % at ε = 0.0005" in state(browser)
+    all_of(browser, "[name=net]")[0].send_keys(Keys.ARROW_RIGHT)
+    assert state(browser).startswith("Batch size 128: test accuracy 60 %, φ = 2 %")
+    press(browser, "[name=batch_size]", Keys.HOME)
+    assert state(browser).startswith("Batch size 8: test accuracy 50 %")
+    handle = one(browser, ".handle")
+    ActionChains(browser, duration=50).drag_and_drop_by_offset(handle, 2000 // 8, 0).perform()
+    assert not state(browser).startswith("Batch size 8:")
+
+
+def test_the_rank_correlation(visit, browser):
+    visit("empty")
+    a, b = np.random.default_rng(0).standard_normal((2, 9))
+    code = """const [a, b, done] = arguments;
+    import("./modules/linked.js").then((m) => done(m.rankCorrelation(a, b)));"""
+    found = browser.execute_async_script(code, a.tolist(), b.tolist())
+    assert found == pytest.approx(spearmanr(a, b).statistic)
+
+
 # ---- the page --------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("page", ["all", "moved"])
 @pytest.mark.parametrize(("width", "theme"), THEMES.items())
-def test_the_page_is_accessible_and_fits(visit, browser, width, theme):
-    visit("all", width=width, theme=theme)
+def test_the_page_is_accessible_and_fits(visit, browser, width, theme, page):
+    visit(page, width=width, theme=theme)
     assert violations(browser) == []
     for skip in all_of(browser, ".skip"):
         skip.click()

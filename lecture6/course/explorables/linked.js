@@ -15,7 +15,7 @@ export function rankCorrelation(first, second) {
 
 function render({ model, el }) {
   const nets = model.get("nets"), epsilons = model.get("epsilons");
-  let rows, chosen, phi, sizes;
+  let rows, chosen, phi, marked = [0, 0], inPixels = () => 0;
 
   const page = stage(model, el, {
     title: model.get("title"),
@@ -34,9 +34,8 @@ function render({ model, el }) {
 
   function update() {
     [, rows] = nets.find(([name]) => name === model.get("net"));
-    sizes = rows.map(([size]) => size);
     phi = 3 + epsilons.indexOf(model.get("epsilon"));
-    const gaps = sizes.map((size) => Math.abs(Math.log(size / model.get("batch_size"))));
+    const gaps = rows.map(([size]) => Math.abs(Math.log(size / model.get("batch_size"))));
     chosen = rows[gaps.indexOf(Math.min(...gaps))];
     const column = (i) => rows.map((row) => row[i]);
     const [with_accuracy, with_loss] = [1, 2].map((i) => rankCorrelation(column(i), column(phi)));
@@ -67,12 +66,14 @@ function render({ model, el }) {
       const [u, v] = charts[i], logs = [u === 0 || u === phi, v === phi || v === 2];
       const [xs, ys] = [u, v].map((column, j) => stretch(rows.map((row) => row[column]), logs[j]));
       const label = (column) => labels[column] ?? "Sharpness φ, %";
-      const axes = { x: i > 1 ? label(u) : "", y: label(v), xlog: logs[0], ylog: logs[1], rows: 3 };
+      const axes = { x: i > 1 ? label(u) : "", y: label(v), xlog: logs[0], ylog: logs[1],
+        rows: at[3] / 35 };
       panel(pen, colours, at, xs, ys, axes, (px, py) => {
         const points = rows.map((row) => [px(row[u]), py(row[v])]);
         polyline(pen, colours.blue, points, { width: i > 2 ? 1 : 2 });
         for (const point of points) mark(pen, colours.blue, point, 4);
         mark(pen, colours.orange, [px(chosen[u]), py(chosen[v])], 8, { corners: 4 });
+        if (i === 0) [inPixels, marked] = [px, [px(chosen[u]), py(chosen[v])]];
         if (i > 2) name(pen, colours.ink, at, [px(chosen[u]), py(chosen[v])]);
       });
     });
@@ -80,9 +81,16 @@ function render({ model, el }) {
   function name(pen, ink, [left, , width], [u, v]) {
     const late = u > left + width / 2;
     Object.assign(pen, { fillStyle: ink, textAlign: late ? "right" : "left" });
-    pen.fillText(`B = ${number(chosen[0], 6)}`, u + (late ? -12 : 12), v - 12);
+    pen.fillText(`B = ${number(chosen[0], 6)}`, u + (late ? 10 : -10), v - 18);
   }
 
+  const handle = page.handle("Batch size", () => marked, (x) => {
+    const gaps = rows.map(([size]) => Math.abs(inPixels(size) - x));
+    // An arrow key goes to the next batch size, however far off that is.
+    const next = handle.held ? gaps.indexOf(Math.min(...gaps))
+      : rows.indexOf(chosen) + Math.sign(Math.round(x - marked[0]));
+    model.set("batch_size", (rows[next] ?? chosen)[0]);
+  });
   const all = [...new Set(nets.flatMap(([, each]) => each.map(([size]) => size)))];
   page.slider("batch_size", "Batch size", all.sort((a, b) => a - b),
     { show: (value) => number(value, 6) });

@@ -49,7 +49,7 @@ function render({ model, el }) {
     const charts = [[24, 190, losses, "Cross-entropy", log, [0, 1], 1],
       [250, 175, [0, 100], "Accuracy, %", false, [2, 3], 100]];
     for (const [top, height, ys, y, ylog, quantities, factor] of charts) {
-      const x = top > 100 ? "Position α on the path: small batch 0, large batch 1" : "";
+      const x = top > 100 ? "Position α (small batch 0, large batch 1)" : "";
       panel(pen, colours, [left, top, across, height], ends, ys, { x, y, ylog }, (px, py) => {
         for (const alpha of [0, 1])
           polyline(pen, colours.ink, [[px(alpha), top], [px(alpha), top + height]],
@@ -75,7 +75,7 @@ function render({ model, el }) {
   }
 
   const place = (alpha) => left + ((alpha - ends[0]) / (ends[1] - ends[0])) * across;
-  page.handle("Position α", () => [place(row[0]), 238], (x) => {
+  page.handle("Position α", () => [place(model.get("alpha")), 238], (x) => {
     const alpha = ends[0] + ((x - left) / across) * (ends[1] - ends[0]);
     model.set("alpha", Math.min(ends[1], Math.max(ends[0], alpha)));
   });
