@@ -30,7 +30,8 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
 <link rel="stylesheet" href="explorables.css">
 <title>Explorables</title>
 <style>[data-theme=dark] {{ color: white; background: black }} body {{ margin: 16px }}</style>
-<main><h1>Explorables</h1>{}</main><div style="height: 3000px"></div><script src="explorables.js" defer></script>"""
+<main><h1>Explorables</h1>{}</main><div style="height: 3000px"></div>
+<script src="explorables.js" defer></script>"""
 START = """
 const [module, start, done] = arguments;
 class Model {
