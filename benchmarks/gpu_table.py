@@ -97,7 +97,7 @@ def made(n: int, shape: tuple[int, ...]) -> Dataset:
     for size in (n, max(10, n // 10)):
         x = torch.rand(size, *shape, generator=generator)
         parts += [x, torch.randint(10, (size,), generator=generator)]
-    return Dataset("random", *parts, tuple("0123456789"), "random numbers", "0" * 64)
+    return Dataset("random", *parts, tuple("0123456789"), "0" * 64)
 
 
 def flops(work: Callable[[], Any]) -> int:

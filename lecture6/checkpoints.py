@@ -1,7 +1,5 @@
 """Files that are whole or not there, and what a training run continues from."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import os
@@ -18,11 +16,10 @@ _MARK = b"lecture6 checkpoint, SHA-256 "
 def write_atomically(path: str | os.PathLike, content: bytes) -> None:
     """Write ``content`` to ``path``, in place of what is there: all of it, or nothing.
 
-    It goes beside the target first, to the disk, and is then renamed, so that a process that is
-    killed leaves the old file. Raises OSError, naming the file, when it cannot be written; the old
-    one then stays.
+    It goes beside the target first, to the disk, and is then renamed: a process that is killed
+    leaves the old file. So does one that cannot write, which raises OSError, naming the file.
     """
-    partial = _partial(path)
+    partial = Path(f"{path}.{os.getpid()}.partial")
     try:
         with open(partial, "wb") as file:
             file.write(content)
@@ -40,11 +37,6 @@ def write_atomically(path: str | os.PathLike, content: bytes) -> None:
             partial.unlink()
 
 
-def _partial(path: str | os.PathLike) -> Path:
-    """Beside the target, so that renaming is one step; another one for each process."""
-    return Path(f"{path}.{os.getpid()}.partial")
-
-
 class Checkpoint:
     """The file that a run continues from, or None, and the ``settings`` that it belongs to.
 
@@ -55,16 +47,6 @@ class Checkpoint:
 
     def __init__(self, path: str | os.PathLike | None, settings: dict[str, Any]) -> None:
         self.path, self.settings = None if path is None else Path(path), settings
-
-    def check_writable(self) -> None:
-        """Raise OSError at once, not after hours of training, where no file could be written."""
-        if self.path is not None:
-            partial = _partial(self.path)
-            try:
-                partial.touch()
-                partial.unlink()
-            except OSError as error:
-                raise OSError(error.errno, error.strerror, os.fspath(self.path)) from None
 
     def save(self, state: dict[str, Any]) -> None:
         """Save ``state``, of tensors and plain values; a killed run leaves the last whole file."""
@@ -104,23 +86,18 @@ class Checkpoint:
             settings, state = dict(saved["settings"]), saved["state"]
         except (RuntimeError, LookupError, TypeError, ValueError, pickle.PickleError) as error:
             raise self.unreadable(error) from error
-        differ = [
-            f"{name}: {there!s:.99} there, {here!s:.99} here"
-            for name, value in self.settings.items()
-            for there, here in _pairs(settings.get(name), value)
-            if there != here
-        ]
-        if differ:
-            raise ValueError(
-                f"{self.path} belongs to another run ({differ[0]}); use another checkpoint file, "
-                "or delete it to start afresh"
-            )
+        for name, value in self.settings.items():
+            old: Any = settings.get(name)
+            lists = isinstance(old, list) and isinstance(value, list)
+            pairs = zip(old, value, strict=False) if lists else [(old, value)]
+            if differ := [pair for pair in pairs if pair[0] != pair[1]]:
+                there, here = differ[0]
+                what = f"{name}: {there!s:.99} there, {here!s:.99} here"
+                raise ValueError(
+                    f"{self.path} belongs to another run ({what}); use another checkpoint file, or "
+                    "delete it to start afresh"
+                )
         return state
-
-
-def _pairs(there: Any, here: Any) -> list[tuple[Any, Any]]:
-    both = isinstance(there, list) and isinstance(here, list)
-    return list(zip(there, here, strict=False)) if both else [(there, here)]
 
 
 def digest(*tensors: torch.Tensor) -> str:

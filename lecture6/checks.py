@@ -4,8 +4,6 @@ Every function that takes one of these asks here. It gets the value in the one f
 behind it works with, or raises a ValueError that names the value and the remedy.
 """
 
-from __future__ import annotations
-
 import copy
 import operator
 import sys
@@ -43,11 +41,7 @@ def whole(name: str, value: Any, **bounds: int) -> int:
 
 
 def real(name: str, value: Any, **bounds: float) -> float:
-    """``value`` as a float: any finite real number, of Python, NumPy or torch.
-
-    ``bounds``: above, least, below, most. Raises ValueError for anything else, bool among it, and
-    out of bounds.
-    """
+    """``value`` as a float: any finite real number; else as :func:`whole`."""
     value = _plain(value)
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise ValueError(f"{name} must be a number, got {value!r}")
@@ -149,7 +143,7 @@ def samples(x: Any, y: Any, *, name: str = "", classes: bool = True) -> tuple[Te
     """
     x_name, y_name = (f"{part}_{name}" if name else part for part in "xy")
     try:
-        x, y = torch.as_tensor(x).detach(), torch.as_tensor(y).detach()
+        x, y = _tensor(x), _tensor(y)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{x_name} and {y_name} must be tensors or arrays: {error}") from None
     if x.dim() == 0 or len(x) == 0:
@@ -169,6 +163,14 @@ def samples(x: Any, y: Any, *, name: str = "", classes: bool = True) -> tuple[Te
             f"({len(x)},), got {y.dtype} of the shape {tuple(y.shape)}"
         )
     return x, y.to(torch.int64)
+
+
+def _tensor(values: Any) -> Tensor:
+    if isinstance(values, Tensor):
+        return values.detach()
+    if np.ma.is_masked(values):
+        raise TypeError("some of them are masked")
+    return torch.as_tensor(np.require(values, None, "W"))  # a copy of what must not be written to
 
 
 def parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -217,14 +219,6 @@ def as_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 def cast(x: Tensor, like: Tensor) -> Tensor:
     """Inputs for weights such as ``like``: on their device, real floating ones in their dtype."""
     return x.to(like.device, like.dtype if x.is_floating_point() else x.dtype)
-
-
-def ready(model: nn.Module, x: Any, y: Any, *, name: str = "") -> tuple[Tensor, Tensor]:
-    """:func:`samples` that ``model`` :func:`fits`, on its device and in its precision."""
-    x, y = samples(x, y, name=name)
-    fits(model, x, y, name=name)
-    first = next(iter(parameters(model).values()))
-    return cast(x, first), y.to(first.device)
 
 
 def fits(model: nn.Module, x: Tensor, y: Tensor, *, name: str = "", classes: bool = True) -> None:

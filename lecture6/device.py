@@ -1,10 +1,8 @@
 """The machine that computes: which device, what arithmetic it has, how it behaves in training."""
 
-from __future__ import annotations
-
 import ctypes
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import torch
 
@@ -37,12 +35,8 @@ def for_training() -> Iterator[None]:
 
     Convolutions in float32 have all of its 24 bits: torch's default on a GPU is TF32, which has 11.
     """
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(
-            torch.backends.cudnn.flags(deterministic=True, benchmark=False, allow_tf32=False)
-        )
+    cudnn = torch.backends.cudnn.flags(deterministic=True, benchmark=False, allow_tf32=False)
+    with torch.inference_mode(False), torch.enable_grad(), cudnn:
         yield
 
 

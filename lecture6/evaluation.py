@@ -1,7 +1,5 @@
 """Loss and accuracy on a whole set, in batches that each are a fair sample of it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 
@@ -36,11 +34,15 @@ def evaluation_batches(x: Tensor, y: Tensor, batch_size: int = EVALUATION_BATCH)
 def prepared(model: nn.Module, data: Dataset) -> tuple[Tensor, Tensor, dict[str, Batches]]:
     """The training samples as ``model`` takes them, and both sets in batches, by their names.
 
-    Raises ValueError for data that the model does not fit: :func:`lecture6.checks.ready`.
+    Raises ValueError for data that the model does not fit: :func:`lecture6.checks.fits`.
     """
-    train = checks.ready(model, data.x_train, data.y_train, name="train")
-    test = checks.ready(model, data.x_test, data.y_test, name="test")
-    return *train, {"train": evaluation_batches(*train), "test": evaluation_batches(*test)}
+    first = next(iter(checks.parameters(model).values()))
+    found = {"train": (data.x_train, data.y_train), "test": (data.x_test, data.y_test)}
+    for name, pair in found.items():
+        x, y = checks.samples(*pair, name=name)
+        checks.fits(model, x, y, name=name)
+        found[name] = checks.cast(x, first), y.to(first.device)
+    return *found["train"], {name: evaluation_batches(*pair) for name, pair in found.items()}
 
 
 def evaluate(
@@ -58,6 +60,5 @@ def evaluate(
             z = logits(x)
             loss += len(y) / n_samples * F.cross_entropy(z, y).item()
             correct += (z.argmax(1) == y).sum().item()
-            team.beat()
     loss, correct = team.sum(torch.tensor([loss, correct], dtype=torch.float64)).tolist()
     return loss, correct / n_samples

@@ -1,17 +1,15 @@
 """The networks of the lecture: of Keskar et al. (arXiv:1609.04836), Smith & Le, and He et al.
 
 Batch norm follows the authors' released code (Keras 1, ``mode=2``): every batch is normalised by
-its own mean and variance, when training *and* when evaluating, and no running statistics are kept.
-A landscape drawn with running statistics would show the loss of a network whose normalisation
-belongs to other weights. ``batch_norm="running"`` gives PyTorch's usual behaviour instead, in F1
-and C1; the residual networks, which are Goyal et al.'s (1706.02677), have no other.
+its own mean and variance, when training *and* when evaluating. A landscape drawn with running
+statistics would show the loss of a network whose normalisation belongs to other weights.
+``batch_norm="running"`` gives PyTorch's usual behaviour instead, in F1 and C1; the residual
+networks, which are Goyal et al.'s (1706.02677), have no other.
 
-Weights start from PyTorch's default (uniform) initialisation, those of the residual networks as
-Goyal et al. say (§5.1), drawn from ``seed`` alone. Every network raises ValueError, naming the
-argument, for sizes that are no whole numbers above 0 and for other options that it does not have.
+Initial weights are PyTorch's default, those of the residual networks Goyal et al.'s (§5.1), drawn
+from ``seed`` alone. Every network raises ValueError, naming the argument, for sizes that are no
+whole numbers above 0 and for other options that it does not have.
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,10 +27,9 @@ N_HIDDEN = 512  # units of every hidden layer of F1 and F2: Keskar et al., Appen
 
 @contextmanager
 def local_seed(seed: int) -> Iterator[None]:
-    """Seed torch's default generators inside the block and restore the caller's state after it.
+    """Seed torch's default generators, which initialisation and dropout draw from, in a block.
 
-    Initialisation and dropout draw from the default generator; this keeps them reproducible
-    without touching global state.
+    The caller's state is restored after it.
     """
     seed = checks.seed(seed)
     with torch.random.fork_rng():
@@ -107,12 +104,10 @@ def c1(
 ) -> nn.Sequential:
     """C1: two 5×5 convolutions of 64, dense 384 and 192 with dropout 0.5; AlexNet-like.
 
-    Input (batch, 3, 32, 32), output logits (batch, n_classes).
-
-    ``stride=1`` is the authors' released code: 'same' convolutions, each followed by a 3×3
-    max-pool of stride 2; 1,757,834 parameters. ``stride=2`` is the text of Appendix B and of the
-    lecture's Remark 1 read literally, "64 5×5 filters with stride 2 followed by max pooling": the
-    feature map shrinks to 2×2 and 283,274 parameters remain.
+    Input (batch, 3, 32, 32), output logits (batch, n_classes). ``stride=1`` is the authors' code:
+    'same' convolutions, each followed by a 3×3 max-pool of stride 2; 1,757,834 parameters.
+    ``stride=2`` is the text of Appendix B and of the lecture's Remark 1, "64 5×5 filters with
+    stride 2 followed by max pooling": the map shrinks to 2×2, and 283,274 parameters remain.
     """
     n_classes = _size("n_classes", n_classes)
     stride = checks.whole("stride", stride, least=1, most=2)
@@ -136,8 +131,7 @@ def vgg11(n_classes: int = 10, *, seed: int = 0) -> nn.Sequential:
     """VGG-11 for small images, with batch norm: eight 3×3 convolutions; 9,231,114 parameters.
 
     Input (batch, 3, 32, 32), output logits (batch, n_classes). Layers: Simonyan & Zisserman
-    (1409.1556), Table 1, column A, with one dense layer in the place of three, since 1×1 pixel is
-    left of 32×32.
+    (1409.1556), Table 1, column A, with one dense layer, since 1×1 pixel is left, not three.
     """
     n_classes = _size("n_classes", n_classes)
     with local_seed(seed):
@@ -177,8 +171,7 @@ class ResidualBlock(nn.Module):
     """relu(x + F(x)) with F of two 3×3 convolutions; the first has the block's ``stride``.
 
     The shortcut has no parameters (He et al.'s option A): it leaves out every other pixel and pads
-    the channels with zeros. The last batch norm starts with the gain 0, so that the block is at
-    first its shortcut (Goyal et al., §5.1).
+    the channels with zeros. The last gain is 0 at first (Goyal et al., §5.1).
     """
 
     def __init__(self, n_in: int, n_out: int, stride: int) -> None:
@@ -214,11 +207,10 @@ def resnet(
     """He et al.'s ResNet for 32×32 images; 269,722 parameters at depth 20 and 10 classes.
 
     Input (batch, in_channels, H, W), output logits (batch, n_classes). A 3×3 convolution, three
-    stages of m = (depth − 2) / 6 blocks with 1, 2 and 4 times ``width`` channels (theirs: 16), the
-    mean over the pixels and a linear layer: He et al.'s nets for CIFAR-10 (1512.03385, §4.2), with
-    the initial weights of Goyal et al. (§5.1). Batch norm keeps running statistics. Where each n
-    samples are to be normalised by themselves, as by Goyal's workers (§2.3; Hoffer et al.,
-    1705.08741, call it ghost batch norm), :func:`lecture6.train.train` takes ``micro_batch=n``.
+    stages of m = (depth − 2) / 6 blocks with 1, 2 and 4 times ``width`` channels, the mean over the
+    pixels and a linear layer (1512.03385, §4.2). Where each n samples are to be normalised by
+    themselves, as by Goyal's workers (§2.3; "ghost batch norm", Hoffer et al., 1705.08741),
+    :func:`lecture6.train.train` takes ``micro_batch=n``.
 
     Raises ValueError for a depth that is not 6m + 2.
     """

@@ -1,7 +1,5 @@
 """What computed a result: the device, and the commit of the code."""
 
-from __future__ import annotations
-
 import json
 import platform
 import subprocess

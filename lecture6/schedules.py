@@ -3,8 +3,6 @@
 A schedule is a function of the epoch, a fraction, that gives the factor on the learning rate.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable
 
@@ -32,9 +30,7 @@ def warmup(epochs: float, start: float = 0.1, *, kind: str = "gradual") -> Sched
     real("start", start, least=0)
     if one_of("kind", kind, ("gradual", "constant")) == "constant":
         return lambda epoch: start if epoch < epochs else 1.0
-    if epochs == 0:
-        return lambda epoch: 1.0
-    return lambda epoch: min(1.0, start + (1.0 - start) * epoch / epochs)
+    return lambda epoch: start + (1.0 - start) * epoch / epochs if epoch < epochs else 1.0
 
 
 def compose(*schedules: Schedule) -> Schedule:

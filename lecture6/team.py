@@ -1,7 +1,5 @@
 """Who makes a step: one process, or k workers that share each mini-batch."""
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -44,6 +42,3 @@ class Team:
 
     def mean_buffers(self, model: nn.Module) -> None:
         """Average the floating-point buffers of ``model`` over the workers, in place."""
-
-    def beat(self) -> None:
-        """Say that this worker lives, to the parent, which ends those that are silent."""

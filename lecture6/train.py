@@ -1,8 +1,8 @@
 """Equation (1) of the lecture, as a training loop.
 
 ``w ← w − η · (1/n) Σ_{x∈B} ∇ℓ(x; w)``, where the mini-batch B is a random subset of n samples.
-All data stay in memory, so that a step is arithmetic and nothing else: no loader processes.
-Read :func:`train` first, then :func:`gradient`; what is trained, and how, a :class:`Recipe` says.
+Read :func:`train` first, then :func:`gradient`; a :class:`Recipe` says what is trained, and how.
+All data stay in memory: there are no loader processes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from lecture6 import checks
 from lecture6.checkpoints import Checkpoint, digest
@@ -55,45 +54,42 @@ class Recipe:
     weight_decay: float = 0.0  #: λ: the gradient is that of the loss plus λ w
     sampling: str = "epoch"  #: see :func:`sample_batches`
     schedule: Schedule | None = None  #: factor on ``lr`` as a function of the epoch
-    #: Stop when the training loss has not improved for this many evaluations: "until the loss
-    #: function ceased to improve" (Keskar et al., §2.1); None: run all epochs.
+    #: Evaluations without a smaller training loss after which to stop: "until the loss function
+    #: ceased to improve" (Keskar et al., §2.1); None: run all epochs.
     patience: int | None = None
     evaluate_every: int = 1  #: epochs between evaluations on the whole training and test sets
-    #: Samples in memory at a time: every mini-batch, also the smaller last one, is taken in
-    #: ceil(batch_size / micro_batch) nearly equal parts whose gradients are accumulated (Goyal et
-    #: al., §5.1), each normalised by itself where there is batch norm, whose running statistics
-    #: move by the mean over the parts. With micro_batch = n one process does what k workers do.
+    #: Samples in memory at a time: a mini-batch is taken in ceil(batch_size / micro_batch) nearly
+    #: equal parts whose gradients are accumulated (Goyal et al., §5.1). Batch norm normalises each
+    #: by itself, and moves its running statistics by their mean, as k workers of n samples do.
     micro_batch: int | None = None
     seed: int = 0  #: of the mini-batches and of dropout; the initial weights are the model's
-    #: Forward and backward passes in bfloat16 where the processor has it; ``Run.precision`` says
-    #: what was used. Evaluations are those of the model's own precision.
+    #: Train in bfloat16 where the processor has it, which ``Run.precision`` says; never evaluate.
     bf16: bool = False
 
     def __post_init__(self) -> None:
-        whole, real, one_of = checks.whole, checks.real, checks.one_of
-        for name in ("batch_size", "epochs", "evaluate_every", "patience", "micro_batch"):
-            if (value := getattr(self, name)) is not None or name in ("batch_size", "epochs"):
-                object.__setattr__(self, name, whole(name, value, least=1))
-        for name, bounds in (
-            ("lr", {"above": 0}),
-            ("momentum", {"least": 0, "below": 1}),
-            ("weight_decay", {"least": 0}),
-        ):
-            object.__setattr__(self, name, real(name, getattr(self, name), **bounds))
-        object.__setattr__(self, "seed", checks.seed(self.seed))
-        for name, known in (("optimizer", ("sgd", "adam")), ("sampling", SAMPLING)):
-            object.__setattr__(self, name, one_of(name, getattr(self, name), known))
-        for name in ("nesterov", "bf16"):
-            object.__setattr__(self, name, checks.flag(name, getattr(self, name)))
+        found: dict[str, Any] = {
+            "lr": checks.real("lr", self.lr, above=0),
+            "optimizer": checks.one_of("optimizer", self.optimizer, ("sgd", "adam")),
+            "momentum": checks.real("momentum", self.momentum, least=0, below=1),
+            "nesterov": checks.flag("nesterov", self.nesterov),
+            "weight_decay": checks.real("weight_decay", self.weight_decay, least=0),
+            "sampling": checks.one_of("sampling", self.sampling, SAMPLING),
+            "seed": checks.seed(self.seed),
+            "bf16": checks.flag("bf16", self.bf16),
+        }
+        for name in ("batch_size", "epochs", "patience", "evaluate_every", "micro_batch"):
+            value, optional = getattr(self, name), name in ("patience", "micro_batch")
+            if value is not None or not optional:
+                found[name] = checks.whole(name, value, least=1)
+        for name, value in found.items():
+            object.__setattr__(self, name, value)
         if self.optimizer == "adam" and (self.momentum or self.nesterov):
             raise ValueError(
                 f"momentum {self.momentum} and nesterov {self.nesterov} are for optimizer='sgd'; "
                 "Adam has its own moments"
             )
         if self.nesterov and not self.momentum:
-            raise ValueError(
-                "nesterov=True looks ahead along the momentum: give a momentum above 0"
-            )
+            raise ValueError("nesterov=True looks ahead along the momentum: give one above 0")
 
     def updates_per_epoch(self, n_train: int) -> int:
         """The updates of an epoch."""
@@ -110,17 +106,11 @@ class Recipe:
 
     def optimizer_for(self, parameters: Iterable[Tensor] | Iterable[dict]) -> torch.optim.Optimizer:
         """What turns gradients into a step; ``parameters`` as torch.optim takes them."""
+        shared: dict[str, Any] = {"lr": self.lr, "weight_decay": self.weight_decay}
         if self.optimizer == "adam":
-            return torch.optim.Adam(
-                parameters, lr=self.lr, weight_decay=self.weight_decay, fused=True
-            )
-        return torch.optim.SGD(
-            parameters,
-            lr=self.lr,
-            momentum=self.momentum,
-            nesterov=self.nesterov,
-            weight_decay=self.weight_decay,
-        )
+            return torch.optim.Adam(parameters, fused=True, **shared)
+        shared |= {"momentum": self.momentum, "nesterov": self.nesterov}
+        return torch.optim.SGD(parameters, **shared)
 
     def check_trainable(self, model: nn.Module, x: Tensor, workers: int = 1) -> None:
         """Raise ValueError unless every mini-batch of samples ``x`` (n, …) can be trained on."""
@@ -159,17 +149,14 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished training run.
-
-    ``history`` is tidy: one row an evaluated epoch and split, with columns epoch, update, split
-    ("train" or "test"), loss (mean cross-entropy), accuracy (fraction), lr, and distance
-    (‖w − w₀‖, Euclidean). Epoch 0 is the initial network.
-    """
+    """A finished training run."""
 
     model: nn.Module  #: trained copy, in eval mode
     w0: Tensor  #: (n_params,) before the first update
     w: Tensor  #: (n_params,) after the last
-    history: pd.DataFrame  #: a row an evaluation and split
+    #: A row an evaluated epoch (0 is the initial network) and split ("train" or "test"), with loss
+    #: (mean cross-entropy), accuracy (fraction), lr, and distance (‖w − w₀‖, Euclidean).
+    history: pd.DataFrame
     n_updates: int  #: made until the last evaluation
     precision: str  #: "float32", "bfloat16", …: what the forward and backward passes used
     stopped: str  #: why training ended
@@ -189,10 +176,10 @@ class Run:
         """
         rows = self.history[self.history.split == split]
         if rows.empty or column not in rows:
+            columns, splits = list(self.history.columns), self.history.split.unique().tolist()
             raise ValueError(
-                f"the history has no {column!r} of {split!r}: its columns are "
-                f"{', '.join(self.history.columns)}, its splits "
-                f"{', '.join(self.history.split.unique()) or 'none'} ({self.stopped})"
+                f"the history has no {column!r} of {split!r}: its columns are {columns}, its "
+                f"splits {splits} ({self.stopped})"
             )
         return float(rows[column].iloc[-1])
 
@@ -223,7 +210,6 @@ def train(
     *,
     device: str | torch.device | None = None,
     checkpoint: str | os.PathLike | None = None,
-    progress: bool = False,
     group: Team | None = None,
     **settings: Any,
 ) -> Run:
@@ -234,23 +220,19 @@ def train(
         device: default: the GPU when there is one; with a ``group``, each worker has its own
         checkpoint: file to continue from and to save to after each evaluation, atomically
         group: the k workers of which this process is one, all called with the same arguments
-            (:mod:`lecture6.parallel`). ``batch_size`` is kn: all draw the same batches, and
-            each takes its n samples (Goyal et al., §3, remark 4). Dropout differs from
-            worker to worker (it is seeded by seed + rank). Worker 0 writes the checkpoint,
-            which all must be able to read
+            (:mod:`lecture6.parallel`). All draw the same batches of kn, and each takes its n
+            samples (Goyal et al., §3, remark 4). Dropout is seeded by seed + rank. Worker 0 writes
+            the checkpoint, which all must be able to read
 
-    The same arguments give bit-identical results on the same machine, also when the run was
-    interrupted and resumed.
-
-    Raises ValueError for impossible settings and data, :class:`DivergenceError` when the loss stops
-    being finite (the message names the update and the learning rate), OSError when the checkpoint
-    cannot be written.
+    The same arguments give bit-identical results on the same machine, also when resumed. Raises
+    ValueError for impossible settings and data, :class:`DivergenceError` when the loss stops being
+    finite (it names the update and the rate), OSError when the checkpoint cannot be written.
     """
     recipe = Recipe(**settings)
     team = group or Team(choose(device))
     with for_training(), kept_memory(), local_seed((recipe.seed + team.rank) % checks.SEEDS):
         training = _Training(model, data, recipe, team, checkpoint)
-        for epoch in training.epochs(progress):
+        for epoch in training.epochs():
             for parts in training.batches(epoch):  # one part, unless micro_batch says otherwise
                 training.optimizer.zero_grad()
                 loss = gradient(training.net, parts, len(parts), team, bf16=training.bf16)
@@ -280,7 +262,6 @@ def gradient(
             with torch.autocast(team.device.type, torch.bfloat16, enabled=bf16):
                 z = net(x)
                 loss = team.size * fraction * F.cross_entropy(z, y)
-            team.beat()
             loss.backward()  # added to what is there; the mean of the workers is (1/n) Σ ∇ℓ
         losses.append(loss.detach())
         if observe is not None:
@@ -339,8 +320,6 @@ class _Training:
         self.epoch, self.update, self.factor = 0, 0, float(self.factors[0, 0])
         self.best, self.since_best, self.seconds = math.inf, 0, 0.0
         self.checkpoint = Checkpoint(checkpoint, self._identity(data) if checkpoint else {})
-        if team.rank == 0:
-            self.checkpoint.check_writable()
         self._restore()
 
     def _identity(self, data: Dataset) -> dict[str, Any]:
@@ -348,45 +327,36 @@ class _Training:
         without = {"epochs", "patience", "schedule", "micro_batch"}
         known = {name: v for name, v in vars(self.recipe).items() if name not in without}
         frozen = [name for name, p in self.model.named_parameters() if not p.requires_grad]
-        schedule = [f"a schedule: {self.recipe.schedule is not None}"]
-        if self.recipe.schedule is not None:
-            schedule += [digest(torch.tensor(epoch)) for epoch in self.factors]
         return known | {
             "bf16": self.bf16,
             "parts of a batch": self.n_parts,
             "data": str(data.name),
-            "training set": digest(*map(torch.as_tensor, (data.x_train, data.y_train))),
-            "test set": digest(*map(torch.as_tensor, (data.x_test, data.y_test))),
+            "training set": digest(data.x_train, data.y_train),
+            "test set": digest(data.x_test, data.y_test),
             "model": [repr(self.model), f"frozen: {frozen}"],
             "initial weights": digest(self.w0, *self.model.buffers()),
-            "schedule": schedule,
+            "schedule": [digest(torch.tensor(epoch)) for epoch in self.factors],
             "workers": self.team.size,
         }
 
-    def epochs(self, progress: bool) -> Iterator[int]:
+    def epochs(self) -> Iterator[int]:
         """The epochs that are left, and what is done after each: evaluation, saving, stopping."""
         recipe, total = self.recipe, self.recipe.epochs
         if not self.rows:
             self.best = self._record()
-        hidden = self.team.rank > 0 or not progress
-        with tqdm(
-            total=total, initial=self.epoch, unit="epoch", disable=hidden, leave=False
-        ) as bar:
-            while self.epoch < total and self.since_best < (recipe.patience or math.inf):
-                self.model.train()
-                started = perf_counter()
-                yield self.epoch
-                if self.team.device.type == "cuda":
-                    torch.cuda.synchronize(self.team.device)
-                self.seconds += perf_counter() - started
-                self.epoch += 1
-                bar.update()
-                if self.epoch % recipe.evaluate_every and self.epoch < total:
-                    continue
+        self._save()  # where it cannot be written, this is found out now
+        while self.epoch < total and self.since_best < (recipe.patience or math.inf):
+            self.model.train()
+            started = perf_counter()
+            yield self.epoch
+            if self.team.device.type == "cuda":
+                torch.cuda.synchronize(self.team.device)
+            self.seconds += perf_counter() - started
+            self.epoch += 1
+            if self.epoch % recipe.evaluate_every == 0 or self.epoch == total:
                 loss = self._record()
                 self.since_best = 0 if loss < self.best else self.since_best + 1
                 self.best = min(loss, self.best)
-                bar.set_postfix(loss=f"{loss:.4f}")
                 self._save()
 
     def batches(self, epoch: int) -> Iterator[list[tuple[Tensor, Tensor, float]]]:
@@ -427,15 +397,13 @@ class _Training:
         return self.rows[-2][3]
 
     def _save(self) -> None:
-        device, cuda_rng = self.team.device, None
-        if device.type == "cuda":
-            cuda_rng = self.team.rows(torch.cuda.get_rng_state(device))
+        device, rows = self.team.device, self.team.rows
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
-            "rng": self.team.rows(torch.get_rng_state()),
-            "cuda_rng": cuda_rng,
+            "rng": rows(torch.get_rng_state()),
+            "cuda_rng": rows(torch.cuda.get_rng_state(device)) if device.type == "cuda" else None,
             "rows": self.rows,
             "progress": [self.epoch, self.best, self.since_best, self.seconds],
         }

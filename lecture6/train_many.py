@@ -1,22 +1,17 @@
 """Many replicas of one small network trained at once: equation (1), a batch of networks at a time.
 
-A small network leaves a processor waiting for the next instruction, and a GPU idle. Here the
-parameters of all replicas are stacked, ``(n_replicas, *shape)``, and a step is one batched product
-a layer. Every replica has its own initial weights, seed and learning rate, and ends with the
-weights that :func:`lecture6.train.train` would give it, up to rounding.
+A small network leaves a GPU idle. Here the parameters of all replicas are stacked, ``(n_replicas,
+*shape)``, and a step is one batched product a layer. Every replica ends with the weights that
+:func:`lecture6.train.train` would give it, up to rounding.
 
-Networks of dense layers and ReLU go forward and backward by hand, and plain SGD adds −η∇ to the
-weights by the matrix product that makes ∇, so that ∇ is never stored. On a CPU a few replicas at a
-time go through an epoch, so that their weights stay in the cache.
+Plain SGD adds −η∇ to the weights by the matrix product that makes ∇, so that ∇ is never stored. On
+a CPU a few replicas at a time go through an epoch, so that their weights stay in the cache.
 """
-
-from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -45,16 +40,15 @@ def train_many(
     """Train copies of ``models`` at once; one :class:`lecture6.train.Run` each, in their order.
 
     Arguments:
-        models: replicas of one net of dense layers and ReLU (:func:`lecture6.models.mlp`), each
-            with its own initial weights
+        models: of one architecture, dense layers and ReLU (:func:`lecture6.models.mlp`)
         lr: one for all, or one for each replica
         seeds: of the mini-batches of each replica; default 0, 1, 2, …
         settings: ``batch_size``, ``epochs``, ``momentum``, ``sampling``, ``evaluate_every`` and
             ``bf16`` of a :class:`lecture6.train.Recipe`
 
-    A replica whose weights or losses stop being finite ends there: its Run says so in ``stopped``,
-    its history and ``n_updates`` end at the last evaluation before, its weights are what they
-    became, and the others go on. Raises ValueError for impossible settings and data, for models of
+    A replica whose weights or losses stop being finite ends there, and the others go on: its Run
+    says so in ``stopped``, its history and ``n_updates`` end at the last evaluation before, its
+    weights are what they became. Raises ValueError for impossible settings and data, for models of
     different architectures, and for other networks and settings: train them one by one.
     """
     models = list(models)
@@ -77,13 +71,14 @@ class _Replicas:
     ) -> None:
         self.recipe, self.recipes, self.device = recipes[0], recipes, device
         self.models = [copy.deepcopy(model).to(device) for model in models]
-        for i, model in enumerate(models):
+        self.w0 = [
             checks.finite(f"model {i}", flat_parameters(model), "build it anew")
+            for i, model in enumerate(self.models)
+        ]
         self.x, self.y, self.sets = prepared(self.models[0], data)
         self.recipe.check_trainable(self.models[0], self.x)
         self.bf16 = self.recipe.bf16 and has_bf16(device)
         self.x = self.x.bfloat16() if self.bf16 else self.x
-        self.w0 = [flat_parameters(model) for model in self.models]
         own = zip(*(model.parameters() for model in self.models), strict=True)
         self.parameters = [torch.stack(p).detach() for p in own]
         for i, model in enumerate(self.models):  # a replica's module looks at its part of the stack
@@ -94,8 +89,7 @@ class _Replicas:
         momentum = self.recipe.momentum
         self.velocities = [torch.zeros_like(p) for p in self.parameters] if momentum else []
         self.rows: list[list[tuple]] = [[] for _ in models]
-        self.stopped = ["all epochs done"] * len(models)
-        self.alive = set(range(len(models)))
+        self.diverged: dict[int, str] = {}  # replica: what its Run says
 
     def trained(self) -> list[Run]:
         """Train, and hand out the replicas."""
@@ -108,7 +102,7 @@ class _Replicas:
             order = torch.stack([torch.cat(list(batches)) for batches in drawn]).to(self.device)
             for first in range(0, r, at_once):
                 part = slice(first, first + at_once)
-                if self.alive.isdisjoint(range(r)[part]):
+                if self.diverged.keys() >= set(range(r)[part]):
                     continue
                 p, velocity = [q[part] for q in self.parameters], [v[part] for v in self.velocities]
                 for batch in order[part].split(recipe.batch_size, dim=1):
@@ -123,21 +117,21 @@ class _Replicas:
     ) -> None:
         """One update, in place: p (r, *shape) each, x (r, batch, …), y (r, batch), lr (r,)."""
         if not velocity:
-            for i, add_gradient in self._backward(p, x, y, -lr):
-                add_gradient(p[i])
+            self._add_gradient(p, p, x, y, -lr)
             return
-        for i, add_gradient in self._backward(p, x, y, torch.ones_like(lr)):  # heavy ball
-            velocity[i].mul_(self.recipe.momentum)
-            add_gradient(velocity[i])
-            p[i].addcmul_(velocity[i], _like(lr, p[i]), value=-1)
+        for v in velocity:  # heavy ball
+            v.mul_(self.recipe.momentum)
+        self._add_gradient(velocity, p, x, y, torch.ones_like(lr))
+        for w, v in zip(p, velocity, strict=True):
+            w.addcmul_(v, _like(lr, w), value=-1)
 
-    def _backward(
-        self, p: list[Tensor], x: Tensor, y: Tensor, scale: Tensor
-    ) -> Iterator[tuple[int, Callable[[Tensor], None]]]:
-        """Back-propagation through dense layers and ReLU, last layer first.
+    def _add_gradient(
+        self, total: list[Tensor], p: list[Tensor], x: Tensor, y: Tensor, scale: Tensor
+    ) -> None:
+        """Add ``scale`` times the gradient at p to ``total``, which may be p itself.
 
-        Yields, for each parameter, its number and a function that adds ``scale`` times the
-        gradient to a tensor. A layer's weights may be changed once they have been yielded.
+        Back-propagation through dense layers and ReLU, last layer first; a layer's weights are read
+        before its gradient is added.
         """
         layers, n = [m for m in self.models[0].modules() if isinstance(m, nn.Linear)], len(p)
         h, k = x.flatten(2), 0
@@ -161,40 +155,33 @@ class _Replicas:
             if k > 0:
                 # the derivative of ReLU, in one pass
                 delta = torch.ops.aten.threshold_backward(torch.bmm(delta, q[k]), h, 0)
-            yield k, partial(_add_product, here.mT, h)
+            if h.dtype == total[k].dtype:
+                total[k].baddbmm_(here.mT, h)
+            else:  # bfloat16 rounds the product, not the sum
+                total[k].add_(torch.bmm(here.mT, h))
             if layer.bias is not None:
-                yield k + 1, partial(_add_sum, here)
+                total[k + 1].add_(here.sum(1, dtype=total[k + 1].dtype))
 
     def _record(self, epoch: int) -> None:
         update = epoch * self.recipe.updates_per_epoch(len(self.y))
-        for i in sorted(self.alive):
-            model, lr = self.models[i], self.recipes[i].lr
+        for i, model in enumerate(self.models):
+            if i in self.diverged:
+                continue
+            lr = self.recipes[i].lr
             w = flat_parameters(model)
             distance = (w - self.w0[i]).norm().item()
             found = {split: evaluate(model, batches) for split, batches in self.sets.items()}
             if not (w.isfinite().all() and all(math.isfinite(loss) for loss, _ in found.values())):
-                self.alive.discard(i)
-                self.stopped[i] = f"diverged by epoch {epoch} with lr {lr:g}"
+                self.diverged[i] = f"diverged by epoch {epoch} with lr {lr:g}"
                 continue
             for split, (loss, accuracy) in found.items():
                 self.rows[i].append((epoch, update, split, loss, accuracy, lr, distance))
 
     def _run(self, i: int) -> Run:
-        model, rows = self.models[i], self.rows[i]
+        model, stopped = self.models[i], self.diverged.get(i, "all epochs done")
         for own in model.parameters():
             own.data = own.data.clone()  # out of the stack
-        return Run.of(model, self.w0[i], rows, self.bf16, self.stopped[i])
-
-
-def _add_sum(a: Tensor, target: Tensor) -> None:
-    target.add_(a.sum(1, dtype=target.dtype))
-
-
-def _add_product(a: Tensor, b: Tensor, target: Tensor) -> None:
-    if target.dtype == a.dtype:
-        target.baddbmm_(a, b)
-    else:  # bfloat16 rounds the product, not the sum
-        target.add_(torch.bmm(a, b))
+        return Run.of(model, self.w0[i], self.rows[i], self.bf16, stopped)
 
 
 def _like(values: Tensor, stacked: Tensor) -> Tensor:
@@ -208,14 +195,12 @@ def is_dense(model: nn.Module) -> bool:
     Each with weights of its own, and without hooks, which the steps by hand would not call.
     """
     layers = list(model) if isinstance(model, nn.Sequential) else []
-    kinds = [type(m) for m in layers]
-    kinds = kinds[1:] if kinds[:1] == [nn.Flatten] else kinds
-    wanted = [nn.Linear if i % 2 == 0 else nn.ReLU for i in range(len(kinds))]
-    own = [p for m in layers for p in (getattr(m, "weight", None), getattr(m, "bias", None))]
-    own = [p for p in own if p is not None]
+    layers = layers[1:] if layers and type(layers[0]) is nn.Flatten else layers
+    if [type(m) for m in layers] != [nn.Linear, nn.ReLU] * (len(layers) // 2) + [nn.Linear]:
+        return False
+    n_own = sum(1 if layer.bias is None else 2 for layer in layers[::2])
     hooked = any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
-    plain = len(own) == len({id(p) for p in own}) == len(list(model.parameters())) and not hooked
-    return plain and len(kinds) % 2 == 1 and kinds == wanted
+    return n_own == len(list(model.parameters())) and not hooked
 
 
 def _check_replicas(models: list[nn.Module], rates: list[float], seeds: list[int]) -> None:

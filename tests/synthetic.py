@@ -20,4 +20,4 @@ def gaussian_classes(
         noise = torch.randn(n, math.prod(shape), generator=generator)
         parts += [(means[y] + noise).reshape(n, *shape), y]
     classes = tuple(map(str, range(n_classes)))
-    return Dataset("gaussian_classes", *parts, classes, "synthetic", "0" * 64)
+    return Dataset("gaussian_classes", *parts, classes, "0" * 64)

@@ -106,7 +106,6 @@ def assert_well_formed(d):
         assert y.min() >= 0
         assert y.max() < d.n_classes
     assert len(set(d.classes)) == d.n_classes
-    assert d.source
     assert len(d.checksum) == 64
 
 
@@ -296,7 +295,6 @@ def test_jpeg_cifar10_is_close_to_the_lossless_images(data_root):
     assert (d.n_train, d.n_test, d.input_shape) == (50_000, 10_000, (3, 32, 32))
     assert d.y_train.bincount().tolist() == [5000] * 10
     assert d.y_test.bincount().tolist() == [1000] * 10
-    assert d.source.startswith("JPEG-compressed CIFAR-10")
     lossless = np.load(data_root / "cifar10_lossless_5k.npz")
     for part, x, y in (("train", d.x_train, d.y_train), ("test", d.x_test, d.y_test)):
         original = torch.tensor(lossless[f"x_{part}"]).permute(0, 3, 1, 2) / 255
@@ -362,14 +360,12 @@ def frames_by_hand(by_hand, test):
     ]
 
 
-def test_timit_sizes_and_sources(timit):
+def test_timit_sizes(timit):
     for name, n_classes in (("timit", 1973), ("timit:183", 183)):
         d = timit[name]
         assert_well_formed(d)
         assert (d.n_classes, d.input_shape) == (n_classes, (360,))
         assert d.n_train + d.n_test == 48_695
-        assert "721,329 + 310,621" in d.source
-        assert ("stand-ins" in d.source) == (name == "timit")
         assert (d.n_train, d.n_test) == (36_420, 12_275)
 
 
@@ -660,9 +656,9 @@ def test_repr_says_what_it_is(mnist5k):
 
 
 def test_a_sample_without_a_label_is_refused(mnist5k):
-    for part, n in (("train", "4,000"), ("test", "1,000")):
+    for part, n in (("train", 4000), ("test", 1000)):
         y = {f"y_{part}": getattr(mnist5k, f"y_{part}")[1:]}
-        with pytest.raises(ValueError, match=rf"x_{part} has {n} samples, y_{part} "):
+        with pytest.raises(ValueError, match=rf"y_{part} must hold .* of the shape \({n},\), got"):
             dataclasses.replace(mnist5k, **y)
 
 
@@ -679,7 +675,7 @@ def test_a_set_may_be_of_arrays(kind):
     for made in (
         lambda d: d,
         lambda d: d.with_random_labels(0.5),
-        lambda d: d.padded(6),
+        lambda d: d.padded(),
         lambda d: d.centred(),
         lambda d: d.subset(20, 5),
     ):
@@ -715,7 +711,7 @@ def test_a_set_may_be_of_lists_and_of_tables():
 def test_what_is_no_array_of_samples_is_refused(samples):
     images = gaussian_classes(40, 10)
     for name in ("x_train", "y_train", "x_test", "y_test"):
-        with pytest.raises(ValueError, match=f"{name} must be a tensor or an array of samples: "):
+        with pytest.raises(ValueError, match=rf"{name}\b.* must (be tensors|hold) "):
             dataclasses.replace(images, **{name: samples})
 
 
@@ -760,8 +756,6 @@ def test_impossible_seeds_are_refused(seed, mnist5k):
 def test_numpy_numbers_are_numbers(mnist5k):
     part = mnist5k.subset(np.int64(20), np.int32(10), seed=np.uint8(3))
     assert part.x_train.equal(mnist5k.subset(20, 10, seed=3).x_train)
-    padded = part.padded(np.int64(30), np.int64(2))
-    assert padded.input_shape == (2, 30, 30)
     random = part.with_random_labels(np.float32(0.5), seed=np.int64(1))
     assert random.y_train.equal(part.with_random_labels(0.5, seed=1).y_train)
 
@@ -775,20 +769,16 @@ def test_padded_frames_the_image_and_repeats_the_channel(mnist5k):
         assert d.x_test[:, channel, 2:-2, 2:-2].equal(original.x_test[:, 0])
     assert d.x_train.sum() == pytest.approx(3 * original.x_train.sum().item())
     assert d.y_train.equal(original.y_train)
-    assert "zero-padded to 3×32×32" in d.source
-    assert original.padded(31, 1).x_train[:, 0, 1:29, 1:29].equal(original.x_train[:, 0])
+    odd = gaussian_classes(5, 5, shape=(1, 29, 30))
+    assert odd.padded().x_test[:, 2, 1:30, 1:31].equal(odd.x_test[:, 0])
 
 
 def test_impossible_padding_is_refused(mnist5k):
-    for size, message in ((27, "at least 28, got 27"), (32.5, "a whole number, got 32.5")):
-        with pytest.raises(ValueError, match=f"size must be {message}"):
-            mnist5k.padded(size)
-    with pytest.raises(ValueError, match="channels must be at least 1, got 0"):
-        mnist5k.padded(channels=0)
-    with pytest.raises(ValueError, match="channels must be a multiple of the images' 3, got 2"):
-        mnist5k.subset(9, 9).padded().padded(channels=2)
-    with pytest.raises(ValueError, match=r"gaussian_classes has \(20,\)"):
-        gaussian_classes().padded()
+    with pytest.raises(ValueError, match=r"padded\(\) needs .* mnist5k has \(3, 32, 32\)"):
+        mnist5k.subset(9, 9).padded().padded()
+    for shape, named in (((20,), r"\(20,\)"), ((1, 33, 2), r"\(1, 33, 2\)")):
+        with pytest.raises(ValueError, match=f"gaussian_classes has {named}"):
+            gaussian_classes(5, 5, shape=shape).padded()
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.3, 1.0])
@@ -808,7 +798,6 @@ def test_random_labels_replace_exactly_a_fraction(fraction):
         assert counts.min() > 330  # of 400 expected: four standard deviations
         other = images.with_random_labels(1.0, seed=4)
         assert (other.y_train != spoilt.y_train).double().mean() > 0.7
-    assert f"{fraction:.0%} of the training labels drawn at random" in spoilt.source
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.1, float("nan"), True, "half"])
@@ -825,4 +814,3 @@ def test_centring_takes_off_the_training_sets_mean():
     assert images.x_test.mean(0).abs().max() > 1e-3  # by the training set's mean, not its own
     for one, other in ((images.x_train, whole.x_train), (images.x_test, whole.x_test)):
         torch.testing.assert_close(one[0] - one[1], other[0] - other[1], rtol=0, atol=1e-6)
-    assert "mean" in images.source

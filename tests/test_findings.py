@@ -62,10 +62,9 @@ def same(a, b):
     ids=["a column", "probabilities", "a sequence", "label 3", "label −1"],
 )
 def test_a1_labels_are_checked_by_all_that_take_data(y, n_outputs, message):
-    images = replace(SET, y_train=y)
     for function in (
-        lambda: trained(images, net(n_outputs)),
-        lambda: train_many([net(n_outputs)], images, **SETTINGS),
+        lambda: trained(replace(SET, y_train=y), net(n_outputs)),
+        lambda: train_many([net(n_outputs)], replace(SET, y_train=y), **SETTINGS),
         lambda: NetworkObjective(net(n_outputs), SET.x_train, y),
     ):
         with pytest.raises(ValueError, match=message):

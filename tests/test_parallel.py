@@ -302,8 +302,8 @@ TROUBLES = {
     kill: (WorkerError, r"^worker 1 of 2 was killed by SIGKILL; set LECTURE6_ONE_PROCESS=1"),
     leave: (WorkerError, r"^worker 1 of 2 ended with exit code 3 .*\n.*the disk is full"),
     leave_in_peace: (WorkerError, r"^worker 1 of 2 ended with exit code 0 and without a result"),
-    stop: (WorkerError, r"^worker 1 of 2 made no progress for 12 seconds; give a longer timeout"),
-    sleep: (WorkerError, r"^worker 1 of 2 made no progress for 12 seconds; give a longer timeout"),
+    stop: (WorkerError, r"^worker 0 of 2 raised RuntimeError: .*; another worker hangs, or give a"),
+    sleep: (WorkerError, r"^worker 0 of 2 raised RuntimeError: .* a longer timeout than 20"),
     raise_value_error: (ValueError, r"^the sample is green\nraised in worker 1 of 2:"),
     raise_key_error: (WorkerError, r"^worker 1 of 2 raised KeyError: 'green'\n"),
     raise_unpicklable: (WorkerError, r"^worker 1 of 2 raised UnpicklableError: green\n"),
@@ -321,11 +321,11 @@ def test_a_worker_in_trouble_is_named(what):
     kind, message = TROUBLES[what]
     started = time.monotonic()
     with pytest.raises(kind) as caught:
-        train_parallel(Trouble(what), DATA, workers=2, timeout=12, **OPTIONS)
+        train_parallel(Trouble(what), DATA, workers=2, timeout=20, **OPTIONS)
     assert time.monotonic() - started < 90  # not the 1,000 s of sleep
     told = "\n".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
     assert re.search(message, told), told
-    if "raised" in message:
+    if "raised" in message and "worker 1" in message:
         assert f"in {what.__name__}" in told  # where
 
 
@@ -356,7 +356,6 @@ import sys, time
 from lecture6.parallel import launch
 def work(group):
     while True:
-        group.beat()
         print("working", flush=True)
         time.sleep(0.1)
 launch(work, workers=2)
@@ -484,7 +483,6 @@ def test_a_script_without_torchrun_is_told_how_to_start():
         ({"workers": 3, "batch_size": 48}, "last batch of 2 of the 50 .* 3 workers; choose"),
         ({"timeout": 0}, "timeout must be a finite number and above 0, got 0"),
         ({"micro_batch": 3}, "takes no micro_batch: leave it out"),
-        ({"progress": True}, "takes no progress: leave it out"),
     ],
 )
 def test_impossible_settings_are_refused(options, message):

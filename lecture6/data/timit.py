@@ -1,15 +1,16 @@
 """TIMIT: frames of speech and their phones.
 
-The samples are frames: 9 successive frames of ``log_mel``, 360 inputs, the first and last frame
-of an utterance repeated at its ends, each input standardised with the training speakers' mean and
-standard deviation. ``TIMIT_TEST_SPEAKERS``, a quarter, make the test set; every phone has training
-frames, and only the two ``sa`` sentences are read by speakers of both sets. A label is the phone at
-the frame's central sample, one of 61, and the third of its segment: 183 classes, ``aa.1`` to
-``zh.3``. The 1,973 classes are stand-ins for the paper's HMM states: those 183, and the 1,790 most
-frequent ones that name a neighbour too, the phone before for the first two thirds (``b-aa.1``), the
-phone after for the last (``aa.3+b``). Frequency is counted in the training speakers' frames, ties
-go by phone, third and neighbour, and a frame in any other context keeps its class of the 183.
-Silence adjoins both ends of an utterance and lasts to the end of the recording.
+NLTK's sample has 160 utterances of 16 speakers, 48,695 frames; Keskar et al. had 721,329 + 310,621.
+A sample is 9 successive frames of ``log_mel``, 360 inputs, the first and last frame of an utterance
+repeated at its ends, each input standardised with the training speakers' mean and standard
+deviation. ``TIMIT_TEST_SPEAKERS``, a quarter, make the test set; every phone has training frames,
+and only the two ``sa`` sentences are read by speakers of both sets. A label is the phone at the
+frame's central sample, one of 61, and the third of its segment: 183 classes, ``aa.1`` to ``zh.3``.
+The 1,973 classes are stand-ins for the paper's HMM states: those 183, and the 1,790 most frequent
+ones that name a neighbour too, the phone before for the first two thirds (``b-aa.1``), the phone
+after for the last (``aa.3+b``). Frequency is counted in the training speakers' frames, ties go by
+phone, third and neighbour, and a frame in any other context keeps its class of the 183. Silence
+adjoins both ends of an utterance and lasts to the end of the recording.
 """
 
 import io
@@ -49,14 +50,11 @@ def load_timit(name: str, root: Path, download: bool) -> Dataset:
     test = np.repeat(tests, [len(bands) for bands, *_ in frames])
     x = ((x - x[~test].mean(0)) / x[~test].std(0)).astype(np.float32)
     y, classes = 3 * phone + third, tuple(f"{p}.{k}" for p in phones for k in (1, 2, 3))
-    source = f"TIMIT sample of NLTK: 160 utterances, 16 speakers, {len(x):,} frames (the paper's: "
-    source += "721,329 + 310,621); (c) 1993 Linguistic Data Consortium, CC BY-NC-SA"
     if name == "timit":
         y, classes = _tied(y, classes, neighbour, phones, ~test)
-        source += "; the classes are context-dependent stand-ins for the paper's 1,973 HMM states"
     inputs, labels = torch.from_numpy(x), torch.tensor(y, dtype=torch.int64)
     parts = inputs[~test], labels[~test], inputs[test], labels[test]
-    return Dataset(name, *parts, classes, source, _SHA256)
+    return Dataset(name, *parts, classes, _SHA256)
 
 
 def _recordings(folder: Path) -> list[str]:

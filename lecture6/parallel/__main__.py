@@ -1,4 +1,4 @@
-"""A worker of ``launch``: ``python -m lecture6.parallel FOLDER RANK SIZE PARENT``."""
+"""A worker of ``launch``: ``python -m lecture6.parallel FOLDER RANK SIZE PARENT TIMEOUT``."""
 
 import sys
 from pathlib import Path
@@ -6,4 +6,5 @@ from pathlib import Path
 from lecture6.parallel.launch import work
 
 if __name__ == "__main__":
-    work(Path(sys.argv[1]), *map(int, sys.argv[2:]))
+    folder, rank, size, parent, timeout = sys.argv[1:]
+    work(Path(folder), int(rank), int(size), int(parent), float(timeout))

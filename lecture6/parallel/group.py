@@ -1,17 +1,13 @@
 """The workers that train together, as one of them sees it."""
 
-from __future__ import annotations
-
 import copy
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from inspect import signature
 from typing import Any, cast
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -22,11 +18,8 @@ from lecture6.team import Team
 ONE_PROCESS = "LECTURE6_ONE_PROCESS"  #: environment variable: start no workers
 
 
-@dataclass
 class Group(Team):
     """A team of k processes, of which this worker is one; see there for what the methods do."""
-
-    beats: np.ndarray | None = None  #: (size,), watched by the parent; None under torchrun
 
     def wrap(self, model: nn.Module, x: Tensor) -> DistributedDataParallel:
         """``model`` with rank 0's weights, whose backward() averages gradients over the workers.
@@ -47,7 +40,6 @@ class Group(Team):
 
     def sum(self, tensor: Tensor) -> Tensor:
         tensor = tensor.clone()
-        self.beat()
         dist.all_reduce(tensor)
         return tensor
 
@@ -57,18 +49,13 @@ class Group(Team):
             if buffer.is_floating_point():
                 buffer.copy_(self.sum(buffer) / self.size)
 
-    def beat(self) -> None:
-        if self.beats is not None:
-            self.beats[self.rank] += 1
-
 
 def join(rank: int, size: int, local_rank: int, local_size: int, **rendezvous: Any) -> Group:
     """Meet the other workers; ``rendezvous`` says where, as ``init_process_group`` takes it."""
     gpus = torch.cuda.device_count() >= local_size
     if gpus:
         torch.cuda.set_device(local_rank)
-    # gloo beside nccl: what is summed on the CPU stays there. Who waits for whom, and for how long,
-    # is for the parent to judge, or for torchrun
+    # gloo beside nccl: what is summed on the CPU stays there
     backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
     dist.init_process_group(backend, rank=rank, world_size=size, **rendezvous)
     return Group(torch.device("cuda", local_rank) if gpus else torch.device("cpu"), rank, size)

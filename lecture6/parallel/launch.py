@@ -1,7 +1,5 @@
 """Processes that work together on one function: started, watched, and ended."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import shutil
@@ -22,7 +20,6 @@ from typing import Any
 
 import cloudpickle
 import joblib
-import numpy as np
 import psutil
 import torch
 import torch.distributed as dist
@@ -35,11 +32,10 @@ from lecture6.parallel.group import ONE_PROCESS, Group, join, unavailable
 from lecture6.train import DivergenceError, Recipe, Run, train
 
 POLL = 0.02  # seconds between the parent's looks at its workers
-START = 60.0  # seconds that a worker may take to its first exchange on a busy machine
 
 
 class WorkerError(RuntimeError):
-    """A worker died, raised or hangs; the message names its rank."""
+    """A worker died, raised, or waited in vain for another; the message names its rank."""
 
 
 def train_parallel(
@@ -51,18 +47,16 @@ def train_parallel(
     batch norm normalises these n by themselves. The weights are, up to rounding, those of one
     process with ``micro_batch=n``, and without batch norm those of one process with kn; dropout is
     drawn by each worker for itself. The Run is on the CPU. Where processes cannot be started, one
-    does it all, and a UserWarning says why. ``timeout``: seconds after which workers without
-    progress are taken for hung.
+    does it all, and a UserWarning says why. ``timeout``: see :func:`launch`.
 
-    Raises ValueError for the options ``micro_batch``, ``progress`` and ``group``, which train() has
-    for other uses; :class:`WorkerError` when a worker dies or hangs, and what train() raises.
+    Raises ValueError for the option ``micro_batch``, :class:`WorkerError` as :func:`launch`, and
+    what train() raises.
     """
-    for name in ("micro_batch", "progress", "group"):
-        if options.pop(name, None):
-            raise ValueError(
-                f"train_parallel takes no {name}: leave it out, or call "
-                "train(..., group=group) in a script that torchrun starts"
-            )
+    if options.pop("micro_batch", None):
+        raise ValueError(
+            "train_parallel takes no micro_batch: leave it out, or call "
+            "train(..., group=group) in a script that torchrun starts"
+        )
     recipe = Recipe(**{k: v for k, v in options.items() if k not in ("device", "checkpoint")})
     recipe.check_trainable(model, data.x_train, whole("workers", workers, least=1))
     reason = unavailable()
@@ -89,13 +83,13 @@ def launch(
 
     Function, arguments and results are pickled by cloudpickle, so that a function of a notebook
     will do; tensors come to the workers as a file mapped into memory. ``threads``: of torch, a
-    worker; default: the cores divided by ``workers``. A function that computes for longer than
-    ``timeout`` seconds between two exchanges calls ``group.beat()`` now and then. What workers
-    write to stderr is shown when one fails. No worker outlives the call, nor its caller.
+    worker; default: the cores divided by ``workers``. ``timeout``: seconds that a worker waits for
+    the others at an exchange. What workers write to stderr is shown when one dies. No worker
+    outlives the call, nor its caller.
 
-    Raises :class:`WorkerError`, naming the rank, when a worker dies, raises, or makes no progress
-    for ``timeout`` seconds; its ValueError or DivergenceError as such, with a note; OSError when
-    processes cannot be started; ValueError for arguments out of range.
+    Raises :class:`WorkerError`, naming the rank, when a worker dies, raises, or waits for longer
+    than ``timeout``; its ValueError or DivergenceError as such, with a note; OSError when processes
+    cannot be started; ValueError for arguments out of range.
     """
     workers, timeout = whole("workers", workers, least=1), real("timeout", timeout, above=0)
     if threads is None:
@@ -112,40 +106,23 @@ def launch(
         temporary = TemporaryDirectory(prefix="lecture6-", ignore_cleanup_errors=True)
         folder = Path(stack.enter_context(temporary))
         torch.save((function, args), folder / "job", pickle_module=cloudpickle)
-        beats = np.memmap(folder / "beats", np.int64, "w+", shape=workers)
         processes = []
         for rank in range(workers):
             command = [sys.executable, "-m", "lecture6.parallel", str(folder)]
-            command += map(str, (rank, workers, os.getpid()))
+            command += map(str, (rank, workers, os.getpid(), timeout))
             stderr = stack.enter_context(open(folder / f"stderr-{rank}", "wb"))
             process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stderr=stderr)
             stack.callback(process.wait)  # after the kill
             stack.callback(process.kill)
             processes.append(process)
-        return _watch(folder, processes, beats, timeout)
+        return _watch(folder, processes)
 
 
-def _watch(
-    folder: Path, processes: list[subprocess.Popen], beats: np.ndarray, timeout: float
-) -> list[Any]:
+def _watch(folder: Path, processes: list[subprocess.Popen]) -> list[Any]:
     """The workers' results, when all are there. Raises as soon as something is wrong."""
     size = len(processes)
     answers: dict[int, tuple[float, Exception | None, Any]] = {}
-    seen, moved = beats.copy(), time.monotonic()
     while waiting := [rank for rank in range(size) if rank not in answers]:
-        if (beats != seen).any():
-            seen, moved = beats.copy(), time.monotonic()
-        limit = timeout if (seen > 1).all() else max(timeout, START)
-        if time.monotonic() - moved > limit:
-            # the stopped ones, else those that got least far before the exchange
-            status = {rank: psutil.Process(processes[rank].pid).status() for rank in waiting}
-            stopped = [rank for rank in waiting if status[rank] == psutil.STATUS_STOPPED]
-            least = [rank for rank in waiting if seen[rank] == seen[waiting].min()]
-            how = (
-                f"made no progress for {limit:g} seconds; give a longer timeout than {timeout:g} "
-                "if an update takes that long, or call group.beat() more often"
-            )
-            raise _worker_error(folder, size, stopped or least, how)
         time.sleep(POLL)
         for rank in waiting:
             if (answer := folder / f"answer-{rank}").exists():
@@ -157,8 +134,12 @@ def _watch(
             if code is not None and not (folder / f"answer-{rank}").exists():
                 how = f"ended with exit code {code} and without a result"
                 how = f"was killed by {signal.Signals(-code).name}" if code < 0 else how
-                how = f"{how}; set {ONE_PROCESS}=1 to train in one process"
-                raise _worker_error(folder, size, [rank], how)
+                stderr = (folder / f"stderr-{rank}").read_text(errors="replace")
+                last = "\n".join([". Its last words:", *stderr.splitlines()[-20:]])
+                raise WorkerError(
+                    f"worker {rank} of {size} {how}; set {ONE_PROCESS}=1 to train in one process"
+                    f"{last if stderr else ''}"
+                )
         # of several errors the first, which may have caused the others
         for _, error, _ in sorted(answers.values(), key=lambda answer: answer[0]):
             if error is not None:
@@ -166,25 +147,20 @@ def _watch(
     return [answers[rank][2] for rank in range(size)]
 
 
-def _worker_error(folder: Path, size: int, ranks: list[int], how: str) -> WorkerError:
-    lines = (folder / f"stderr-{ranks[0]}").read_text(errors="replace").splitlines()[-20:]
-    words = "\n".join([". Its last words:", *lines]) if lines else ""
-    return WorkerError(f"worker {' and '.join(map(str, ranks))} of {size} {how}{words}")
-
-
-def work(folder: Path, rank: int, size: int, parent: int) -> None:
+def work(folder: Path, rank: int, size: int, parent: int, timeout: float) -> None:
     """In a worker: do the job, write (time, error or None, result), and wait for the end."""
     end_with(parent, lambda: shutil.rmtree(folder, ignore_errors=True))
     try:
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # MKL takes it for a hint
         store = dist.FileStore(str(folder / "store"), size)
-        group = join(rank, size, rank, size, store=store, timeout=timedelta(days=1))
-        group.beats = np.memmap(folder / "beats", np.int64, "r+", shape=size)
+        limit = timedelta(seconds=timeout)
+        group = join(rank, size, rank, size, store=store, timeout=limit)
         job = torch.load(folder / "job", map_location="cpu", mmap=True, weights_only=False)
-        group.beat()
         answer = cloudpickle.dumps((time.time(), None, job[0](group, *job[1])))
     except Exception as raised:
         text = f"worker {rank} of {size} raised {type(raised).__name__}: {raised}"
+        if "Timed out" in text:  # so says gloo
+            text += f"; another worker hangs, or give a longer timeout than {timeout:g}"
         error: Exception = WorkerError(text)
         if isinstance(raised, ValueError | DivergenceError):
             with suppress(Exception):  # where it cannot be pickled, or be built anew

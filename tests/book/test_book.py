@@ -1,29 +1,22 @@
 """The rendered book in a real browser that has no network, at the widths of a desk and a phone."""
 
 import base64
-import csv
-import io
-import itertools
 import json
 import operator
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
-import plotly.graph_objects as go
 import pytest
 from browsing import THEMES, emulate, resize, served, violations
-from lecture6_renderers import BookFigure
+from figure_data import assert_same_data, figure_of, move
 from selenium import webdriver
-from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 from sphinx_external_toc.parsing import parse_toc_yaml
 
-from lecture6.course import widgets
 from lecture6.course.figures import BLUE, GREEN, ORANGE, PURPLE
 
 ROOT = Path(__file__).parents[2]
@@ -83,7 +76,7 @@ HTMLAnchorElement.prototype.click = function () {
   HTMLAnchorElement.prototype.click = click;
   fetch(this.href).then((file) => file.text()).then((text) => done([this.download, text]));
 };
-plot.parentElement.querySelector("button").click();
+plot.parentElement.querySelector(".data").click();
 """
 # The colours of what is written and drawn in the figures of a page, and of the page.
 COLOURS = """
@@ -98,8 +91,7 @@ return {
   page: getComputedStyle(document.body).backgroundColor,
   text: all("text", "fill"),
   drawn: [...all(".js-line", "stroke"), ...all(".scatterlayer .point", "fill"),
-    ...all(".shapelayer path", "stroke"), ...all(".slider-rail-rect", "stroke"),
-    ...all(".slider-grip-rect", "stroke")],
+    ...all(".shapelayer path", "stroke")],
 };
 """
 # Colour and dash of the lines of a figure; a line without a name is the edge of a band.
@@ -174,71 +166,6 @@ class Visit:
 
 def is_drawn(plot):
     return plot.get_attribute("aria-busy") == "false"
-
-
-def values(array):
-    """An array of a figure's JSON, which Plotly may have encoded."""
-    if isinstance(array, list):
-        return np.array(array)
-    flat = np.frombuffer(base64.b64decode(array["bdata"]), array["dtype"])
-    return flat.reshape([int(n) for n in array.get("shape", "-1").split(",")])
-
-
-def curves_of_json(data, caption):
-    """Pairs of a curve's name in the CSV and, by axis, its values."""
-    for trace, after in zip(data, [*data[1:], {}], strict=True):
-        x, y, name = values(trace["x"]), values(trace["y"]), trace.get("name")
-        axes, fill = [trace.get("xaxis", "x"), trace.get("yaxis", "y")], trace.get("fill")
-        if "z" in trace:
-            grid = [np.tile(x, len(y)), np.repeat(y, len(x)), values(trace["customdata"]).ravel()]
-            yield caption, dict(zip([*axes, "z"], grid, strict=True))
-            continue
-        parts = {name or caption: slice(None)}
-        if fill == "toself" and not name:  # there along the upper edge, back along the lower
-            upper, lower = slice(len(x) // 2), slice(None, len(x) // 2 - 1, -1)
-            band = {"upper": upper, "lower": lower} if (y[upper] != y[lower]).any() else {}
-            parts = {f"{trace['legendgroup']}: {edge} edge": part for edge, part in band.items()}
-        elif fill == "tonexty":
-            parts = {f"{name}: lower edge": slice(None)}
-        elif after.get("fill") == "tonexty":
-            parts = {f"{after['name']}: upper edge": slice(None)}
-        for label, part in parts.items():
-            yield label, dict(zip(axes, (x[part], y[part]), strict=True))
-
-
-def assert_same_data(text, figure, caption):
-    """The CSV has the curves of the figure's JSON, and the titles of its axes as headings."""
-    head, *rows = csv.reader(io.StringIO(text))
-    curves = list(curves_of_json(figure["data"], caption))
-    axes = sorted({axis for _, curve in curves for axis in curve})
-    described = [
-        figure["layout"].get(f"{axis[0]}axis{axis[1:]}", {}) for axis in axes if axis != "z"
-    ]
-    described += [trace["colorbar"] for trace in figure["data"] if "z" in trace]
-    titles = [part.get("title", {}).get("text") for part in described]
-    assert head == ["curve", *(t or axis for t, axis in zip(titles, axes, strict=True))]
-    for name, curve in curves:
-        length = len(next(iter(curve.values())))
-        part, rows = rows[:length], rows[length:]
-        assert {row[0] for row in part} == {name}
-        for column, axis in enumerate(axes, 1):
-            cells = [row[column] for row in part]
-            want = curve.get(axis, np.full(length, ""))
-            if want.dtype.kind in "fi":
-                cells = [float(cell or "nan") for cell in cells]
-            np.testing.assert_array_equal(cells, want)
-    assert rows == []
-
-
-def drag(browser, slider):
-    """Move a slider to the end of its rail that is further away."""
-    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", slider)
-    grip = slider.find_element(By.CSS_SELECTOR, ".slider-grip-rect")
-    rail = slider.find_element(By.CSS_SELECTOR, ".slider-rail-touch-rect").rect
-    start = grip.rect["x"] + grip.rect["width"] / 2
-    ends = (rail["x"], rail["x"] + rail["width"])
-    step = round(max((end - start for end in ends), key=abs))
-    ActionChains(browser).click_and_hold(grip).move_by_offset(step, 0).release().perform()
 
 
 @pytest.fixture(
@@ -342,7 +269,7 @@ def test_previous_and_next_lead_along_the_contents(visit, address):
 
 def test_the_data_of_every_figure_can_be_saved(visit):
     for plot in visit.figures:
-        figure = json.loads(visit.script("return arguments[0].nextSibling.textContent", plot))
+        figure = figure_of(plot)
         caption = plot.find_element(By.XPATH, "..//figcaption/*[@class='title']").text
         if figure["data"]:
             name, text = visit.result(SAVED, plot)
@@ -421,131 +348,20 @@ def test_every_explorable_is_alive(visit):
         wait.until(changed, "a slider does not change both its label and the picture")
 
 
-def test_every_slider_changes_its_figure(visit):
-    sliders = 0
+def test_every_control_changes_its_figure(visit):
+    controls = 0
     for plot in visit.figures:
-        for slider in plot.find_elements(By.CSS_SELECTOR, ".slider-group"):
-            sliders += 1
+        for control in plot.find_elements(By.XPATH, "../form/*"):
+            controls += 1
+            visit.script("arguments[0].scrollIntoView({block: 'center'})", control)
             before = visit.script(SHOWN, plot)
-            drag(visit.browser, slider)
+            move(control)
             WebDriverWait(visit.browser, TIMEOUT).until(
                 lambda _, plot=plot, before=before: visit.script(SHOWN, plot) != before,
-                f"{visit.page}: a slider was moved and its figure did not change",
+                f"{visit.page}: a control was moved and its figure did not change",
             )
     if visit.page in CHAPTERS:
-        assert sliders, "a chapter without a figure that the reader can move"
-
-
-# ---- an explorer of several sliders, on a page of its own ------------------------------------
-
-CONTROLS = {"learning rate η": [0.01, 0.1, 1.0], "rule": ["linear", "sqrt"], "n": [2, 8, 32]}
-START = {"rule": 1, "n": 2}
-LAYOUT = """
-const svg = arguments[0].querySelector(".main-svg").getBoundingClientRect();
-const selectors = [".nsewdrag", ".xtitle", ".slider-group"];
-const parts = selectors.flatMap((selector) => [...arguments[0].querySelectorAll(selector)]);
-return parts.map((part) => {
-  const { top, bottom, left, right } = part.getBoundingClientRect();
-  return [top - svg.top, bottom - svg.top, left - svg.left, svg.right - right];
-}).concat([[svg.height, svg.height, 0, 0]]);
-"""
-
-
-def curves_of(lr, rule, n):
-    """A curve for each control, that moves with it alone, and one that stands still."""
-    figure = go.Figure()
-    figure.add_scatter(x=[0, 1, 2], y=[0, lr, 2 * lr], name="η")
-    figure.add_scatter(x=[0, 1, 2], y=[1, 1, len(rule) / 10], name="rule")
-    figure.add_scatter(x=[0, 1, 2], y=[1, n / 10, 1], name="n")
-    figure.add_scatter(x=[0, 1, 2], y=[2, 2, 2], name="none")
-    figure.add_vline(n / 16)
-    return figure.update_layout(
-        title_text=f"Rule “{rule}” with η = {lr:g} and n = {n}",
-        meta={"description": "Four curves."},
-        margin={"l": 60, "r": 60, "t": 120, "b": 60},
-        xaxis_title="Updates",
-        yaxis={"title": "Loss", "range": [0, 4]},
-    )
-
-
-@pytest.fixture(scope="module", params=WIDTHS)
-def explorer(request, browser, address, tmp_path_factory):
-    """The plot of an explorer of several sliders, drawn by the book's own script from a file."""
-    figure = widgets.static(curves_of, CONTROLS, start=START)
-    output = SimpleNamespace(
-        mime_type="application/vnd.plotly.v1+json", content=json.loads(figure.to_json())
-    )
-    (node,) = BookFigure.handle_mime(None, output, inline=False)
-    page = tmp_path_factory.mktemp("explorer")
-    (page / "_static").symlink_to(HTML / "_static")
-    (page / "index.html").write_text(
-        '<!doctype html><meta charset="utf-8"><link rel="icon" href="data:,">'
-        '<meta name="viewport" content="width=device-width">'
-        '<link rel="stylesheet" href="_static/book.css">'
-        f'{node.astext()}<script src="_static/figures.js"></script>'
-    )
-    resize(browser, request.param)
-    browser.get_log("browser")
-    browser.get((page / "index.html").as_uri())
-    plot = browser.find_element(By.CSS_SELECTOR, ".plot")
-    WebDriverWait(browser, TIMEOUT).until(lambda _: is_drawn(plot), "it is not drawn")
-    return plot
-
-
-def test_several_sliders_show_the_figure_of_all_their_values(browser, explorer):
-    sliders = explorer.find_elements(By.CSS_SELECTOR, ".slider-group")
-    assert len(sliders) == len(CONTROLS)
-    at = [START.get(label, 0) for label in CONTROLS]
-    last = [len(values) - 1 for values in CONTROLS.values()]
-
-    def expect():
-        figure = curves_of(*(v[i] for v, i in zip(CONTROLS.values(), at, strict=True)))
-        curves = [[list(c.x), list(c.y), [], True] for c in figure.data]
-        WebDriverWait(browser, TIMEOUT).until(
-            lambda _: json.loads(browser.execute_script(SHOWN, explorer)) == curves,
-            f"the figure does not show the values at {at}",
-        )
-        lines = browser.execute_script("return arguments[0].layout.shapes", explorer)
-        assert [line["x0"] for line in lines] == [line.x0 for line in figure.layout.shapes]
-        caption = explorer.find_element(By.XPATH, "..//figcaption/*[@class='title']")
-        assert caption.text == figure.layout.title.text
-
-    expect()
-    for moved in (0, 1, 2, 0, 2, 1, 0, 1):
-        drag(browser, sliders[moved])
-        at[moved] = 0 if at[moved] else last[moved]
-        expect()
-    # A finger that is faster than the screen: each move replaces the one before.
-    browser.execute_script(
-        "for (let i = 0; i < 9; i++)"
-        "  arguments[0].emit('plotly_sliderchange', {step: {method: 'skip'}})",
-        explorer,
-    )
-    expect()
-    assert [e for e in browser.get_log("browser") if e["level"] == "SEVERE"] == []
-
-
-def test_the_data_that_are_shown_are_saved(browser, explorer, tmp_path):
-    options = {"behavior": "allow", "downloadPath": str(tmp_path)}
-    browser.execute_cdp_cmd("Browser.setDownloadBehavior", options)
-    drag(browser, explorer.find_element(By.CSS_SELECTOR, ".slider-group"))
-    caption = explorer.find_element(By.XPATH, "..//figcaption/*[@class='title']").text
-    explorer.find_element(By.XPATH, "../button").click()
-    name = "-".join(["index", *re.findall(r"[^\W_]+", caption)])
-    file = tmp_path / f"{name}.csv"
-    WebDriverWait(browser, TIMEOUT).until(lambda _: file.exists(), f"no {file.name}")
-    shown = browser.execute_script(
-        "return {data: arguments[0].data, layout: arguments[0].layout}", explorer
-    )
-    assert_same_data(file.read_text("utf8"), shown, caption)
-
-
-def test_several_sliders_overlap_nothing(browser, explorer):
-    boxes = browser.execute_script(LAYOUT, explorer)
-    assert len(boxes) == 2 + len(CONTROLS) + 1
-    assert all(left >= 0 and right >= 0 for _, _, left, right in boxes)
-    for (_, bottom, *_), (top, *_) in itertools.pairwise(boxes):
-        assert bottom <= top
+        assert controls, "a chapter without a figure that the reader can move"
 
 
 def test_scorecard_holds_every_claim(address):

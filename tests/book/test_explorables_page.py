@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from browsing import resize, served
+from browsing import resize, served, violations
 from lecture6_renderers import BookExplorable, write_modules
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
@@ -28,8 +28,10 @@ TIMEOUT = 30  # seconds
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">
 <link rel="stylesheet" href="explorables.css">
+<title>Explorables</title>
 <style>[data-theme=dark] {{ color: white; background: black }} body {{ margin: 16px }}</style>
-{}<div style="height: 3000px"></div><script src="explorables.js" defer></script>"""
+<main><h1>Explorables</h1>{}</main><div style="height: 3000px"></div>
+<script src="explorables.js" defer></script>"""
 START = """
 const [module, start, done] = arguments;
 class Model {
@@ -579,6 +581,62 @@ def test_the_position_and_the_column_are_dragged(visit, browser):
     assert shown()[:2] == [-1, 1]
 
 
+def test_what_is_dragged_is_moved_by_the_arrow_keys_too(visit, browser):
+    visit("column", calm=True)
+    place, end = browser.find_elements(By.CSS_SELECTOR, ".handle")
+    assert place.accessible_name == "position x: drag, or arrow keys"
+    values = [browser.find_element(By.NAME, name) for name in ("x", "y", "angle")]
+
+    def shown():
+        return [float(v.get_attribute("aria-valuetext").replace("−", "-")) for v in values]
+
+    place.send_keys(Keys.ARROW_LEFT, Keys.ARROW_UP)
+    x, y, angle = shown()
+    assert x < 0.5
+    assert y > -0.3
+    assert angle == 30
+    place.send_keys(Keys.SHIFT, Keys.ARROW_LEFT)
+    assert 0 < x - shown()[0] < 0.5 - x
+    end.send_keys(Keys.ARROW_UP, Keys.ARROW_UP)
+    assert shown()[2] > 30
+
+
+# ---- the address -----------------------------------------------------------------------------
+
+
+def test_what_differs_from_the_start_is_kept_in_the_address(visit, browser):
+    visit("all", calm=True)
+    base = browser.current_url
+    box, column = (f for f in browser.find_elements(By.XPATH, "//form[.//*[@name='function']]"))
+    box.find_element(By.XPATH, ".//label[span='x⁸']").click()
+    column.find_element(By.NAME, "epsilon").send_keys(Keys.HOME)
+    slider = browser.find_element(By.NAME, "warmup")
+    slider.send_keys(Keys.ARROW_RIGHT)
+    address = browser.current_url
+    assert address.startswith(f"{base}#box.function=x")
+    assert address.endswith("&box-2.epsilon=0.0001&steps.warmup=1")
+    browser.refresh()
+    WebDriverWait(browser, TIMEOUT).until(lambda _: state(browser, 4), "it is not alive")
+    assert "At x = 0 f is" in state(browser, 1)
+    assert browser.execute_script("return scrollY") > 100  # at the first that was changed
+    assert browser.find_element(By.NAME, "warmup").get_attribute("value") == "1"
+    browser.find_element(By.NAME, "warmup").send_keys(Keys.ARROW_LEFT)
+    assert browser.current_url == address.removesuffix("&steps.warmup=1")
+
+
+@pytest.mark.parametrize(
+    "part",
+    ["box.epsilon=5", "box.epsilon=NaN", "box.epsilon=", "box.function=x", "box.module=1", "a.b"],
+)
+def test_an_address_may_not_set_what_no_control_can_show(visit, browser, address, part):
+    visit("box")
+    expected = state(browser)
+    browser.get("about:blank")
+    browser.get(f"{address}/box.html#{part}")
+    WebDriverWait(browser, TIMEOUT).until(lambda _: state(browser), "it is not alive")
+    assert state(browser) == expected
+
+
 def touch(browser, x, y, dx, dy):
     for kind, points in (
         ("touchStart", [(x, y)]),
@@ -638,6 +696,26 @@ def test_an_explorable_follows_the_theme_of_its_page(visit, browser):
     assert light == browser.execute_async_script(
         f"delete document.documentElement.dataset.theme; {at_once}"
     )
+
+
+def test_blue_is_lighter_in_the_dark(visit, browser):
+    visit("steps")
+    shown = "return getComputedStyle(document.querySelector('.legend b')).color"
+    assert browser.execute_script(shown) == "rgb(0, 114, 178)"
+    browser.execute_script("document.documentElement.dataset.theme = 'dark'")
+    assert (
+        browser.execute_async_script(
+            f"requestAnimationFrame(() => arguments[0]((() => {{ {shown} }})()))"
+        )
+        == "rgb(86, 180, 233)"
+    )
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_no_serious_violation(visit, browser, theme):
+    visit("all", calm=True)
+    browser.execute_script(f"document.documentElement.dataset.theme = '{theme}'")
+    assert violations(browser) == []
 
 
 def test_a_page_that_is_opened_as_a_file_is_alive(visit, browser, folder):

@@ -52,17 +52,15 @@ def bundle(name: str) -> str:
 
 def _inlined(path: Path, scopes: dict, importers: tuple[Path, ...]) -> str:
     """A module with its imports made constants; the modules among them become ``scopes``."""
-    importers = (*importers, path)
 
     def constant(found: re.Match) -> str:
         names, source = found.groups()
         address, _, form = source.partition("?")
         file = (path.parent / address).resolve()
-        kind, _, data = address.partition(":")
-        if kind == "dataset":
+        if address.startswith("dataset:"):
             from lecture6.course.explorables.lab import packed
 
-            value = packed(data)
+            value = packed(address.removeprefix("dataset:"))
         elif not file.is_file():
             raise ValueError(f'{path.name} imports "{source}", but there is no file {file}')
         elif form == "text":
@@ -79,10 +77,10 @@ def _inlined(path: Path, scopes: dict, importers: tuple[Path, ...]) -> str:
         return f"const {names} = {json.dumps(value)};"
 
     def _scope(file: Path) -> tuple[str, set[str]]:
-        if file in importers:
-            raise ValueError(f"imports in a circle: {', '.join(f.name for f in importers)}")
+        if file in (*importers, path):
+            raise ValueError(f"{path.name} imports {file.name}, which imports it: a circle")
         if file not in scopes:
-            text = _inlined(file, scopes, importers)
+            text = _inlined(file, scopes, (*importers, path))
             exported = set(_EXPORT.findall(text))
             text = re.sub(r"^export default .*\n", "", text, flags=re.MULTILINE)
             body = f"{_EXPORT.sub('', text)}return {{ {', '.join(sorted(exported))} }};"
@@ -107,12 +105,9 @@ class Explorable(anywidget.AnyWidget):
     module: str
     about: str
 
-    @property
-    def _esm(self) -> str:
-        return bundle(f"{self.module}.js")
-
     def __init__(self, **start) -> None:
-        super().__init__(**{name: self._checked(name, value) for name, value in start.items()})
+        checked = {name: self._checked(name, value) for name, value in start.items()}
+        super().__init__(_esm=bundle(f"{self.module}.js"), **checked)
 
     @classmethod
     def _checked(cls, name: str, value: Any) -> Any:
