@@ -239,10 +239,7 @@ def test_a_function_of_a_script_is_refused():
 
 
 def test_parameters_are_numbers_that_can_be_written_down(tmp_path):
-    study = Study("toy", "", toy_study.drawing, {"smoke": [{"i": np.int64(3)}]}, ones)
-    plain = Study("toy", "", toy_study.drawing, {"smoke": [{"i": 3}]}, ones)
-    assert study.trials("smoke") == plain.trials("smoke")
-    for value in (float("nan"), {1}):
+    for value in (float("nan"), {1}, np.int64(3)):
         study = Study("toy", "", toy_study.drawing, {"smoke": [{"i": value}]}, ones)
         with pytest.raises(StudyError, match="parameters must be finite numbers, strings and"):
             study.trials("smoke")
@@ -423,7 +420,7 @@ def giving(*, rows, i):
 
 def test_a_worker_with_other_code_is_refused(tmp_path):
     trial = toy(tmp_path / "log").trials("smoke")[0]
-    answer, error = runner._work(trial, ("toy_study", "_without_sizes", "another digest", ""))
+    answer, error = runner._work(trial, ("toy_study", "_without_sizes", "another digest", "", {}))
     assert answer is None
     assert "the worker has other code than the runner: lecture6" in error
     assert not (tmp_path / "log").exists()
