@@ -344,6 +344,20 @@ def test_a_guess_that_is_no_longer_among_the_options_is_forgotten(visit, browser
     assert browser.execute_script("return guess.ready") is False
 
 
+def test_two_predictions_of_a_page_do_not_disturb_each_other(visit, browser):
+    visit("empty")
+    options = {"question": "Which?", "kind": "choice", "options": [["a", "A"], ["b", "B"]]}
+    for name, module in (("one", "predict.js"), ("two", "predict.js?again")):  # of two modules
+        made = MADE.replace("predict.js", module)
+        assert browser.execute_async_script(made, options | {"id": name}) is None
+    radios = all_of(browser, "input")
+    for radio in (radios[0], radios[3]):
+        radio.click()
+    assert [radio.is_selected() for radio in radios] == [True, False, False, True]
+    radios[3].send_keys(Keys.ENTER)  # sends no form
+    assert len(all_of(browser, ".commit")) == 2
+
+
 def test_a_point_may_move_both_ways(visit, browser):
     visit("empty")
     options = {"id": "p", "question": "Where?", "kind": "point", "axes": AXES}
@@ -438,6 +452,19 @@ def test_the_page_is_accessible_and_fits(visit, browser, width, theme, page):
     assert browser.execute_script("return document.scrollingElement.scrollWidth <= innerWidth")
     for part in all_of(browser, ".lecture6-predict button"):
         assert not part.is_displayed() or part.rect["height"] >= 24
+
+
+def test_without_javascript_the_figure_and_its_words_are_there(visit, browser, address):
+    visit("empty")
+    disable = "Emulation.setScriptExecutionDisabled"
+    browser.execute_cdp_cmd(disable, {"value": True})
+    try:
+        browser.get(f"{address}/choice.html")
+        words = one(browser, "figcaption").text
+    finally:
+        browser.execute_cdp_cmd(disable, {"value": False})
+    assert words == "Accuracy"
+    assert "Which net is <sharper>?" in one(browser, "figure.explorable").text
 
 
 def test_a_page_that_is_opened_as_a_file_is_alive(visit, browser, folder):

@@ -55,15 +55,15 @@ export function predict(parent, options) {
   const key = `lecture6 prediction ${location.pathname} ${id}`;
   const root = html(`<section class="lecture6-predict" role="group"
     aria-label="Prediction: ${escaped(question)}"><p class="question"><b>Your prediction.</b>
-    ${escaped(question)}</p><div class="guess"></div><div class="buttons">
+    ${escaped(question)}</p><form class="guess"></form><div class="buttons">
     <button type="button" class="commit" disabled>Commit</button>
     <button type="button" class="skip">Skip</button>
     <button type="button" class="anew" hidden>Guess anew</button></div>
     <p class="said" aria-live="polite"></p></section>`);
   parent.append(root);
-  const [commit, skip, anew, said] = ["commit", "skip", "anew", "said"].map((name) =>
+  const [form, commit, skip, anew, said] = ["guess", "commit", "skip", "anew", "said"].map((name) =>
     root.querySelector(`.${name}`));
-  const field = { choice, point: chart, curve: chart }[kind](root.querySelector(".guess"), options, {
+  const field = { choice, point: chart, curve: chart }[kind](form, options, {
     changed: () => { commit.disabled = state.ready; },
     name: root.getAttribute("aria-label"),
   });
@@ -95,6 +95,7 @@ export function predict(parent, options) {
     show("");
     onReset();
   }
+  form.addEventListener("submit", (event) => event.preventDefault());
   commit.addEventListener("click", () => ready(field.guess()));
   skip.addEventListener("click", () => ready(null));
   anew.addEventListener("click", () => {
@@ -125,11 +126,8 @@ export function predict(parent, options) {
 
 // ---- a choice -----------------------------------------------------------------------------------
 
-let groups = 0; // radio buttons of one name are one group, wherever they stand in the page
-
 function choice(parent, { options }, { changed, name }) {
-  const group = `lecture6-prediction-${groups++}`;
-  const radio = ([key, words]) => `<label><input type="radio" name="${group}"
+  const radio = ([key, words]) => `<label><input type="radio" name="guess"
     value="${escaped(key)}"> <span>${escaped(words)}</span> <b></b></label>`;
   parent.innerHTML = `<fieldset><legend>${escaped(name)}</legend>${options.map(radio).join("")}
     </fieldset>`;
