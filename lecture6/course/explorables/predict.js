@@ -128,7 +128,7 @@ export function predict(parent, options) {
 
 function choice(parent, { options }, { changed, name }) {
   const radio = ([key, words]) => `<label><input type="radio" name="guess"
-    value="${escaped(key)}"> <span>${escaped(words)}</span> <b></b></label>`;
+    value="${escaped(key)}"> <span>${escaped(words)} <b></b></span></label>`;
   parent.innerHTML = `<fieldset><legend>${escaped(name)}</legend>${options.map(radio).join("")}
     </fieldset>`;
   const inputs = [...parent.querySelectorAll("input")];
