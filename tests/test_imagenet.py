@@ -285,12 +285,12 @@ def study():
     return Study("goyal", "", print, {"imagenet": [GRID]}, lambda p: 60.0, own_trials=own)
 
 
-def command(folder, images, *, processes=None, more=(), **environment):
+def command(folder, images, *, processes=None, **environment):
     """Exit code, output and errors of the command as a process, or as several under torchrun."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     torchrun += ["--no-python", sys.executable]
     words = [*(torchrun if processes else ()), "-c", COMMAND, "run", "goyal"]
-    words += ["--profile", "imagenet", "--data", images, "--folder", str(folder), *more]
+    words += ["--profile", "imagenet", "--data", images, "--folder", str(folder)]
     paths = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, *words],
@@ -364,20 +364,9 @@ def test_a_folder_that_is_not_there_is_one_clear_error(tmp_path, monkeypatch, im
 
 
 @pytest.mark.slow
-def test_processes_of_torchrun_give_the_numbers_of_one(tmp_path, name, alone):
-    code, output, errors = command(tmp_path, name, processes=2)
-    assert code == 0, errors
-    assert output.count("1 trials finished, 0 failed") == 1
-    assert output.count("kept in") == 1
-    trial = kept(tmp_path)
-    assert values(trial["rows"]) == pytest.approx(values(alone), abs=1e-5)
-    assert trial["record"]["device"].startswith("2 × ")
-    assert not list(tmp_path.glob("goyal/*.checkpoint"))
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("processes", [None, 2])
 def test_a_killed_trial_goes_on_from_its_last_epoch(tmp_path, name, alone, processes):
+    """With the numbers of one process, whether one computes it or two that torchrun starts."""
     code, _, _ = command(tmp_path, name, processes=processes, KILLED="yes")
     assert code != 0
     [checkpoint] = tmp_path.glob("goyal/*.checkpoint")
@@ -386,11 +375,16 @@ def test_a_killed_trial_goes_on_from_its_last_epoch(tmp_path, name, alone, proce
     assert saved["state"]["epoch"] == 1
     saved["state"]["rows"]["history"][0]["loss"] = 7.0  # to see that it was not computed again
     Checkpoint(checkpoint, saved["settings"]).save(saved["state"])
-    code, _, errors = command(tmp_path, name, processes=processes)
+    code, output, errors = command(tmp_path, name, processes=processes)
     assert code == 0, errors
-    found = values(kept(tmp_path)["rows"])
+    assert output.count("1 trials finished, 0 failed") == 1
+    assert output.count("kept in") == 1
+    assert not list(tmp_path.glob("goyal/*.checkpoint"))
+    trial = kept(tmp_path)
+    found = values(trial["rows"])
     assert found[0] == 7
     if processes:
+        assert trial["record"]["device"].startswith("2 × ")
         assert found[1:] == pytest.approx(values(alone)[1:], abs=1e-5)
     else:
         assert found[1:] == values(alone)[1:]
@@ -407,9 +401,3 @@ def test_an_error_under_torchrun_ends_the_job(tmp_path):
     assert f"{bad} is not a whole image" in errors
     assert "finished," in output
     assert "trials finished" not in output
-    code, output, errors = command(tmp_path, "imagefolder:/none", processes=2)
-    assert code != 0
-    assert "'imagefolder:/none' is none that is there" in errors
-    code, _, errors = command(tmp_path, images, processes=2, more=["--jobs", "2"])
-    assert code != 0
-    assert "leave out --jobs" in errors

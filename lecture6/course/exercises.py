@@ -148,8 +148,7 @@ def _equal_shares() -> list[float]:
     pair = toys.TwoWells((1.0, 16.0), (-1.0, 1.0), (1.0, 0.0))
 
     def excess(T: float) -> float:
-        law = equilibrium.Gibbs(pair.losses, T, -12, 6)
-        return law.probability(lambda w: w[:, 0] < pair.saddle) - 0.5
+        return float(equilibrium.Gibbs(pair.losses, T, -12, 6).cdf(pair.saddle)) - 0.5
 
     by_formula = brentq(lambda T: equilibrium.laplace((1.0, 0), (1.0, 16.0), T)[0] - 0.5, 0.1, 2.0)
     return [by_formula, brentq(excess, 0.1, 2.0)]
@@ -212,6 +211,6 @@ ANSWERS: dict[str, Callable[[], Any]] = {
     "6.1": lambda: [_within_5_percent(m) for m in (0.0, 0.9)],
     "6.2": _equal_shares,
     "6.3": lambda: brentq(lambda T: equilibrium.kramers_time(1.0, -1.0, 1.0, T) - 1e4, 0.05, 1.0),
-    "6.4": lambda: equilibrium.excess_loss([1.0, 30.0], 0.05, 1),
+    "6.4": lambda: sum(h * equilibrium.ou_covariance(h, h, 0.05, 1).item() / 2 for h in (1, 30)),
     "6.5": _without_a_drift,
 }

@@ -94,8 +94,8 @@ def trial(
     spaces: dict[str, RandomSubspace | None] = {"full space": None}
     if n_sharpness and n_columns:
         w = models.flat_parameters(build(net, data, seed)).to(choose())
-        settings = {"seed": seed, "device": w.device, "memory_limit": 2 << 30}
-        spaces[f"p = {n_columns}"] = RandomSubspace(len(w), n_columns, **settings)
+        space = RandomSubspace(len(w), n_columns, seed=seed, device=w.device)
+        spaces[f"p = {n_columns}"] = space
     rows, runs = Rows(), []
     settings = {"lr": lr, "optimizer": "adam", "seed": seed, "bf16": bf16, "patience": patience}
     settings["evaluate_every"] = math.ceil(epochs / evaluations)
