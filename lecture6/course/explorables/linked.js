@@ -38,12 +38,12 @@ function render({ model, el }) {
     const gaps = rows.map(([size]) => Math.abs(Math.log(size / model.get("batch_size"))));
     chosen = rows[gaps.indexOf(Math.min(...gaps))];
     const column = (i) => rows.map((row) => row[i]);
-    const [with_accuracy, with_loss] = [1, 2].map((i) => rankCorrelation(column(i), column(phi)));
+    const [withAccuracy, withLoss] = [1, 2].map((i) => rankCorrelation(column(i), column(phi)));
     page.say(`Batch size ${number(chosen[0], 6)}: test accuracy ${number(chosen[1])} %, `
       + `φ = ${number(chosen[phi])} % at ε = ${model.get("epsilon")}, training loss `
-      + `${number(chosen[2])}. Over these ${rows.length} batch sizes the rank correlation of φ with `
-      + `the test accuracy is ${number(with_accuracy, 2)}, with the training loss `
-      + `${number(with_loss, 2)}.`);
+      + `${number(chosen[2])}. Over these ${rows.length} batch sizes the rank correlation of φ `
+      + `with the test accuracy is ${number(withAccuracy, 2)}, with the training loss `
+      + `${number(withLoss, 2)}.`);
     page.redraw();
   }
 

@@ -9,7 +9,7 @@
 //     axes: { x: { label: "Batch size B", low: 8, high: 512, log: true, at: [8, 64, 512] },
 //       y: { label: "Test accuracy, %", low: 80, high: 100 } },    // point and curve: their chart
 //     free: "xy",               // point: the coordinates that move, "x", "y" or "xy"
-//     start: { x: 64, y: 90 },  // point: where it lies first; curve: its height y before it is drawn
+//     start: { x: 64, y: 90 },  // point: where it lies first; curve: its height at first
 //     knots: [8, 64, 512],      // curve: the x of its points
 //     says: (made, truth) => "…",   // one sentence; `made` is null where the reader skipped
 //     onReady: (made) => {},    // the reader has committed, or skipped, now or on an earlier visit
@@ -19,7 +19,7 @@
 //   guess.ready, guess.made, guess.revealed, guess.reset(), guess.end()
 //
 // A guess and a truth are a key of the options, a point { x, y }, or a list of points [[x, y], …];
-// the truth of a curve may have an x that no knot has. `onReady` comes after `predict` has returned.
+// the truth of a curve may have other x than the knots. `onReady` comes after `predict` returns.
 
 import { coloursOf, escaped, number, onTheme, ticks } from "./shared.js";
 
@@ -163,7 +163,7 @@ export function scale({ low, high, log = false }) {
   };
 }
 
-// The handles are sliders for the keyboard and a screen reader. A pointer drags the point, or draws.
+// Its handles are sliders for the keyboard and a screen reader. A pointer drags or draws.
 function chart(parent, { kind, axes, free = "xy", start = {}, knots }, { changed, name }) {
   const drawing = kind === "curve", [x, y] = [scale(axes.x), scale(axes.y)];
   const first = { x: x.value(0.5), y: y.value(0.5), ...start };
@@ -172,14 +172,15 @@ function chart(parent, { kind, axes, free = "xy", start = {}, knots }, { changed
     : "Drag the point, or move it with the arrow keys.";
   const plot = html(`<div class="plot"><svg role="group" aria-label="${escaped(name)}"></svg>
     <p class="hint">${hint}</p></div>`);
-  const svg = plot.querySelector("svg");
+  const svg = plot.querySelector("svg"), radius = drawing ? 6 : 9;
   svg.innerHTML = `<g class="axes" aria-hidden="true"></g><svg class="lines"
     aria-hidden="true"></svg><g class="handles">${fresh().map(() => `<g role="slider"
-    tabindex="0"><circle class="reach" r="20"/><circle class="grip" r="${drawing ? 6 : 9}"/></g>`).join("")}</g>`;
+    tabindex="0"><circle class="reach" r="20"/><circle class="grip" r="${radius}"/></g>`)
+    .join("")}</g>`;
   parent.append(plot);
   const [grid, lines] = [".axes", ".lines"].map((part) => svg.querySelector(part));
   const handles = [...svg.querySelectorAll("[role=slider]")];
-  let points = fresh(), shown = { ready: false, made: null }, box, last = null;
+  let points = fresh(), shown = { ready: false, made: null }, box, stroke;
 
   const px = (value) => box.left + x.share(value) * box.width;
   const py = (value) => box.top + (1 - y.share(value)) * box.height;
@@ -259,18 +260,23 @@ function chart(parent, { kind, axes, free = "xy", start = {}, knots }, { changed
     return [x.value((clientX - left - box.left) / box.width),
       y.value(1 - (clientY - top - box.top) / box.height)];
   };
-  // Of a curve the nearest knot comes along, and those that the pointer has jumped over.
+  // A curve takes the pointer's height at each knot that the pointer crosses. Until then the
+  // nearest knot comes along; and afterwards, as long as the pointer is at the knot.
   function follow(event) {
-    const now = place(event), [a, b] = (last ?? now).map((value, i) => [x, y][i].share(value));
-    const [c, d] = [x.share(now[0]), y.share(now[1])];
+    const now = place(event);
     if (!drawing) return move(0, now);
-    const gaps = points.map(([at]) => Math.abs(x.share(at) - c));
+    const [a, b] = (stroke.last ?? now).map((value, i) => [x, y][i].share(value));
+    const [c, d] = [x.share(now[0]), y.share(now[1])];
     points.forEach(([at], i) => {
       const share = (x.share(at) - a) / (c - a);
-      if (share > 0 && share < 1) move(i, [at, y.value(b + share * (d - b))]);
+      if (!(share > 0 && share <= 1)) return;
+      stroke.crossed.add(i);
+      move(i, [at, y.value(b + share * (d - b))]);
     });
-    move(gaps.indexOf(Math.min(...gaps)), now);
-    last = now;
+    const gaps = points.map(([at]) => Math.abs(x.share(at) - c));
+    const gap = Math.min(...gaps), nearest = gaps.indexOf(gap);
+    if (!stroke.crossed.has(nearest) || gap * box.width < 8) move(nearest, now);
+    stroke.last = now;
   }
   svg.addEventListener("pointerdown", (event) => {
     const grasped = event.target.closest("[role=slider]");
@@ -278,7 +284,7 @@ function chart(parent, { kind, axes, free = "xy", start = {}, knots }, { changed
     if (shown.ready || (!drawing && !grasped && event.pointerType === "touch")) return;
     event.preventDefault();
     svg.setPointerCapture(event.pointerId);
-    last = null;
+    stroke = { last: null, crossed: new Set() };
     follow(event);
   });
   svg.addEventListener("pointermove", (event) => {
@@ -289,7 +295,10 @@ function chart(parent, { kind, axes, free = "xy", start = {}, knots }, { changed
   observer.observe(plot);
   onTheme(paint, over.signal);
   return {
-    guess: () => (drawing ? points.map((point) => [...point]) : { x: points[0][0], y: points[0][1] }),
+    guess() {
+      const [[at, value]] = points;
+      return drawing ? points.map((point) => [...point]) : { x: at, y: value };
+    },
     takes: (made) => (drawing ? made.length === knots.length : Number.isFinite(made.x)),
     focus: () => handles[0].focus(),
     show(state) {

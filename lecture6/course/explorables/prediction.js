@@ -61,13 +61,16 @@ function render({ model, el }) {
   const kind = options.length ? "choice" : knots.length ? "curve" : "point";
   const [x, y] = model.get("truth"), truth = kind === "point" ? { x, y } : model.get("truth");
   el.replaceChildren();
-  const guess = predict(el, { id: question, question, kind, options, axes, knots, free: "y", start: kind === "point" ? { x } : {},
+  const guess = predict(el, {
+    id: question, question, kind, options, axes, knots, free: "y",
+    start: kind === "point" ? { x } : {},
     says: (made, right) => sentence(kind, { options, axes, sentences }, made, right),
     onReady() {
       guess.reveal(truth);
       answer.open = true;
     },
-    onReset() { answer.open = false; } });
+    onReset() { answer.open = false; },
+  });
   const { answer, end } = answerOf(model, el);
   answer.open = false;
   answer.querySelector("summary").hidden = true; // the buttons of the prediction open it

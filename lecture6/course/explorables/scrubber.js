@@ -1,7 +1,7 @@
 // Explorable: Figure 5, one position at a time: loss and accuracy along a path between two nets.
 //
-// `paths` are pairs of a name and its rows: α and, of each quantity in QUANTITIES, the mean over the
-// pairs of nets, the lowest and the highest. The accuracy is a fraction.
+// `paths` are pairs of a name and its rows: α and, of each quantity in QUANTITIES, the mean over
+// the pairs of nets, the lowest and the highest. The accuracy is a fraction.
 
 import { mark, number, panel, polyline, stage } from "./shared.js";
 
