@@ -485,23 +485,30 @@ def test_a_frame_without_storage_is_alive(visit, browser):
     assert all_of(browser, ".said")[0].text == "Right. So it is."
 
 
-def test_without_the_book_the_figure_is_drawn_by_the_kernels_plotly(visit, browser):
+def test_with_a_kernel_the_figure_is_drawn_by_the_kernels_plotly(visit, browser):
     visit("empty")
     widget = choice()
     traits = {name: widget.trait_values()[name] for name in widget.traits(sync=True, start=True)}
     code = """
-    const [traits, done] = arguments, asked = [], el = document.querySelector("main");
-    const model = { get: (name) => traits[name], on() {}, off() {}, save_changes() {},
-      send: (message) => asked.push(message) };
-    const wait = () => new Promise((resolve) => setTimeout(resolve, 300));
-    import("./modules/prediction.js").then(async ({ default: { render } }) => {
-      const end = render({ model, el });
-      await wait();
-      const before = asked.length;
-      el.querySelector(".skip").click();
-      await wait();
-      end();
-      done([before, asked, el.querySelector(".title").textContent]);
+    const [traits, done] = arguments, asked = [], listeners = [];
+    const el = document.querySelector("main");
+    const model = { get: (name) => traits[name], off() {}, save_changes() {},
+      on: (event, listener) => event === "msg:custom" && listeners.push(listener),
+      async send(message) {
+        asked.push([message, el.querySelector(".answer").open]);
+        const text = await (await fetch("plotly.min.js")).blob();
+        const packed = text.stream().pipeThrough(new CompressionStream("gzip"));
+        const bytes = new Uint8Array(await new Response(packed).arrayBuffer());
+        const plotly = btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""));
+        for (const listener of listeners) listener({ plotly });
+      } };
+    import("./modules/prediction.js").then(({ default: { render } }) => {
+      render({ model, el });
+      setTimeout(() => el.querySelector(".skip").click(), 300);
+      const wait = () => (el.querySelector(".plot").ariaBusy === "false"
+        ? done([asked, el.querySelectorAll(".scatterlayer .js-line").length])
+        : setTimeout(wait, 50));
+      wait();
     });
     """
-    assert browser.execute_async_script(code, traits) == [0, [{"ask": "plotly"}], "Accuracy"]
+    assert browser.execute_async_script(code, traits) == [[[{"ask": "plotly"}, True]], 1]
