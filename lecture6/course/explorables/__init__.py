@@ -264,3 +264,34 @@ class Linked(Explorable):
     net = _start(Unicode())
     epsilon = _start(Float(1e-3, min=0.0, max=1.0))
     batch_size = _start(Int(256, min=1, max=10**6))
+
+
+class Keskar(Explorable):
+    """Keskar's experiment: two nets, of a small and a large batch, trained and measured in a page.
+
+    Traits:
+        small, large: B of the two nets
+        lr: η; that of the large batch is ``factor`` times it
+        rule: both stop at equal "epochs", "updates" or "loss"; "longer": ten times the epochs for
+            the large batch
+        loss: the training loss at which both stop by the rule "loss"
+        epsilon: ε of the box of φ
+        alpha: the position on the line between the nets
+    """
+
+    module = "keskar"
+    about = (
+        "An explorable: one net is trained with small batches and one with large, on digits; their "
+        "accuracy, training loss, λ_max and φ are compared. It needs JavaScript."
+    )
+    small = _start(Int(8, min=4, max=1437))
+    large = _start(Int(512, min=4, max=1437))
+    lr = _start(Float(0.2, min=0.001, max=1.0))
+    factor = _start(Int(1, min=1, max=64))
+    optimizer = _start(Enum(["sgd", "adam"], default_value="sgd"))
+    rule = _start(Enum(["epochs", "longer", "updates", "loss"], default_value="epochs"))
+    epochs = _start(Int(30, min=5, max=100))
+    loss = _start(Float(0.02, min=0.01, max=0.5))
+    epsilon = _start(Float(1e-3, min=1e-4, max=5e-3))
+    seed = _start(Int(0, min=0, max=20))
+    alpha = _start(Float(0.5, min=-1.0, max=2.0))

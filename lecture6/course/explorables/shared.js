@@ -22,6 +22,13 @@ export const linear = (low, high, n) =>
 // Ten values a decade from 10^low to 10^high, of two digits.
 export const geometric = (low, high) =>
   linear(low, high, Math.round(10 * (high - low))).map((e) => Number((10 ** e).toPrecision(2)));
+// Mean of two to ten values, and half the width of its 95 % t-interval; of one value, NaN.
+export function interval(values) {
+  const n = values.length, mean = values.reduce((sum, value) => sum + value, 0) / n;
+  const squares = values.reduce((sum, value) => sum + (value - mean) ** 2, 0);
+  return { mean, half: STUDENT[n - 2] * Math.sqrt(squares / (n - 1) / n) };
+}
+const STUDENT = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262];
 // Whether the reader asked for less motion.
 export const calm = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
 
