@@ -13,8 +13,6 @@ endif
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -ra --numprocesses 2 --dist loadfile \
   --no-loadscope-reorder
 UNIT_TESTS := tests --ignore=tests/notebooks --ignore=tests/book
-NBVAL := OMP_NUM_THREADS=1 LECTURE6_PROFILE=smoke $(BIN)/python -m pytest --nbval-lax \
-  --nbval-current-env --nbval-cell-timeout=300 notebooks
 # The kernels of .venv win over any of the same name under the home folder.
 export JUPYTER_PREFER_ENV_PATH := 1
 
@@ -47,7 +45,6 @@ serve: book ## serve the book on this machine: http://127.0.0.1:8000
 test: lint book ## everything that CI checks; its parts by themselves:
 	$(PYTEST) $(UNIT_TESTS)
 	$(PYTEST) tests/notebooks tests/book
-	$(NBVAL)
 
 lint: $(INSTALLED) ## - style and types
 	$(BIN)/ruff check .
@@ -59,7 +56,6 @@ unit: $(INSTALLED) ## - the unit tests
 
 notebooks: $(INSTALLED) ## - the notebooks at profile smoke
 	$(PYTEST) tests/notebooks
-	$(NBVAL)
 
 browser: book ## - the book, in a browser
 	$(PYTEST) tests/book

@@ -45,7 +45,7 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except BrokenPipeError:  # of `lecture6 … | head`: click's own
             raise
-        except (StudyError, OSError, results.ResultsError) as error:
+        except (StudyError, OSError) as error:
             raise click.ClickException(str(error)) from None
 
 
@@ -78,6 +78,10 @@ def _replacements(pairs: tuple[str, ...], study: Study, profile: str) -> dict[st
 @main.command("list")
 def list_studies() -> None:
     """What studies there are, and which have stored results."""
+    click.echo(
+        "Times are estimates: of one core, or of the GPU where this machine has one. Those of\n"
+        "ResNet-20, ResNet-50 and VGG-11 (profiles cifar10, imagenet and gpu) are always of a GPU."
+    )
     for study in STUDIES.values():
         click.echo(f"{study.name}: {study.about}")
         for profile in study.grids:

@@ -19,7 +19,7 @@ def write_atomically(path: str | os.PathLike, content: bytes) -> None:
     It goes beside the target first, to the disk, and is then renamed: a process that is killed
     leaves the old file. So does one that cannot write, which raises OSError, naming the file.
     """
-    partial = Path(f"{path}.{os.getpid()}.partial")
+    partial = _partial(path)
     try:
         with open(partial, "wb") as file:
             file.write(content)
@@ -37,6 +37,11 @@ def write_atomically(path: str | os.PathLike, content: bytes) -> None:
             partial.unlink()
 
 
+def _partial(path: str | os.PathLike) -> Path:
+    """Beside the target, so that renaming is one step; another one for each process."""
+    return Path(f"{path}.{os.getpid()}.partial")
+
+
 class Checkpoint:
     """The file that a run continues from, or None, and the ``settings`` that it belongs to.
 
@@ -47,6 +52,16 @@ class Checkpoint:
 
     def __init__(self, path: str | os.PathLike | None, settings: dict[str, Any]) -> None:
         self.path, self.settings = None if path is None else Path(path), settings
+
+    def check_writable(self) -> None:
+        """Raise OSError at once, not after hours of training, where no file could be written."""
+        if self.path is not None:
+            partial = _partial(self.path)
+            try:
+                partial.touch()
+                partial.unlink()
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, os.fspath(self.path)) from None
 
     def save(self, state: dict[str, Any]) -> None:
         """Save ``state``, of tensors and plain values; a killed run leaves the last whole file."""
@@ -104,5 +119,7 @@ def digest(*tensors: torch.Tensor) -> str:
     """SHA-256 of what tensors hold."""
     found = hashlib.sha256()
     for tensor in tensors:
-        found.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
+        # contiguous() keeps the stride 0 of an expanded tensor with one element
+        flat = tensor.detach().cpu().flatten().clone(memory_format=torch.contiguous_format)
+        found.update(flat.view(torch.uint8).numpy().data)
     return found.hexdigest()

@@ -17,16 +17,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
 from scipy.special import logsumexp
 
 from lecture6 import checks
 from lecture6.noise_scale import check_batch, covariance_factor
-from lecture6.objective import FunctionObjective
 
 Function = Callable[[np.ndarray], ArrayLike]
-Loss = Function | FunctionObjective
 Values = Callable[[np.ndarray], np.ndarray]
 NODES, NODE_WEIGHTS = np.polynomial.legendre.leggauss(8)  # of one cell, [−1, 1]
 CELLS = 1000  # of a way in one dimension
@@ -80,8 +77,7 @@ def ou_covariance(
 
         S_ij = (1 − m²) (η²/B) C_ij / ((1 − m)² ((1 + m)(e_i + e_j) − e_i e_j) + m (e_i − e_j)²)
 
-    which solves the Lyapunov equation of (w_t, w_(t−1)), and whose limit e → 0 is the SDE's. For m
-    near 1 an S_ij with h_i ≠ h_j is close to it only at rates far below those that S_ii needs.
+    which solves the Lyapunov equation of (w_t, w_(t−1)), and whose limit e → 0 is the SDE's.
     Raises ValueError where there is no stationary law: for an H that is not positive definite, and
     in discrete time for η h_max ≥ 2(1 + m).
     """
@@ -100,20 +96,6 @@ def ou_covariance(
     room, apart = 1 + momentum - lr * values / 2, (h - values) / (1 - momentum)
     below = h * room + values * room[:, None] + momentum * lr * apart * apart
     return q @ ((1 + momentum) * noise / below) @ q.T
-
-
-def excess_loss(eigenvalues: ArrayLike, lr: float, batch_size: float) -> float:
-    """E[ℓ − ℓ_min] = ½ tr(HS) of SGD at rest on a quadratic whose noise is the Hessian's, C = H.
-
-    (η/2B) Σ h_i/(2 − η h_i) of the ``eigenvalues`` h_i > 0 of H, (d,); η tr H/(4B) for the SDE
-    (Jastrzębski et al., 1711.04623v3). Raises ValueError where there is no stationary law.
-    """
-    h = np.atleast_1d(checks.array("eigenvalues", eigenvalues))
-    if h.ndim != 1 or h.size == 0 or not (h > 0).all():
-        raise ValueError(f"needs positive eigenvalues (d,), got {h.tolist()}")
-    lr, batch_size = checks.real("lr", lr, above=0), checks.real("batch_size", batch_size, above=0)
-    _check_stable(h.max(), lr)
-    return float(0.5 * lr / batch_size * (h / (2 - lr * h)).sum())
 
 
 @dataclass(frozen=True)
@@ -137,8 +119,7 @@ def linear_regression_covariance(
 
         S = (I − ηH) S (I − ηH) + η² κ (E[H_i S H_i] − H S H + C)
 
-    of d² equations; its spectral radius below 1 is mean-square stability, and raises ValueError
-    otherwise. Where the residuals are 0, so are C and S.
+    of d² equations. Raises ValueError unless its spectral radius is below 1: else w is unstable.
     """
     x, y = checks.array("x", x), checks.array("y", y)
     if x.ndim != 2 or y.shape != x.shape[:1]:
@@ -167,17 +148,16 @@ def linear_regression_covariance(
     return RegressionCovariance((s + s.T) / 2, radius, minimiser, h, c)
 
 
-# Epochs and stability
+# Epochs
 
 
 def epoch_end_variance(lr_h: float, n_train: int, batch_size: int, *, sampling: str) -> float:
     """Stationary variance of w at the end of an epoch of SGD on the losses ½ h (w − c_i)².
 
-    In units of that of the c_i, (1/N) Σ (c_i − c̄)²; ``lr_h`` is η h, between 0 and 2.
-
-    K = N/B steps give w ← a^K w + η h Σ_k p_k c̄_k with a = 1 − η h and p_k = a^(K−1−k), where c̄_k
-    is the mean of batch k. Independent batches leave Var(c̄) η h/(2 − η h). Those of an epoch have
-    Cov(c̄_j, c̄_k) = (K δ_jk − 1)/(N − 1), whose sum sees only how the p_k differ:
+    In units of that of the c_i, (1/N) Σ (c_i − c̄)²; ``lr_h`` is η h, between 0 and 2. K = N/B
+    steps give w ← a^K w + η h Σ_k p_k c̄_k with a = 1 − η h, p_k = a^(K−1−k) and the means c̄_k of
+    the batches. Independent ones leave Var(c̄) η h/(2 − η h). Those of an epoch have Cov(c̄_j, c̄_k) =
+    (K δ_jk − 1)/(N − 1), whose sum sees only how the p_k differ: it leaves
     K/(N − 1) · Σ (p_k − p̄)²/Σ p_k² · η h/(2 − η h).
 
     Raises ValueError for an unstable rate and for B that does not divide N.
@@ -196,28 +176,7 @@ def epoch_end_variance(lr_h: float, n_train: int, batch_size: int, *, sampling: 
     return each * lr_h / (2 - lr_h)
 
 
-def smallest_stable_batch(lr: float, curvature: float, spread: float, n_train: int) -> int:
-    """The smallest batch at which E[w²] does not grow for losses ½ h_i w² (Wu, Ma & E 2018).
-
-    ``curvature`` a and ``spread`` s are the mean and the standard deviation (dividing by N) of the
-    h_i: (1 − η a)² + η² s² (N − B)/(B (N − 1)) ≤ 1, without replacement. ValueError where none is.
-    """
-    lr, n_train = checks.real("lr", lr, above=0), checks.whole("n_train", n_train, least=2)
-    curvature = checks.real("curvature", curvature, least=0)
-    spread = checks.real("spread", spread, least=0)
-    if lr * curvature > 2:
-        raise ValueError(
-            f"no batch is stable: lr · curvature = {lr * curvature:g} is above 2, lower {lr = :g}"
-        )
-    if spread == 0:
-        return 1
-    # 1 − (1 − ηa)² over η² s², without squares that under- or overflow
-    room = (2 - lr * curvature) * curvature / spread / lr / spread
-    least = n_train / (1 + room * (n_train - 1))
-    return max(1, math.ceil(least * (1 - 1e-12)))  # a batch on the edge counts as stable
-
-
-# Any loss of one or two parameters: the density at rest, by quadrature
+# Any loss of one parameter: the density at rest, by quadrature
 
 
 def temperature(lr: float, batch_size: float, sigma: float) -> float:
@@ -227,23 +186,17 @@ def temperature(lr: float, batch_size: float, sigma: float) -> float:
     return checks.real("the temperature", lr * sigma / (2 * batch_size) * sigma)
 
 
-def _log_density(loss: Loss, d: int, temperature: float) -> Values:
-    """−loss/temperature as a function of arrays (..., d), with values (...)."""
-    if isinstance(loss, FunctionObjective) and loss.n_params != d:
-        raise ValueError(f"expected a loss of {d} parameters, got one of {loss.n_params}")
+def _log_density(loss: Function, temperature: float) -> Values:
+    """−loss/temperature, elementwise; ``loss`` is a function of points (n, 1)."""
 
     def values(w: np.ndarray) -> np.ndarray:
-        rows = w.reshape(-1, d)
-        if isinstance(loss, FunctionObjective):
-            out = torch.vmap(loss.function)(torch.from_numpy(rows)).double().numpy()
-        else:
-            out = np.asarray(loss(rows), dtype=float)
-        if out.size != len(rows) or not np.isfinite(out).all():
+        out = np.asarray(loss(w.reshape(-1, 1)), dtype=float)
+        if out.size != w.size or not np.isfinite(out).all():
             raise ValueError(
-                f"the loss of points {rows.shape} must be {len(rows)} finite numbers, got shape "
+                f"the loss of points {(w.size, 1)} must be {w.size} finite numbers, got shape "
                 f"{out.shape} with {np.count_nonzero(~np.isfinite(out))} that are not finite"
             )
-        return -out.reshape(w.shape[:-1]) / temperature
+        return -out.reshape(w.shape) / temperature
 
     return values
 
@@ -257,7 +210,7 @@ def _nodes(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _log_integral(log_f: Values, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """log |∫ f| between each ``low`` and ``high``, for f as large or small as it may be."""
     points, weights = _nodes(low, high)
-    return logsumexp(log_f(points[..., None]), b=weights, axis=-1)
+    return logsumexp(log_f(points), b=weights, axis=-1)
 
 
 def _check_converged(what: str, fine: float, coarse: float, remedy: str) -> None:
@@ -271,91 +224,39 @@ def _check_converged(what: str, fine: float, coarse: float, remedy: str) -> None
 
 
 class Gibbs:
-    """The density exp(−ℓ(w)/T)/Z in a box of one or two dimensions: equation (25) for SGD.
+    """The density exp(−ℓ(w)/T)/Z of one parameter between two walls: equation (25) for SGD.
 
-    Outside the box it is 0, as with reflecting walls: take a box so wide that this does not matter.
-
-    Arguments:
-        loss: a toy of :mod:`lecture6.toys`, or a function of arrays (n, d) with values (n,)
-        low, high: corners of the box: (d,), or numbers for d = 1
-        n_cells: on each side, with 8 Gauss–Legendre points each; default 1000, or 64 for d = 2
-
-    ``points`` (n, d) have the probabilities ``weights`` (n,); ``log_partition`` is log Z. Raises
-    ValueError for a loss that is not finite, and cells too wide for the wells.
+    Outside it is 0: set ``low`` and ``high`` so far apart that this does not matter. ``loss`` is a
+    function of points (n, 1), with n values: :meth:`lecture6.toys.TwoWells.losses`, say. Raises
+    ValueError for a loss that is not finite, and where the wells are too narrow for the quadrature.
     """
 
-    def __init__(
-        self,
-        loss: Loss,
-        temperature: float,
-        low: ArrayLike,
-        high: ArrayLike,
-        *,
-        n_cells: int | None = None,
-    ) -> None:
+    def __init__(self, loss: Function, temperature: float, low: float, high: float) -> None:
         temperature = checks.real("temperature", temperature, above=0)
-        self.low = np.atleast_1d(checks.array("low", low))
-        self.high = np.atleast_1d(checks.array("high", high))
-        d = len(self.low)
-        if d not in (1, 2) or self.high.shape != (d,) or not (self.low < self.high).all():
-            raise ValueError(
-                "needs a box of 1 or 2 dimensions with low < high, got "
-                f"{self.low.tolist()} and {self.high.tolist()}"
-            )
-        self._log_density = _log_density(loss, d, temperature)
-        default = CELLS if d == 1 else 64
-        n = default if n_cells is None else checks.whole("n_cells", n_cells, least=2)
-        _, coarse = self._quadrature(n // 2)
-        self.points, log_mass = self._quadrature(n)
-        self.log_partition = float(logsumexp(log_mass))
-        remedy = "raise n_cells or narrow the box"
-        _check_converged("Z", self.log_partition, float(logsumexp(coarse)), remedy)
-        self.weights = np.exp(log_mass - self.log_partition)
-        self.weights /= self.weights.sum()  # log Z is rounded, by much where ℓ/T is large
-        if d == 1:
-            self._edges = np.linspace(self.low[0], self.high[0], n + 1)
-            self._below = np.append(0.0, self.weights.reshape(n, -1).sum(1).cumsum())
-
-    def _quadrature(self, n_cells: int) -> tuple[np.ndarray, np.ndarray]:
-        """Points (n, d), and the logarithms of what they contribute to Z."""
-        edges = np.linspace(self.low, self.high, n_cells + 1).T
-        points, weights = (
-            np.stack(np.meshgrid(*a.reshape(len(a), -1), indexing="ij"), -1).reshape(-1, len(a))
-            for a in _nodes(edges[:, :-1], edges[:, 1:])
-        )
-        return points, np.log(weights).sum(1) + self._log_density(points)
-
-    def _at(self, w: ArrayLike) -> np.ndarray:
-        points = np.asarray(w, dtype=float).reshape(-1, len(self.low))
-        if np.isnan(points).any():
-            raise ValueError("w must not be NaN")
-        return points
+        self.low = checks.real("low", low)
+        self.high = checks.real("high", high, above=self.low)
+        self._log_density = _log_density(loss, temperature)
+        self._edges = edges = np.linspace(self.low, self.high, CELLS + 1)
+        masses = _log_integral(self._log_density, edges[:-1], edges[1:])
+        coarse = _log_integral(self._log_density, edges[:-1:2], edges[2::2])
+        self.log_partition = float(logsumexp(masses))  #: log Z
+        _check_converged("Z", self.log_partition, float(logsumexp(coarse)), "narrow the box")
+        self._below = np.append(0.0, np.exp(masses - self.log_partition).cumsum())
+        self._below /= self._below[-1]  # log Z is rounded, by much where ℓ/T is large
 
     def pdf(self, w: ArrayLike) -> np.ndarray:
-        """The density at ``w`` (n, d), or (n,) for d = 1: shape (n,)."""
-        points = self._at(w)
-        inside = ((points >= self.low) & (points <= self.high)).all(1)
-        out = np.zeros(len(points))
-        out[inside] = np.exp(self._log_density(points[inside]) - self.log_partition)
-        return out
+        """The density at each of ``w``, of any shape."""
+        w = checks.array("w", w)
+        inside = np.clip(w, self.low, self.high)
+        density = np.exp(self._log_density(inside) - self.log_partition)
+        return np.where(w == inside, density, 0.0)
 
     def cdf(self, w: ArrayLike) -> np.ndarray:
-        """P(below w), to rounding, in one dimension: ``w`` (n,) or (n, 1), result (n,)."""
-        if len(self.low) != 1:
-            raise ValueError("cdf is for one dimension; use probability(region)")
-        z = np.clip(self._at(w)[:, 0], self.low, self.high)
-        cell = np.digitize(z, self._edges[1:-1])
-        part = _log_integral(self._log_density, self._edges[cell], z)
+        """P(below w), to rounding, for each of ``w``, of any shape."""
+        inside = np.clip(checks.array("w", w), self.low, self.high)
+        cell = np.digitize(inside, self._edges[1:-1])
+        part = _log_integral(self._log_density, self._edges[cell], inside)
         return self._below[cell] + np.exp(part - self.log_partition)
-
-    def probability(self, region: Callable[[np.ndarray], ArrayLike]) -> float:
-        """P(region), given as a function of points (n, d) with truth values (n,).
-
-        A point is in or out with its weight: the error is the density at the region's border times
-        the distance between points, which more cells make smaller.
-        """
-        inside = np.reshape(region(self.points), -1).astype(bool)
-        return float(self.weights[inside].sum())
 
 
 def multiplicative_density(
@@ -363,13 +264,12 @@ def multiplicative_density(
 ) -> Gibbs:
     """The stationary density p ∝ (1/D) exp(−∫ ℓ'/D) of dw = −ℓ'(w) dt + √(2 D(w)) dW, 1-D.
 
-    The equation is Itô's, which is what SGD approaches as η → 0, since its noise is drawn at the w
-    that the step starts from; for SGD D = η σ²(w)/(2B). (Stratonovich's equation has 1/√D in place
-    of 1/D.) p need not peak where ℓ is least: w stays where D is small.
+    The equation is Itô's, which is what SGD, with D = η σ²(w)/(2B), approaches as η → 0: its noise
+    is drawn at the w that the step starts from. (Stratonovich's has 1/√D in place of 1/D.)
 
-    ``gradient`` ℓ' and ``diffusion`` D > 0 are functions of arrays, elementwise. The result is that
-    of :class:`Gibbs` between reflecting walls at ``low`` and ``high``; its "loss" is
-    log D + ∫ ℓ'/D, at temperature 1. Raises ValueError as Gibbs does, and for D ≤ 0.
+    ``gradient`` ℓ' and ``diffusion`` D > 0 are functions of arrays, elementwise. The result is a
+    :class:`Gibbs` of the loss log D + ∫ ℓ'/D at temperature 1. Raises ValueError as that does, and
+    for D ≤ 0.
     """
     low = checks.real("low", low)
     high = checks.real("high", high, above=low)
@@ -416,8 +316,7 @@ def laplace(
         hessians: H_A, (d, d) each, or numbers for d = 1
         as_printed: with the lecture's exponent, −ℓ_A/((η/B) σ²), which has lost a factor 2
 
-    Raises ValueError for a Hessian that is not positive definite: with a zero eigenvalue (26) is
-    infinite.
+    Raises ValueError for a Hessian that is not positive definite.
     """
     temperature = checks.real("temperature", temperature, above=0)
     levels = checks.array("losses", losses)
@@ -437,7 +336,9 @@ def _time(log_time: float) -> float:
     return math.exp(log_time)
 
 
-def escape_time(loss: Loss, temperature: float, start: float, end: float, *, wall: float) -> float:
+def escape_time(
+    loss: Function, temperature: float, start: float, end: float, *, wall: float
+) -> float:
     """Exact mean time until w, from ``start``, first reaches ``end``: dw = −ℓ' dt + √(2T) dW, 1-D.
 
     For start < end, and mirrored otherwise, it is ::
@@ -453,7 +354,7 @@ def escape_time(loss: Loss, temperature: float, start: float, end: float, *, wal
     start, end = checks.real("start", start), checks.real("end", end)
     if not (wall <= start < end or wall >= start > end):
         raise ValueError(f"needs start between wall and end, got {wall = }, {start = }, {end = }")
-    log_density = _log_density(loss, 1, temperature)
+    log_density = _log_density(loss, temperature)
 
     def log_time(n: int) -> float:
         inside, path = np.linspace(wall, start, n + 1), np.linspace(start, end, n + 1)
@@ -462,10 +363,10 @@ def escape_time(loss: Loss, temperature: float, start: float, end: float, *, wal
         y, weights = _nodes(path[:-1], path[1:])
         low = np.broadcast_to(path[:-1, None], y.shape)
         behind = np.logaddexp(mass[n - 1 : -1, None], _log_integral(log_density, low, y))
-        return float(logsumexp(behind - log_density(y[..., None]), b=weights))
+        return float(logsumexp(behind - log_density(y), b=weights))
 
     fine = log_time(CELLS)
-    level = log_density(np.array([[start]])).item()  # has cancelled in the time, its rounding not
+    level = log_density(np.array(start)).item()  # has cancelled in the time, its rounding not
     _check_converged("the escape time", level, level, "")
     _check_converged("the escape time", fine, log_time(CELLS // 2), "bring the wall nearer")
     return _time(fine - math.log(temperature))
@@ -476,9 +377,9 @@ def kramers_time(
 ) -> float:
     """Kramers' mean time from a minimum a over the saddle b: ``2π/√(ℓ''(a)|ℓ''(b)|) e^(Δℓ/T)``.
 
-    To the next well: the limit T → 0 of :func:`escape_time` to a point well beyond the saddle. (To
-    the saddle itself it takes half as long: from there w falls back every other time.) The error of
-    the ratio is of order T/Δℓ, so both barriers of the saddle must be high. The rate is 1/time.
+    The limit T → 0 of :func:`escape_time` to a point well beyond the saddle. (To the saddle itself
+    it takes half as long: from there w falls back every other time.) The error of the ratio is of
+    order T/Δℓ, so both barriers of the saddle must be high.
 
     Arguments: ℓ''(a) > 0, ℓ''(b) < 0, and the barrier Δℓ = ℓ(b) − ℓ(a) > 0.
     """
@@ -487,16 +388,3 @@ def kramers_time(
     temperature = checks.real("temperature", temperature, above=0)
     log_rate = (math.log(well) + math.log(-saddle)) / 2 - math.log(2 * math.pi)
     return _time(checks.real("barrier", barrier, above=0) / temperature - log_rate)
-
-
-def occupation(t: ArrayLike, rate_ab: float, rate_ba: float) -> np.ndarray:
-    """P(in well A at time ``t``) when w starts in A and hops at the rates of A → B and B → A.
-
-    It relaxes as e^(−(rate_ab + rate_ba) t) to rate_ba/(rate_ab + rate_ba), the share of A in the
-    Gibbs density when the rates are those of :func:`kramers_time` (1/time).
-    """
-    ab, ba = checks.real("rate_ab", rate_ab, least=0), checks.real("rate_ba", rate_ba, least=0)
-    times = np.asarray(t, dtype=float)
-    if ab + ba == 0 or not (times >= 0).all():
-        raise ValueError(f"needs times ≥ 0 and rates that are not both 0, got {times}, {ab}, {ba}")
-    return (ba + ab * np.exp(-(ab + ba) * times)) / (ab + ba)

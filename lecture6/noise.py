@@ -22,8 +22,8 @@ from torch import Tensor
 
 from lecture6 import checks, curvature
 from lecture6.curvature import Estimate
-from lecture6.noise_scale import check_batch, two_batch_noise_scale
-from lecture6.objective import MEMORY_LIMIT, NetworkObjective, Product, _graph_bytes
+from lecture6.noise_scale import check_batch
+from lecture6.objective import PIECE, NetworkObjective, Product
 from lecture6.sample_gradients import SampleGradients
 from lecture6.train import sample_batches
 
@@ -32,28 +32,14 @@ def _square(v: Tensor) -> float:
     return v.double().square().sum().item()
 
 
-def per_sample_gradients(
-    objective: NetworkObjective, w: Tensor, *, memory_limit: int = MEMORY_LIMIT
-) -> Iterator[Tensor]:
+def per_sample_gradients(objective: NetworkObjective, w: Tensor) -> Iterator[Tensor]:
     """The gradients of the samples in their order, in chunks of shape (n_chunk, n_params).
 
-    ``memory_limit`` (bytes) holds a chunk, the one before it, which the caller may not have let go
-    of, and what torch needs on the way. Raises ValueError where one sample does not fit.
+    A chunk is of a batch of the objective at most, and of 2²⁴ numbers or one sample.
     """
-    w = objective.vector(w)
-    point = w.clone().requires_grad_()
-    two, three = (_graph_bytes(objective.logits(point, objective.x[[0] * n])) for n in (2, 3))
-    # The two chunks; what goes into them in one piece; the activations, their gradients, and what
-    # the convolutions unfold.
-    need = 2 * w.nbytes + 2 * objective.per_sample.loose * w.itemsize + 3 * (three - two)
-    if need > memory_limit:
-        raise ValueError(
-            f"the gradient of one sample needs {need:,} bytes for {objective.n_params:,} "
-            f"parameters, more than memory_limit = {memory_limit:,}: raise the limit, or use "
-            'products (of="covariance"), which form none'
-        )
+    most = max(1, min(objective.batch_size, PIECE // objective.n_params))
     # map lets go of each before the next is made
-    yield from map(SampleGradients.matrix, objective.sample_gradients(w, most=memory_limit // need))
+    return map(SampleGradients.matrix, objective.sample_gradients(w, most=most))
 
 
 def project_gradients(objective: NetworkObjective, w: Tensor, directions: Tensor) -> Tensor:
@@ -72,21 +58,12 @@ def project_gradients(objective: NetworkObjective, w: Tensor, directions: Tensor
     return torch.cat(list(map(along, objective.sample_gradients(w))))
 
 
-def random_directions(objective: NetworkObjective, k: int, *, seed: int = 0) -> Tensor:
-    """``k`` random unit vectors, (k, n_params), uniform on the sphere."""
-    k, generator = checks.whole("k", k, least=1), np.random.default_rng(checks.seed(seed))
-    rows = generator.standard_normal((k, objective.n_params))
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    return torch.from_numpy(rows).to(objective.w)
-
-
 @dataclass(frozen=True)
 class GradientCovariance:
     """F(w) of a network on its samples: (1/N) Σ_i (g_i − ḡ)(g_i − ḡ)ᵀ."""
 
     objective: NetworkObjective
     w: Tensor = field(repr=False)
-    memory_limit: int = MEMORY_LIMIT  #: bytes that each method may keep, but for eigenvalues
 
     def __post_init__(self) -> None:
         self.objective.check_separate(self.w)
@@ -99,7 +76,7 @@ class GradientCovariance:
 
     @cached_property
     def _product(self) -> Product:
-        return self.objective.product(self.w, of="covariance", memory_limit=self.memory_limit)
+        return self.objective.product(self.w, of="covariance")
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """F v for v (n_params,), or for a block (k, n_params) of k vectors."""
@@ -228,9 +205,7 @@ class Normality:
     normal_p: np.ndarray
     tail_index: np.ndarray  #: Hill's α of x, ``P(|x| > t) ~ t^−α``, from the √n largest
     tail_index_stderr: np.ndarray
-    theoretical: np.ndarray  #: (n,) quantiles of the normal law at (i − ½)/n
     observed: np.ndarray  #: (n, k) standardised and sorted
-    n_samples: int
 
 
 def normality(samples: Tensor | np.ndarray) -> Normality:
@@ -260,30 +235,40 @@ def normality(samples: Tensor | np.ndarray) -> Normality:
         normal_p=stats.normaltest(x).pvalue,
         tail_index=alpha,
         tail_index_stderr=alpha / math.sqrt(n_tail),
-        theoretical=stats.norm.ppf((np.arange(n) + 0.5) / n),
         observed=np.sort(z, axis=0),
-        n_samples=n,
     )
 
 
 def estimate_simple_noise_scale(
     source: Source, *, b_small: int, b_big: int, n_pairs: int = 100, seed: int = 0
 ) -> Estimate:
-    """B_simple by :func:`~lecture6.noise_scale.two_batch_noise_scale`, on random batches.
+    """B_simple = tr Σ/‖G‖² from squared norms of gradients of small and big batches, by pairs.
 
-    They are drawn with replacement, which keeps it unbiased; the small batch is the first part of
-    the big one. ``source``: see :func:`fluctuations`.
+    ‖G‖² ← (B ‖G_B‖² − b ‖G_b‖²)/(B − b) and tr Σ ← (‖G_b‖² − ‖G_B‖²)/(1/b − 1/B) are averaged over
+    the pairs before the ratio is taken (McCandlish et al., App. A), whose standard error is by the
+    delta method. Batches are drawn with replacement, which keeps both unbiased; the small one is
+    the first part of the big one. ``source``: see :func:`fluctuations`. Raises ValueError when ‖G‖²
+    is not positive beyond rounding.
     """
     b_big = checks.whole("b_big", b_big, least=2)
     b_small = checks.whole("b_small", b_small, least=1, most=b_big - 1)
     n_pairs = checks.whole("n_pairs", n_pairs, least=2)
     batches = _batches(source, b_big, n_pairs, "with_replacement", seed)
-    norms = [
-        [_square(_gradient(source, part)) for part in (index[:b_small], index)] for index in batches
-    ]
-    small, big = np.array(norms).T
+    pairs = ((_gradient(source, index[:b_small]), _gradient(source, index)) for index in batches)
+    norms = torch.tensor([list(map(_square, pair)) for pair in pairs], dtype=torch.float64)
+    small, big = checks.finite("the norms", norms, "is the loss finite at w?").numpy().T
+    g = big - (small - big) * (b_small / (b_big - b_small))
+    s = (small - big) / (1 / b_small - 1 / b_big)
     rounding = _rounding(source, float(big.mean()))
-    return two_batch_noise_scale(small, big, b_small, b_big, rounding=rounding)
+    if not g.mean() > rounding:
+        raise ValueError(
+            f"the estimate of ‖G‖² is {g.mean():.3g}, not positive: the noise hides the gradient; "
+            f"take more than {len(g)} pairs, or big batches of more than {b_big}"
+        )
+    ratio = s.mean() / g.mean()
+    rounding = (rounding + np.finfo(float).eps * big.mean()) / (1 / b_small - 1 / b_big)
+    stderr = Estimate.mean(s - ratio * g, rounding=rounding).stderr / g.mean()
+    return Estimate(float(ratio), float(stderr), len(g))
 
 
 def critical_batch_size(
@@ -296,9 +281,8 @@ def critical_batch_size(
     ``n_products`` are N or more. Raises ValueError where GᵀHG is not positive.
     """
     n_products = checks.whole("n_products", n_products, least=2)
-    f, g, limit = covariance.objective, covariance.mean, covariance.memory_limit
-    generator = np.random.default_rng(checks.seed(seed))
-    hessian = f.product(covariance.w, memory_limit=limit)
+    f, g = covariance.objective, covariance.mean
+    generator, hessian = np.random.default_rng(checks.seed(seed)), f.product(covariance.w)
     along = hessian(g)
     bottom, e = (g @ along).item(), covariance.rounding
     if not bottom > 2 * e * math.sqrt(_square(along)):
@@ -307,8 +291,7 @@ def critical_batch_size(
             "loss curves up along the gradient; train on, or take simple_noise_scale()"
         )
     if n_products >= f.n_samples:
-        chunks = per_sample_gradients(f, covariance.w, memory_limit=limit)
-        centred = map(lambda chunk: chunk.sub_(g), chunks)
+        centred = (chunk.sub_(g) for chunk in per_sample_gradients(f, covariance.w))
         total = sum((c * hessian(c)).sum(dtype=torch.float64).item() for c in centred)
         samples = [total / f.n_samples / bottom]
     else:

@@ -15,12 +15,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import ArrayLike
-
 from lecture6 import checks
-from lecture6.curvature import Estimate
 
 SAMPLINGS = ("with_replacement", "without_replacement", "epoch")
 
@@ -78,34 +73,3 @@ def batch_size_for(
             f"lr = {lr:g} or n_train = {n_train}"
         )
     return batch_size
-
-
-def two_batch_noise_scale(
-    small: ArrayLike, big: ArrayLike, b_small: int, b_big: int, *, rounding: float = 0.0
-) -> Estimate:
-    """B_simple = tr Σ/‖G‖² from squared norms of gradients of small and big batches, by pairs.
-
-    ``small`` and ``big`` have the shape (n,). ‖G‖² ← (B ‖G_B‖² − b ‖G_b‖²)/(B − b) and
-    tr Σ ← (‖G_b‖² − ‖G_B‖²)/(1/b − 1/B) are unbiased; each is averaged over the pairs before the
-    ratio is taken (McCandlish et al., 1812.06162, App. A), whose standard error is by the delta
-    method. ``rounding``: of a squared norm. Raises ValueError when ‖G‖² is not positive beyond it.
-    """
-    small, big = np.asarray(small, dtype=float), np.asarray(big, dtype=float)
-    b_small = checks.whole("b_small", b_small, least=1)
-    b_big = checks.whole("b_big", b_big, least=b_small + 1)
-    if small.ndim != 1 or len(small) < 2 or small.shape != big.shape:
-        raise ValueError(
-            f"needs the norms of 2 pairs of batches or more, got {small.shape} and {big.shape}"
-        )
-    checks.finite("the norms", torch.from_numpy(small + big), "is the loss finite at w?")
-    g = big - (small - big) * (b_small / (b_big - b_small))
-    s = (small - big) / (1 / b_small - 1 / b_big)
-    if not g.mean() > rounding:
-        raise ValueError(
-            f"the estimate of ‖G‖² is {g.mean():.3g}, not positive: the noise hides the gradient; "
-            f"take more than {len(g)} pairs, or big batches of more than {b_big}"
-        )
-    ratio = s.mean() / g.mean()
-    rounding = (rounding + np.finfo(float).eps * big.mean()) / (1 / b_small - 1 / b_big)
-    stderr = Estimate.mean(s - ratio * g, rounding=rounding).stderr / g.mean()
-    return Estimate(float(ratio), float(stderr), len(g))

@@ -58,7 +58,8 @@ class Product:
 
     Called with v of shape (n_params,), or with a block (k, n_params) of k vectors. ``parts`` yields
     the terms one by one: weight_b, and (v, more) ↦ M_b v for one vector v, with more = False at the
-    last one, after which the part's memory is given back.
+    last one, after which the part's memory is given back. Raises ValueError where M v is not
+    finite.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Product:
             for j, row in enumerate(rows):
                 out[j].add_(part(row, j + 1 < len(rows)), alpha=weight)
             del part  # or it would live on while the next one is made
+        checks.finite("a product with the matrix", out, "is the loss finite at w, and near it?")
         return out.view(v.shape)
 
 
@@ -196,24 +198,19 @@ def _slope(value: Tensor, x: Tensor) -> Tensor:
 
 
 def _gauss_newton(
-    outputs: Callable[[Tensor], Tensor], loss: checks.Loss | None, y: Tensor, w: Tensor
+    outputs: Callable[[Tensor], Tensor], loss: checks.Loss, y: Tensor, w: Tensor
 ) -> tuple[Tensor, PartProduct]:
-    """For this loss of outputs and y; None: the mean cross-entropy of logits (n, classes)."""
     with twice_differentiable():
         x = w.clone().requires_grad_()
         z = outputs(x)
         u = torch.zeros_like(z, requires_grad=True)
         (g,) = torch.autograd.grad(z, x, u, create_graph=True)  # Jᵀu: linear in u
         out = z.detach().requires_grad_()
-        slope = None if loss is None else _slope(loss(out, y), out)
-    p = z.detach().softmax(-1)
+        slope = _slope(loss(out, y), out)
 
     def product(v: Tensor, more: bool) -> Tensor:
         (jv,) = torch.autograd.grad(g, u, v, retain_graph=more)
-        if slope is None:
-            curved = p * (jv - (p * jv).sum(1, keepdim=True)) / len(p)  # ∇²ℓ(z) = diag(p) − p pᵀ
-        else:
-            (curved,) = torch.autograd.grad(slope, out, jv, retain_graph=more)
+        (curved,) = torch.autograd.grad(slope, out, jv, retain_graph=more)
         return torch.autograd.grad(z, x, curved, retain_graph=more)[0]
 
     return g, product
@@ -254,8 +251,8 @@ class FunctionObjective(Objective):
 class NetworkObjective(FlatNetwork, Objective):
     """The mean loss of a network on a fixed set of samples, as a function of its weights.
 
-    w is made of all real floating parameters in the model's order, tied ones once, frozen ones too:
-    :class:`lecture6.curvature.Restriction` to ``trainable`` is the loss of the others alone.
+    w is made of all real floating parameters in the model's order, tied ones once, frozen ones too
+    (without them: :class:`lecture6.curvature.Restriction` to ``trainable``).
 
     Arguments:
         model: any module that makes logits (n, classes); a copy in eval mode is used (no
@@ -294,7 +291,7 @@ class NetworkObjective(FlatNetwork, Objective):
         with torch.inference_mode(False):
             super().__init__(checks.as_dtype(copy.deepcopy(model), self.dtype).eval())
         checks.fits(self.model, x, y, classes=loss is None)
-        self.loss = loss
+        self.loss, self.classes = loss or F.cross_entropy, loss is None
         #: (n_params,) the model's own weights
         self.w = checks.finite("the model", flat_parameters(self.model), "training diverged")
         self.n_params = len(self.w)
@@ -306,6 +303,11 @@ class NetworkObjective(FlatNetwork, Objective):
         self._set_samples(x, y)
         x, y = self._batches[0]
         with torch.no_grad():
+            try:
+                self.logits(self.w, self._batches[-1][0])  # the smallest
+            except ValueError as error:  # of batch norm, for one sample
+                k = len(self._batches[-1][1])
+                raise ValueError(f"no batch of {k} will do, change batch_size: {error}") from error
             once, again = self.logits(self.w, x), self.logits(self.w, x)
         close = 1e-10 if self.dtype == torch.float64 else 1e-5  # a GPU's order of summation
         if not torch.allclose(once, again, rtol=close, atol=close, equal_nan=True):
@@ -337,7 +339,7 @@ class NetworkObjective(FlatNetwork, Objective):
         return batch
 
     def _loss(self, w: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        return (self.loss or F.cross_entropy)(self.logits(w, x), y)
+        return self.loss(self.logits(w, x), y)
 
     def _terms(self) -> list[tuple[float, Callable[[Tensor], Tensor]]]:
         n = self.n_samples
@@ -377,7 +379,7 @@ class NetworkObjective(FlatNetwork, Objective):
         """The pass that gives gradients sample by sample; ValueError where there is none."""
         try:
             with torch.inference_mode(False):
-                return SamplePass(self.model, self.x, self.y, self.loss or F.cross_entropy)
+                return SamplePass(self.model, self.x, self.y, self.loss)
         except (RuntimeError, ValueError) as error:  # ValueError: of batch norm, for one sample
             raise ValueError(f"{NO_SINGLE}: {error}") from error
 
@@ -409,6 +411,6 @@ class NetworkObjective(FlatNetwork, Objective):
 
     def evaluate(self, w: Tensor) -> tuple[float, float]:
         """Mean loss and accuracy (fraction) at w, from one pass; with a loss of one's own NaN."""
-        if self.loss is not None:
+        if not self.classes:
             return self.value(w), math.nan
         return evaluate(partial(self.logits, self.vector(w)), self._batches)

@@ -81,12 +81,20 @@ class SampleGradients:
         """The differences from the gradients of as many other samples, or from that of one.
 
         Formed before any product, δ aᵀ − δ′ a′ᵀ = δ (a − a′)ᵀ + (δ − δ′) a′ᵀ: gradients that agree
-        in most of their digits keep those in which they differ.
+        in most of their digits keep those in which they differ. The two change places where δ a′ᵀ
+        would be larger than both and cancel.
         """
+
+        def larger(v: Tensor, than: Tensor) -> Tensor:
+            return v.abs().amax(1, keepdim=True) > 10 * than.abs().amax(1, keepdim=True)
+
         layers = []
         for mine, (*_, b, other) in zip(self.layers, others.layers, strict=True):
             weight, bias, a, delta = mine
-            layers += [(weight, None, a - b, delta), (weight, bias, b, delta - other)]
+            near, change, swap = a - b, delta - other, larger(delta, other) & larger(b, a)
+            if swap.any():
+                delta, b = torch.where(swap, other, delta), torch.where(swap, a, b)
+            layers += [(weight, None, near, delta), (weight, bias, b, change)]
         rest = zip(self.rest, others.rest, strict=True)
         return SampleGradients(layers, [(s, g - h) for (s, g), (_, h) in rest], self.n_params)
 
@@ -99,7 +107,7 @@ class SampleGradients:
         """Whether g (n_params,) is the mean of the g_i, but for rounding."""
         norms = self.squared_norms()
         off = (self.sum() / len(norms) - g).double().norm()
-        return bool(off <= tolerance(g) * norms.mean().sqrt())
+        return bool(off <= 10 * torch.finfo(g.dtype).eps ** 0.5 * norms.mean().sqrt())
 
     def matrix(self) -> Tensor:
         """The g_i themselves, (n, n_params)."""
@@ -220,11 +228,6 @@ class SamplePass(FlatNetwork):
     def loose(self) -> int:
         """The parameters outside of the linear layers, of which whole gradients are kept."""
         return sum(self.shapes[name].numel() for name in self._free)
-
-
-def tolerance(w: Tensor) -> float:
-    """How far two ways to compute the same may differ, relative to it."""
-    return 10 * torch.finfo(w.dtype).eps ** 0.5
 
 
 def _hooks(layers: Mapping[str, nn.Module], hook: Callable) -> ExitStack:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from threading import Event
-from typing import Any, ClassVar
+from typing import Any
 
 import joblib
 import numpy as np
@@ -30,6 +30,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from lecture6 import checks
+from lecture6.curvature import Estimate
 
 BLOCK = 65536  # numbers, walkers × d, at most that a thread moves at once: they stay in its cache
 DRAW = 1 << 19  # normals drawn at once; with less, threads wait for Python's lock, call by call
@@ -39,31 +40,39 @@ Field = Callable[[np.ndarray], np.ndarray]  #: of walkers: (n, d) to (n, d)
 Noise = float | ArrayLike | Field  #: a number, (d,) or (d, d), or a field: the diagonal at w
 
 
-class Solver:
-    """Moves the walkers w by one step, in place; ``noise`` is G dW, or dW where G varies."""
+@dataclass(frozen=True)
+class _Rule:
+    """w ← w + rate · drift + diffusion · Σ_j weights_j z_j, z_j normal, and what this is called."""
 
-    weak_order: ClassVar[float]  #: of expectations, for a constant G
-    strong_order: ClassVar[dict[str, float]]  #: of paths, where G is constant, and varies with w
+    drift: Field
+    diffusion: Noise
+    rate: float  #: dt, or −η where ``drift`` is a gradient
+    weights: Sequence[float]
+    momentum: float = 0.0
+    names: tuple[str, str, str] = ("gradient", "noise", "lr")
 
-    def __init__(
-        self, w: np.ndarray, drift: Field, rate: float, diffusion: Noise, momentum: float
-    ) -> None:
-        self.drift, self.rate, self.momentum = drift, np.array(rate, w.dtype), momentum
-        self.diffusion = diffusion if callable(diffusion) else None
+    @property
+    def fields(self) -> dict[str, Field]:
+        pairs = zip(self.names, (self.drift, self.diffusion), strict=False)
+        return {name: field for name, field in pairs if callable(field)}
+
+
+class _Euler:
+    """Moves the walkers w in place: w ← w + f dt + G dW, or v ← m v + f dt + G dW, w ← w + v."""
+
+    def __init__(self, w: np.ndarray, rule: _Rule) -> None:
+        self.drift, self.rate, self.momentum = (
+            rule.drift,
+            np.array(rule.rate, w.dtype),
+            rule.momentum,
+        )
+        self.diffusion = rule.diffusion if callable(rule.diffusion) else None
         self.w, self.seen, self.velocity = w, w.view(), np.zeros_like(w)
         self.seen.flags.writeable = False  # a field must not move the walkers
         self.move, self.other = np.empty_like(w), np.empty_like(w)
 
     def step(self, noise: np.ndarray) -> None:
-        raise NotImplementedError
-
-
-class Euler(Solver):
-    """Euler–Maruyama, w ← w + f dt + G dW; with momentum v ← m v + f dt + G dW, w ← w + v."""
-
-    weak_order, strong_order = 1.0, {"constant": 1.0, "varies": 0.5}
-
-    def step(self, noise: np.ndarray) -> None:
+        """``noise`` is G dW, or dW where G varies."""
         w, move, velocity = self.w, self.move, self.velocity
         np.multiply(self.drift(self.seen), self.rate, out=move)
         if self.diffusion is not None:
@@ -76,43 +85,6 @@ class Euler(Solver):
         else:  # a drift below the last place of w is lost on its own, and with the noise kept
             move += noise
             w += move
-
-
-class Heun(Solver):
-    """w ← w + (f(w) + f(w')) dt/2 + G dW with the trial point w' = w + f(w) dt + G dW."""
-
-    weak_order, strong_order = 2.0, {"constant": 1.0}  # else Stratonovich's equation
-
-    def step(self, noise: np.ndarray) -> None:
-        w, move, trial, half = self.w, self.move, self.other, self.velocity
-        np.multiply(self.drift(self.seen), self.rate / 2, out=half)
-        np.add(noise, half, out=move)
-        np.add(move, half, out=trial)
-        trial += w
-        np.multiply(self.drift(trial), self.rate / 2, out=half)
-        move += half
-        w += move
-
-
-SOLVERS: dict[str, type[Solver]] = {"euler": Euler, "heun": Heun}
-
-
-@dataclass(frozen=True)
-class _Rule:
-    """w ← w + rate · drift + diffusion · Σ_j weights_j z_j, z_j normal, and what this is called."""
-
-    drift: Field
-    diffusion: Noise
-    rate: float  #: dt, or −η where ``drift`` is a gradient
-    weights: Sequence[float]
-    solver: type[Solver] = Euler
-    momentum: float = 0.0
-    names: tuple[str, str, str] = ("gradient", "noise", "lr")
-
-    @property
-    def fields(self) -> dict[str, Field]:
-        pairs = zip(self.names, (self.drift, self.diffusion), strict=False)
-        return {name: field for name, field in pairs if callable(field)}
 
 
 def _expect(name: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -162,7 +134,7 @@ class _Increments:
         return z[:, : rows.shape[1]]
 
 
-def _explain(rule: _Rule, solver: Solver, noise: np.ndarray, start: int) -> None:
+def _explain(rule: _Rule, solver: _Euler, noise: np.ndarray, start: int) -> None:
     """Make the steps after ``start`` once more, and raise where the first of them fails."""
     w = solver.w
     for step, each in enumerate(noise, start):
@@ -182,8 +154,20 @@ def _explain(rule: _Rule, solver: Solver, noise: np.ndarray, start: int) -> None
 
 
 @dataclass(frozen=True)
+class Paths:
+    """What is kept of n walkers in d dimensions."""
+
+    times: np.ndarray  #: (k,) of the snapshots, steps · dt
+    snapshots: np.ndarray  #: (k, n, d)
+    final: np.ndarray  #: (n, d)
+    edges: np.ndarray  #: (n_bins + 1,), or none
+    density: np.ndarray  #: (n_bins,) the share of all visits, also of those outside, over the width
+    first_passage: np.ndarray  #: (n,) times, NaN where it did not happen, with ``until``
+
+
+@dataclass
 class Recording:
-    """What a simulator records on the way; the final positions it always does."""
+    """Records on the way what is asked for; the final positions are always kept."""
 
     snapshots: Sequence[int] = ()  #: increasing step numbers, 0 the start
     histogram: ArrayLike = ()  #: edges of bins, whose visits by the first coordinate are counted
@@ -193,46 +177,22 @@ class Recording:
     #: walker goes on; a block of walkers ends when all have passed and nothing else is recorded
     until: Field | None = None
 
-
-@dataclass(frozen=True)
-class Paths:
-    """What is kept of n walkers in d dimensions."""
-
-    times: np.ndarray  #: (k,) of the snapshots, steps · dt
-    snapshots: np.ndarray  #: (k, n, d)
-    final: np.ndarray  #: (n, d)
-    edges: np.ndarray  #: (n_bins + 1,), or none
-    counts: np.ndarray  #: (n_bins,) visits
-    n_visits: int  #: also those outside the edges
-    first_passage: np.ndarray  #: (n,) times, NaN where it did not happen, with ``until``
-
-    @property
-    def density(self) -> np.ndarray:
-        """(n_bins,) the share of all visits, also those outside the edges, over the bin's width."""
-        if not self.n_visits:
-            raise ValueError("no visits were counted: pass histogram=edges to the simulator")
-        return self.counts / (self.n_visits * np.diff(self.edges))
-
-
-class _Recorder:
-    """Records all blocks, each of which has its own part of the arrays."""
-
-    def __init__(self, w: np.ndarray, wanted: Recording, blocks: list[slice], n_steps: int) -> None:
-        kept = [checks.whole("a snapshot", s, least=0, most=n_steps) for s in wanted.snapshots]
+    def make_room(self, w: np.ndarray, blocks: list[slice], n_steps: int) -> None:
+        """Check what is asked for; each block has its own part of the arrays."""
+        kept = [checks.whole("a snapshot", s, least=0, most=n_steps) for s in self.snapshots]
         if kept != sorted(set(kept)):
             raise ValueError(f"snapshots must be increasing numbers of steps, got {kept}")
-        self.edges = edges = checks.array("histogram", wanted.histogram)
+        self.edges = edges = checks.array("histogram", self.histogram)
         if edges.ndim != 1 or len(edges) == 1 or (np.diff(edges) <= 0).any():
             raise ValueError(f"histogram must be two or more increasing edges, got {edges}")
-        self.burn_in = burn_in = checks.whole("burn_in", wanted.burn_in, least=0)
-        self.every = every = checks.whole("every", wanted.every, least=1)
+        self.burn_in = burn_in = checks.whole("burn_in", self.burn_in, least=0)
+        self.every = every = checks.whole("every", self.every, least=1)
         if len(edges) and burn_in + every > n_steps:
             raise ValueError(f"{burn_in = } and {every = } leave none of {n_steps} steps to count")
-        self.blocks, self.until = blocks, wanted.until
-        self.places = {step: i for i, step in enumerate(kept)}
+        self.blocks, self.places = blocks, {step: i for i, step in enumerate(kept)}
         self.shots = np.empty((len(kept), *w.shape), w.dtype)
         self.visits = np.zeros((len(blocks), len(edges) + 1), np.int64)  # with those outside
-        self.passage = np.full(len(w) if wanted.until else 0, np.nan)  # steps
+        self.passage = np.full(len(w) if self.until else 0, np.nan)  # steps
 
     def __call__(self, block: int, step: int, w: np.ndarray) -> bool:
         """Record a block after so many steps; whether it still had something to wait for."""
@@ -261,7 +221,7 @@ def _start(w0: ArrayLike, n_walkers: int | None, dtype: str = "float64") -> np.n
 
 
 def _run(
-    rule: _Rule, start: np.ndarray, n_steps: int, seed: int, threads: int | None, wanted: Recording
+    rule: _Rule, start: np.ndarray, n_steps: int, seed: int, threads: int | None, record: Recording
 ) -> Paths:
     """``start`` becomes the final positions."""
     n_steps, seed = checks.whole("n_steps", n_steps, least=1), checks.seed(seed)
@@ -270,13 +230,14 @@ def _run(
     n, n_blocks = len(start), 1 << (math.ceil(start.size / BLOCK) - 1).bit_length()
     ends = np.linspace(0, n, min(n, n_blocks) + 1).round().astype(int).tolist()
     blocks = [slice(*pair) for pair in pairwise(ends)]
-    record, stop = _Recorder(start, wanted, blocks, n_steps), Event()
+    record.make_room(start, blocks, n_steps)
+    stop = Event()
 
     def walk(block: int) -> None:
         w = start[blocks[block]]
         for name, field in rule.fields.items():
             _expect(f"the {name}", field(w.copy()), w.shape)
-        solver = rule.solver(w, rule.drift, rule.rate, rule.diffusion, rule.momentum)
+        solver = _Euler(w, rule)
         increments = _Increments(rule, w, seed, block)
         step, more = 0, record(block, 0, w)
         while step < n_steps and more and not stop.is_set():
@@ -300,7 +261,8 @@ def _run(
             pool.shutdown(cancel_futures=True)
     dt, visits = abs(rule.rate), record.visits.sum(axis=0)
     kept = np.array(list(record.places)) * dt, record.shots, start
-    return Paths(*kept, record.edges, visits[1:-1], int(visits.sum()), record.passage * dt)
+    density = visits[1:-1] / (visits.sum() * np.diff(record.edges))
+    return Paths(*kept, record.edges, density, record.passage * dt)
 
 
 def simulate(
@@ -311,39 +273,33 @@ def simulate(
     dt: float,
     n_steps: int,
     seed: int,
-    method: str = "euler",
     refine: int = 1,
     n_walkers: int | None = None,
     dtype: str = "float64",
     n_threads: int | None = None,
     **recording: Any,
 ) -> Paths:
-    """Walkers of dw = f(w) dt + G(w) dW (Itô): ``n_steps`` steps of length ``dt``.
+    """Walkers of dw = f(w) dt + G(w) dW (Itô): ``n_steps`` Euler–Maruyama steps of length ``dt``.
 
     Arguments:
         drift: f
         diffusion: G: a number; (d,), its diagonal; (d, d); or a field, its diagonal at w
         w0: (n, d); or (d,), or a number for d = 1, for ``n_walkers`` that start together
-        method: "euler" (:class:`Euler`), or "heun" (:class:`Heun`), for a constant G only
         refine: k: the noise of a step is the sum of that of k steps of dt/k. So dt with refine=k
-            and dt/k with refine=1 see the same Brownian paths, as do both methods
+            and dt/k with refine=1 see the same Brownian paths
         dtype: "float64" or "float32"
         n_threads: all cores by default; the results are the same to the last bit on any number
         recording: as in :class:`Recording`
 
     Raises ValueError for impossible settings, and FloatingPointError, which names the step and the
-    position, for a drift that is not finite and for a walker beyond 1e8. The methods: Kloeden &
-    Platen (1992), §10.2, §14.1, §15.1.
+    position, for a drift that is not finite and for a walker beyond 1e8. The method: Kloeden &
+    Platen (1992), §10.2.
     """
-    solver = SOLVERS[checks.one_of("method", method, SOLVERS)]
-    if callable(diffusion) and "varies" not in solver.strong_order:
-        instead = "converges to Stratonovich's equation instead of Itô's: take 'euler'"
-        raise ValueError(f"with a diffusion that depends on w {method!r} {instead}")
     dt, refine = checks.real("dt", dt, above=0), checks.whole("refine", refine, least=1)
     weights, names = [math.sqrt(dt / refine)] * refine, ("drift", "diffusion", "dt")
-    rule = _Rule(drift, diffusion, dt, weights, solver, names=names)
-    start, wanted = _start(w0, n_walkers, dtype), Recording(**recording)
-    return _run(rule, start, n_steps, seed, n_threads, wanted)
+    rule = _Rule(drift, diffusion, dt, weights, names=names)
+    start, record = _start(w0, n_walkers, dtype), Recording(**recording)
+    return _run(rule, start, n_steps, seed, n_threads, record)
 
 
 def sgd(
@@ -382,14 +338,6 @@ def sgd(
     return _run(rule, _start(w0, n_walkers), n_steps, seed, None, Recording(**recording))
 
 
-@dataclass(frozen=True)
-class Order:
-    """The slope of log(error) against log(dt)."""
-
-    slope: float
-    stderr: float  #: by Monte Carlo; it knows that all errors come from the same walkers
-
-
 def convergence_order(
     drift: Field,
     diffusion: Noise,
@@ -397,34 +345,32 @@ def convergence_order(
     *,
     time: float,
     n_steps: Sequence[int],
-    method: str,
     seed: int,
     n_walkers: int | None = None,
-) -> Order:
-    """The strong order of ``method``, from runs to ``time`` of so many steps as ``n_steps`` says.
+) -> Estimate:
+    """The strong order of :func:`simulate`, from runs to ``time`` of each of ``n_steps``.
 
-    The error is ``E‖w − w*‖``, where w* follows the same Brownian path: by "heun" in steps of a
-    sixteenth of the shortest, or, where G depends on w, by "euler" in steps of a 64th. (w shares
-    the error of w* there: ½ comes out as 0.506 of steps that double.) Raises ValueError where 16
-    (64) times max(n_steps) is no multiple of all, and for errors that are Monte-Carlo noise.
+    The slope of log(error) against log(dt − dt*). The error is ``E‖w − w*‖``, where w* follows the
+    same Brownian path in steps dt* of a 64th of the shortest. ``stderr`` knows that all errors come
+    from the same walkers. Raises ValueError where 64 times max(n_steps) is no multiple of all, and
+    for errors that are Monte-Carlo noise.
     """
     time = checks.real("time", time, above=0)
     counts = [checks.whole("each of n_steps", n, least=1) for n in n_steps]
-    best, finer = ("euler", 64) if callable(diffusion) else ("heun", 16)
-    finest = finer * max(counts, default=0)
+    finest = 64 * max(counts, default=0)
     if len(set(counts)) < 2 or any(finest % n for n in counts):
         raise ValueError(f"n_steps must be two or more that divide {finest}, got {counts}")
 
-    def run(method: str, n: int) -> np.ndarray:
+    def run(n: int) -> np.ndarray:
         same = partial(simulate, drift, diffusion, w0, seed=seed, n_walkers=n_walkers)
-        return same(dt=time / n, n_steps=n, method=method, refine=finest // n).final
+        return same(dt=time / n, n_steps=n, refine=finest // n).final
 
-    exact = run(best, finest)
-    each = np.array([np.linalg.norm(run(method, n) - exact, axis=1) for n in counts])  # (k, n)
+    exact = run(finest)
+    each = np.array([np.linalg.norm(run(n) - exact, axis=1) for n in counts])  # (k, n)
     means, root = each.mean(axis=1), math.sqrt(each.shape[1])
     rounding = 10 * np.finfo(float).eps * math.sqrt(finest) * np.abs(exact).max()
     if len(exact) < 2 or not (means > 3 * each.std(axis=1) / root + rounding).all():
         raise ValueError(f"{len(exact)} walkers too few, or steps too short: {means} is all noise")
     logs = np.column_stack([np.log(means), each / means[:, None]])  # their errors are of each/mean
-    slope, *slopes = np.polyfit(np.log(time / np.array(counts)), logs, 1)[0]
-    return Order(float(slope), float(np.std(slopes) / root))
+    slope, *slopes = np.polyfit(np.log(1 / np.array(counts) - 1 / finest), logs, 1)[0]
+    return Estimate(float(slope), float(np.std(slopes) / root), len(exact))

@@ -5,18 +5,17 @@ Definition 2 is the (C_ε, A)-sharpness of Keskar et al. (arXiv:1609.04836, §2.
     φ_{x,f}(ε, A) = 100 · (max_{z ∈ C_ε} f(x + A z) − f(x)) / (1 + f(x))    (2)
     C_ε = { z ∈ R^p : |z_i| ≤ ε (|(A⁺x)_i| + 1) }                           (3)
 
-The maximum is over a box, of a function that need not be concave, so a solver gives a lower bound;
-every result says how it was found and whether the solver had converged. Four traps are avoided
-here. (i) z = 0 is a stationary point when x is a minimum, and L-BFGS-B started there returns φ = 0
-at once: a search starts at the vertex that the gradient at a random point of the box points at.
-(ii) L-BFGS-B stops on absolute tolerances and takes x⁸ near 0 for flat: the search runs over
-u ∈ [−1, 1]^p, z = h·u, on f scaled to slopes of order 1. (iii) A failed line search would lose the
-best point: the best of all points evaluated is what is returned. (iv) A rise may drown in the
-rounding of two losses: every measure finds out how much that is, and says so in ``stderr``.
+The function need not be concave, so a solver gives a lower bound; every result says how it was
+found and whether the solver had converged. Four traps are avoided. (i) z = 0 is a stationary point
+when x is a minimum, and L-BFGS-B started there returns φ = 0 at once: a search starts at the vertex
+that the gradient at a random point of the box points at. (ii) L-BFGS-B stops on absolute tolerances
+and takes x⁸ near 0 for flat: the search runs over u ∈ [−1, 1]^p, z = h·u, on f scaled to slopes of
+order 1. (iii) A failed line search would lose the best point: the best of all points evaluated is
+what is returned. (iv) A rise may drown in the rounding of two losses: every measure finds out how
+much that is, and says so in ``stderr``.
 
-The other measures change the set of perturbations. All of :data:`MEASURES` are called as
-``measure(objective, x, epsilon=..., seed=...)``, have a default ε of their own, and give a
-:class:`SharpnessResult`. All raise ValueError for impossible settings, for losses and gradients
+The other measures change the set of perturbations. All of :data:`MEASURES` give a
+:class:`SharpnessResult`. They raise ValueError for impossible settings, for losses and gradients
 that are not finite, and where 1 + f(x), by which φ divides, is not positive.
 """
 
@@ -25,23 +24,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.optimize import Bounds, minimize
-from scipy.special import ndtr, stdtrit
 from torch import Tensor
 
 from lecture6 import checks
+from lecture6.curvature import Estimate
 from lecture6.objective import Objective, length
 
 KESKAR_ITERATIONS = 10  # of L-BFGS-B: Keskar et al., §2.2.2
-MAX_VERTEX_DIM = 16  # 2^16 vertices
 TOLERANCE = 0.01  # of a search: the gap that it leaves, as a fraction of φ
-KNOWN = 0.1  # the standard error of a φ that has converged is below this fraction of it
+KNOWN = 0.1  # of a φ that has converged the error is below this fraction of it
 NEAR = 1e-3  # of the step to a point: so near to it are the points whose losses show its rounding
+MEMORY_LIMIT = 2 << 30  # bytes of a random A that is kept
 _ROWS = 1 << 15  # rows of A drawn from one seed
 
 
@@ -54,14 +52,14 @@ class SharpnessResult:
     ``stderr`` is the standard error of φ at the point found, by rounding: of both losses, of
     x + A z, of SAM's direction. In :func:`average` that of the draws is in it. ``converged`` means
     that the gap is below the tolerance, a stationary point of the box (another one may be higher
-    still), and ``stderr`` below a tenth of φ.
+    still), and that φ is known to a tenth: to three standard errors of rounding, and one of draws.
     """
 
     value: float  #: φ, per cent
     loss: float  #: f(x)
     loss_max: float  #: f(x + A z); of average: the mean over the perturbations
     epsilon: float
-    n_evaluations: int  #: of f and its gradient; vertices, average: of f (beside a few for stderr)
+    n_evaluations: int  #: of f and its gradient; average: of f (beside a few for stderr)
     converged: bool
     method: str
     message: str
@@ -89,22 +87,16 @@ class RandomSubspace:
 
     Keskar et al. do not state the law of A; entries of order 1 are the reading that their Tables 3
     and 4 allow (unit columns would make φ a millionfold smaller). The blocks are kept when the
-    matrix fits in ``memory_limit`` bytes and drawn again, the same, at every product when not.
+    matrix fits in 2 GiB and drawn again, the same, at every product when not.
     """
 
     def __init__(
-        self,
-        n: int,
-        p: int,
-        *,
-        seed: int = 0,
-        device: str | torch.device = "cpu",
-        memory_limit: int = 1 << 30,
+        self, n: int, p: int, *, seed: int = 0, device: str | torch.device = "cpu"
     ) -> None:
         self.n, self.device = checks.whole("n", n, least=1), device
         self.p = checks.whole("p, the number of columns,", p, least=1, most=self.n)
         self.shape, self.seed = (self.n, self.p), checks.seed(seed)
-        fits = 4 * self.n * self.p <= memory_limit
+        fits = 4 * self.n * self.p <= MEMORY_LIMIT
         self._kept = list(map(self._draw, range(0, self.n, _ROWS))) if fits else []
         gram = torch.zeros(self.p, self.p, dtype=torch.float64, device=device)
         for _, a in self.blocks():
@@ -153,7 +145,6 @@ class _Search:
     space: _Space
     epsilon: float
     margin: float = 1.0
-    tolerance: float = TOLERANCE
     n_evaluations: int = 0
 
     def __post_init__(self) -> None:
@@ -169,7 +160,7 @@ class _Search:
 
     def stationary(self) -> bool:
         rise, _, gap, _ = self.best
-        return rise > 0 and gap <= self.tolerance * rise
+        return rise > 0 and gap <= TOLERANCE * rise
 
     def result(self, method: str, message: str) -> SharpnessResult:
         rise, u, gap, slope = self.best
@@ -184,14 +175,11 @@ class _Search:
     def point(self, u: Tensor) -> Tensor:
         return self.x + self.space.apply(self.half_width * u)
 
-    def rise(self, value: float) -> float:
-        return _finite(value, "inside the box of x", "; take a smaller epsilon") - self.base
-
     def evaluate(self, u: Tensor) -> tuple[float, Tensor]:
         """The rise above f(x) at u, and its gradient with respect to u."""
         value, slope = self.objective.value_and_grad(self.point(u))
         self.n_evaluations += 1
-        rise = self.rise(value)
+        rise = _finite(value, "inside the box of x", "; take a smaller epsilon") - self.base
         grad = self.half_width * self.space.transpose(slope)
         checks.finite("the gradient inside the box of x", grad, "is the loss smooth there?")
         if rise > self.best[0]:
@@ -199,23 +187,6 @@ class _Search:
             gap = grad.abs().addcmul_(grad, u, value=-1).sum().item()
             self.best = rise, u, gap, slope
         return rise, grad
-
-    def vertices(self) -> SharpnessResult:
-        """All corners of the box."""
-        p = self.space.p
-        if p > MAX_VERTEX_DIM:
-            raise ValueError(
-                f"method 'vertices' evaluates 2^p corners and takes p up to {MAX_VERTEX_DIM}, got "
-                f"p = {p}; use method 'converged'"
-            )
-
-        def height(u: Tensor) -> float:
-            self.n_evaluations += 1
-            return self.rise(self.objective.value(self.point(u)))
-
-        corners = (torch.tensor(corner).to(self.x) for corner in product((-1.0, 1.0), repeat=p))
-        self.evaluate(max(corners, key=height))  # for the gap at the best of them
-        return self.result("vertices", f"all {2**p} vertices; exact where f is convex along A")
 
     def best_of_starts(
         self, method: str, n_starts: int, n_iterations: int, seed: int
@@ -289,8 +260,6 @@ def worst_case(
     subspace: int | Tensor | RandomSubspace | None = None,
     method: str = "lbfgsb",
     n_iterations: int = KESKAR_ITERATIONS,
-    n_starts: int = 1,
-    tolerance: float = TOLERANCE,
     seed: int = 0,
 ) -> SharpnessResult:
     """The sharpness φ of Definition 2 at ``x`` (n_params,), in per cent: the worst case.
@@ -299,33 +268,24 @@ def worst_case(
         epsilon: half-width ε of the box; Keskar et al. use 1e-3 and 5e-4
         subspace: A: None for the identity; an integer p for p random columns
             (:class:`RandomSubspace`; Keskar: p = 100); or a matrix (n_params, p)
-        method:
-            - "lbfgsb": ``n_iterations`` of L-BFGS-B from each of ``n_starts`` points: with the
-              defaults Keskar's setting, a lower bound
-            - "ascent": as many of projected sign-gradient ascent, which works in float32 and
-              costs nothing beside its evaluations
-            - "converged": both in turn, from at least 4 starts and with at least 100
-              iterations; where starts end at different heights the message says so
-            - "vertices": all 2^p corners, p ≤ 16; exact when f is convex along A
-
-        tolerance: of ``converged``: the gap as a fraction of φ
+        method: "lbfgsb", ``n_iterations`` of L-BFGS-B, Keskar's setting; "ascent", as many of
+            projected sign-gradient ascent, which works in float32 and costs nothing beside its
+            evaluations; "converged", both in turn, from 4 starts and with at least 100 iterations:
+            the message says where they end at different heights
         seed: of the starts, and of the random columns
 
     L-BFGS-B needs more digits than float32 has near a minimum: give it an objective in float64.
     When no point of the box lies above f(x), ``value`` is 0, ``converged`` is False and ``message``
     says so.
     """
-    checks.one_of("method", method, ("lbfgsb", "ascent", "converged", "vertices"))
+    checks.one_of("method", method, ("lbfgsb", "ascent", "converged"))
     n_iterations = checks.whole("n_iterations", n_iterations, least=1)
-    n_starts = checks.whole("n_starts", n_starts, least=1)
-    tolerance, seed = checks.real("tolerance", tolerance, least=0), checks.seed(seed)
+    seed, n_starts = checks.seed(seed), 1
+    if method == "converged":
+        n_starts, n_iterations = 4, max(n_iterations, 100)
     x = objective.vector(x)  # before a subspace is drawn: it names a w that is not finite
     space = _as_space(subspace, objective, seed)
-    search = _Search(objective, x, space, epsilon, tolerance=tolerance)
-    if method == "vertices":
-        return search.vertices()
-    if method == "converged":
-        n_starts, n_iterations = max(n_starts, 4), max(n_iterations, 100)
+    search = _Search(objective, x, space, epsilon)
     return search.best_of_starts(method, n_starts, n_iterations, seed)
 
 
@@ -365,15 +325,13 @@ def average(
         return np.array([[_finite(value, "near x") - base for value in pair] for pair in pairs])
 
     each = differences(epsilon, n)
-    near = differences(NEAR * epsilon + 2 * eps * x.abs(), 3).mean(1)  # by rounding of f(x) alone
     rises, rise = each.mean(1), float(each.mean())
-    # hypot, as squares of tiny losses underflow; and Student's t, as three errors of few draws fail
-    draws = math.hypot(*(rises - rise)) / math.sqrt(n * (n - 1)) * stdtrit(n - 1, ndtr(3)) / 3
+    near = differences(NEAR * epsilon + 2 * eps * x.abs(), 3).mean(1)  # by rounding of f(x) alone
     steps = 2 * min(np.diff(np.unique(rises)), default=0.0)  # of losses that come in steps
     last_place = max(steps, eps * (abs(base) + np.abs(each).mean() or 1.0))
-    error = math.hypot(draws, *near / 3**0.5, last_place)
+    error, draws = math.hypot(*near / 3**0.5, last_place), Estimate.mean(rises).stderr
     how = True, "average", f"mean of {n} pairs of perturbations"
-    return _result(base, rise, error, *how, epsilon=epsilon, n_evaluations=2 * n)
+    return _result(base, rise, error, *how, draws=draws, epsilon=epsilon, n_evaluations=2 * n)
 
 
 def sam(
@@ -429,10 +387,19 @@ def _rounding(
 
 
 def _result(
-    base: float, rise: float, error: float, found: bool, method: str, message: str, **rest: Any
+    base: float,
+    rise: float,
+    rounding: float,
+    found: bool,
+    method: str,
+    message: str,
+    *,
+    draws: float = 0.0,
+    **rest: Any,
 ) -> SharpnessResult:
-    """φ of a rise above the loss ``base``, both known to within ``error``; ``found``: no better."""
-    scale, known = 1 + base, error < KNOWN * abs(rise)
+    """φ of a rise above the loss ``base``, with the errors of both; ``found``: no better."""
+    scale, error = 1 + base, math.hypot(rounding, draws)
+    known = math.hypot(3 * rounding, draws) < KNOWN * abs(rise)
     if not known:
         more = "more n_samples, " if method == "average" else ""
         message += f"; the rise is {rise:.2g} ± {error:.2g}: {more}a larger epsilon or float64"

@@ -1,12 +1,12 @@
 """Losses that are known in closed form: what the measures are tested against.
 
-Each toy is an :class:`~lecture6.objective.Objective` in float64, with its minimisers, and, if it is
-convex, its sharpness (Definition 2), neither of them computed by the code that they test.
+A :class:`Toy` is an :class:`~lecture6.objective.Objective` in float64, with its minimisers, and, if
+it is convex, its sharpness (Definition 2), neither of them computed by the code that they test. The
+wells that walkers move in, :class:`TwoWells`, are functions of many points at once.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import product
 
@@ -15,12 +15,9 @@ import torch
 from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 from scipy.special import expit
-from torch import Tensor
 
 from lecture6 import checks
 from lecture6.objective import FunctionObjective
-
-MAX_DIM = 16  # of a box whose corners are enumerated: 2^16
 
 
 def _numbers(name: str, values: ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
@@ -41,19 +38,14 @@ class Toy(FunctionObjective):
         """φ of Definition 2 at x, per cent; A is the identity, or ``a`` of shape (n_params, p).
 
         A convex loss is largest in one of the 2^p corners of its box; they are enumerated. Raises
-        ValueError for p > 16, and for a loss that is not convex.
+        ValueError for a loss that is not convex.
         """
         if not self.convex:
-            raise ValueError(
-                f"known for convex losses only, which this {type(self).__name__} isn't"
-            )
+            raise ValueError(f"known for convex losses only: this {type(self).__name__} isn't")
         epsilon, x = checks.real("epsilon", epsilon, above=0), _numbers("x", x, (self.n_params,))
         a = np.eye(len(x)) if a is None else _numbers("a", a, (len(x), np.shape(a)[-1]))
-        p = a.shape[1]
-        if p > MAX_DIM:
-            raise ValueError(f"the box has 2^p corners: p may be up to {MAX_DIM}, got p = {p}")
         half = epsilon * (np.abs(np.linalg.lstsq(a, x, rcond=None)[0]) + 1)
-        corners = x + (np.array(list(product((-1, 1), repeat=p))) * half) @ a.T
+        corners = x + (np.array(list(product((-1, 1), repeat=len(half)))) * half) @ a.T
         top = torch.vmap(self.function)(torch.from_numpy(corners)).max().item()
         base = self.value(torch.from_numpy(x))
         return 100 * (top - base) / (1 + base)
@@ -90,19 +82,17 @@ class Quadratic(Toy):
 
     Arguments:
         eigenvalues: (n_params,) of either sign
-        seed: H = Q diag(eigenvalues) Qᵀ with a random orthogonal Q; None: Q = I
+        seed: of the random orthogonal Q in H = Q diag(eigenvalues) Qᵀ
 
     ``h`` is H; ``minimisers`` is empty when an eigenvalue is negative: then 0 is a saddle.
     """
 
-    def __init__(self, eigenvalues: ArrayLike, *, seed: int | None = 0) -> None:
+    def __init__(self, eigenvalues: ArrayLike, *, seed: int = 0) -> None:
         spectrum = checks.array("eigenvalues", eigenvalues)
         n = len(spectrum)
-        q = np.eye(n)
-        if seed is not None:
-            generator = np.random.default_rng(checks.seed(seed))
-            q, r = np.linalg.qr(generator.standard_normal((n, n)))
-            q = q * np.sign(np.diag(r))  # Haar: uniform over the orthogonal matrices
+        generator = np.random.default_rng(checks.seed(seed))
+        q, r = np.linalg.qr(generator.standard_normal((n, n)))
+        q = q * np.sign(np.diag(r))  # Haar: uniform over the orthogonal matrices
         self.h = (q * spectrum) @ q.T
         self.convex = bool((spectrum >= 0).all())
         self.minimisers = np.zeros((int(self.convex), n))
@@ -130,22 +120,12 @@ class TwoParabolas(Toy):
             lambda w: torch.minimum(0.5 * h0 * (w[0] - c0) ** 2, 0.5 * h1 * (w[0] - c1) ** 2), 1
         )
 
-    def bits(self, well: int, *, tolerance: float, width: float) -> float:
-        """Bits that place w within the well, out of a prior interval of ``width``.
 
-        The loss stays below ``tolerance`` on an interval of length 2 √(2·tolerance/h), so
-        log2(width / that) bits say where it lies (after Hochreiter & Schmidhuber 1997).
-        """
-        h = float(self.curvatures[checks.whole("well", well, least=0, most=1)])
-        length = 2 * math.sqrt(2 * checks.real("tolerance", tolerance, above=0) / h)
-        return math.log2(checks.real("width", width, above=0) / length)
-
-
-class TwoWells(Toy):
+class TwoWells:
     """The soft minimum of two quadratic wells, each with a place, a width and a depth of its own.
 
     ℓ(w) = −s log Σ_j exp(−q_j(w)/s) with q_j(w) = level_j + ½ (w − c_j)ᵀ H_j (w − c_j). As s → 0 it
-    is min_j q_j, which has a kink where the wells meet.
+    is min_j q_j, which has a kink where the wells meet. Its ``minimisers`` are the centres, (2, d).
 
     Arguments:
         curvatures: H_j, (2, d, d); (2,) for one parameter
@@ -178,13 +158,6 @@ class TwoWells(Toy):
                 f"the wells run into each other: lower softness = {softness:g}, or set the "
                 f"centres {self.minimisers.tolist()} farther apart"
             )
-        c, hessians, levels = map(torch.from_numpy, (self.minimisers, h, self.levels))
-
-        def loss(w: Tensor) -> Tensor:
-            q = levels + 0.5 * torch.einsum("ji,jik,jk->j", w - c, hessians, w - c)
-            return -softness * torch.logsumexp(-q / softness, 0)
-
-        super().__init__(loss, d)
 
     def _weights(self, w: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The weight of well 0, (n,), each q_j, (2, n), and each ∇q_j, (2, n, d)."""
@@ -206,8 +179,8 @@ class TwoWells(Toy):
     @property
     def saddle(self) -> float:
         """Of one parameter: the top between the two minima. Raises ValueError for more."""
-        if self.n_params > 1:
-            raise ValueError(f"the top between two wells of {self.n_params} parameters is no point")
+        if self.minimisers.shape[1] > 1:
+            raise ValueError("the top between two wells of more than one parameter is no point")
         low, high = sorted(self.minimisers[:, 0])
         # Between them ℓ' goes from + to − once; it is 0 at the ends.
         room = 1e-6 * (high - low)

@@ -320,6 +320,8 @@ class _Training:
         self.epoch, self.update, self.factor = 0, 0, float(self.factors[0, 0])
         self.best, self.since_best, self.seconds = math.inf, 0, 0.0
         self.checkpoint = Checkpoint(checkpoint, self._identity(data) if checkpoint else {})
+        if team.rank == 0:
+            self.checkpoint.check_writable()
         self._restore()
 
     def _identity(self, data: Dataset) -> dict[str, Any]:
@@ -344,7 +346,6 @@ class _Training:
         recipe, total = self.recipe, self.recipe.epochs
         if not self.rows:
             self.best = self._record()
-        self._save()  # where it cannot be written, this is found out now
         while self.epoch < total and self.since_best < (recipe.patience or math.inf):
             self.model.train()
             started = perf_counter()

@@ -13,8 +13,13 @@ GPU_MARKERS = {
     "gpu": "needs a CUDA GPU; runs only with --gpu",
     "full": "a study at the papers' size; runs only with --gpu",
 }
-# The files that take minutes come first: of two processes, none is to run one alone at the end.
-LONG = ("test_studies.py", "test_parallel.py", "test_notebooks.py", "test_book.py")
+# The files that take longest come first, by the processor's time: of two processes, none is to run
+# one alone at the end.
+LONG = (
+    *("test_studies.py", "test_parallel.py", "test_gpu.py", "test_imagenet.py"),
+    *("test_error_bars.py", "test_noise.py", "test_curvature.py", "test_data.py", "test_fuzz.py"),
+    *("test_book.py", "test_notebooks.py", "test_explorables_page.py", "test_execution.py"),
+)
 
 
 def pytest_addoption(parser):

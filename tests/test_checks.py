@@ -124,6 +124,7 @@ def test_data_that_no_trainer_takes(trainer, name):
         TRAINERS[trainer](net(), replace(SET, **parts))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "parts", "message"),
     [
@@ -207,6 +208,7 @@ class Spare(nn.Module):
         return self.net(x)
 
 
+@pytest.mark.slow
 def test_an_unused_parameter_stays_where_it_is_for_all():
     alone, workers = by_train(Spare(), SET), by_workers(Spare(), SET)
     torch.testing.assert_close(workers.w, alone.w, rtol=1e-5, atol=1e-6)

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from fractions import Fraction
 
 import mpmath
 import numpy as np
@@ -100,16 +99,6 @@ def test_linear_scaling_breaks_as_the_rate_nears_its_limit(k):
     assert large / small == pytest.approx((2 - lr * h) / (2 - k * lr * h), rel=1e-12)
 
 
-def test_excess_loss_is_half_the_trace_of_hs():
-    h = np.linalg.eigvalsh(H)
-    found = equilibrium.excess_loss(h, LR, B)
-    expected = 0.5 * np.trace(H @ equilibrium.ou_covariance(H, H, LR, B))
-    assert found == pytest.approx(expected, rel=1e-12)
-    assert found == pytest.approx((0.5 * LR * h / (B * (2 - LR * h))).sum(), rel=1e-12)
-    slow = equilibrium.excess_loss(h, 1e-6, B)
-    assert slow == pytest.approx(1e-6 * np.trace(H) / (4 * B), rel=1e-5)
-
-
 # Linear regression
 
 
@@ -174,15 +163,16 @@ def test_regression_covariance_by_simulation(replacement):
 
 
 def test_the_edge_of_stability_is_that_of_one_dimension():
-    """The radius is (1 − ηa)² + η²κs², whose edge smallest_stable_batch knows."""
+    """The radius is (1 − ηa)² + η²κs² (Wu, Ma & E 2018); it reaches 1 between two batch sizes."""
     h = np.array([0.1, 0.3, 0.2, 6.0, 0.4, 0.3])
     x, y, lr = np.sqrt(h)[:, None], random(6, seed=6), 0.5
-    least = equilibrium.smallest_stable_batch(lr, h.mean(), h.std(), 6)
+    radius = {
+        b: (1 - lr * h.mean()) ** 2 + lr**2 * (6 - b) / (b * 5) * h.var() for b in range(1, 7)
+    }
+    least = min(b for b in radius if radius[b] <= 1)
     assert 1 < least < 6
     found = equilibrium.linear_regression_covariance(x, y, lr, least, replacement=False)
-    kappa = (6 - least) / (least * 5)
-    expected = (1 - lr * h.mean()) ** 2 + lr**2 * kappa * h.var()
-    assert found.spectral_radius == pytest.approx(expected, rel=1e-12)
+    assert found.spectral_radius == pytest.approx(radius[least], rel=1e-12)
     with pytest.raises(ValueError, match=rf"fold a step at lr = 0.5 and batch_size = {least - 1}"):
         equilibrium.linear_regression_covariance(x, y, lr, least - 1, replacement=False)
 
@@ -255,49 +245,14 @@ def test_variance_at_the_end_of_a_quiet_epoch_keeps_its_digits(lr_h):
     assert found == pytest.approx(16 / 63 * 255 / 12 / 2 * lr_h**3, rel=16 * lr_h + 1e-12)
 
 
-@pytest.mark.parametrize("lr", [0.1, 0.5, 0.9])
-def test_smallest_stable_batch_by_enumeration(lr):
-    h = torch.tensor([0.1, 0.3, 0.2, 6.0, 0.4, 0.3], dtype=torch.float64)
-    a, s = h.mean().item(), h.std(correction=0).item()
-    least = equilibrium.smallest_stable_batch(lr, a, s, 6)
-    growth = {}
-    for b in range(1, 7):
-        drawn = h[batches(6, b, "without_replacement")]
-        growth[b] = ((1 - lr * drawn.mean(1)) ** 2).mean().item()
-    stable = [b for b, g in growth.items() if g <= 1]
-    assert stable == [b for b in range(1, 7) if b >= least]
-    assert (least > 1) == (lr > 0.2)  # every batch is stable, or some only
-
-
-def test_smallest_stable_batch_by_simulation():
-    """E[w²] of many runs shrinks from that batch on and grows below it."""
-    generator = torch.Generator().manual_seed(1)
-    h = torch.tensor([0.5, 1.5] * 10, dtype=torch.float64)
-    lr = 1.7
-    least = equilibrium.smallest_stable_batch(lr, 1.0, 0.5, 20)
-    assert 1 < least < 20
-    ends = {}
-    for b in (least - 1, least):
-        factors = torch.ones(100_000, dtype=torch.float64)
-        for _ in range(3):
-            index = torch.rand(len(factors), 20, generator=generator).argsort(1)[:, :b]
-            factors *= (1 - lr * h[index].mean(1)) ** 2
-        ends[b] = factors.mean().item(), 3 * factors.std().item() / math.sqrt(len(factors))
-    assert ends[least - 1][0] - ends[least - 1][1] > 1
-    assert ends[least][0] + ends[least][1] < 1
-
-
-def test_a_curvature_at_the_edge_needs_the_whole_set():
-    assert equilibrium.smallest_stable_batch(2.0, 1.0, 0.5, 20) == 20
-    assert equilibrium.smallest_stable_batch(0.5, 1.0, 0.0, 20) == 1
-
-
 # The Gibbs density
 
 
 def moments(gibbs):
-    mean = gibbs.weights @ gibbs.points
-    return mean, (gibbs.weights * (gibbs.points - mean).T) @ (gibbs.points - mean)
+    """Mean and variance, by a sum over a fine grid."""
+    w = np.linspace(gibbs.low, gibbs.high, 400_001)
+    p = gibbs.pdf(w) * (w[1] - w[0])
+    return p @ w, p @ (w - p @ w) ** 2
 
 
 def test_density_of_a_parabola_is_gaussian():
@@ -310,31 +265,16 @@ def test_density_of_a_parabola_is_gaussian():
     assert (gibbs.pdf(w)[~inside] == 0).all()
     np.testing.assert_allclose(gibbs.cdf(w), exact.cdf(w), **CLOSE)
     assert gibbs.log_partition == pytest.approx(math.log(2 * math.pi * t / h) / 2, rel=1e-10)
-    mean, covariance = moments(gibbs)
-    assert mean.item() == pytest.approx(centre, rel=1e-10)
-    assert covariance.item() == pytest.approx(t / h, rel=1e-10)
-
-
-def test_density_of_a_paraboloid_is_gaussian():
-    f, t = toys.Quadratic([3.0, 0.5], seed=3), 0.05
-    gibbs = Gibbs(f, t, (-3, -3), (3, 3))
-    mean, covariance = moments(gibbs)
-    np.testing.assert_allclose(mean, 0, **CLOSE)
-    np.testing.assert_allclose(covariance, t * np.linalg.inv(f.h), rtol=1e-8)
-    exact = stats.multivariate_normal([0, 0], t * np.linalg.inv(f.h))
-    w = random(50, 2, seed=7) / 3
-    np.testing.assert_allclose(gibbs.pdf(w), exact.pdf(w), rtol=1e-8)
+    assert moments(gibbs) == pytest.approx([centre, t / h], rel=1e-9)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_its_covariance_is_that_of_the_sde(momentum):
-    f, sigma = toys.Quadratic([3.0, 0.5], seed=3), 0.6
+def test_its_variance_is_that_of_the_sde(momentum):
+    h, sigma = 3.0, 0.6
     t = equilibrium.temperature(LR, B, sigma) / (1 - momentum)
-    gibbs = Gibbs(f, t, (-3, -3), (3, 3))
-    s = equilibrium.ou_covariance(
-        f.h, sigma**2 * np.eye(2), LR, B, momentum=momentum, discrete=False
-    )
-    np.testing.assert_allclose(moments(gibbs)[1], s, rtol=1e-8)
+    gibbs = Gibbs(lambda w: h / 2 * w**2, t, -3, 3)
+    s = equilibrium.ou_covariance(h, sigma**2, LR, B, momentum=momentum, discrete=False)
+    assert moments(gibbs)[1] == pytest.approx(s.item(), rel=1e-8)
 
 
 class DoubleWell:
@@ -350,10 +290,6 @@ class DoubleWell:
     def __call__(self, w):
         return self.profile(w)
 
-    def valley(self, w):
-        """With a parabola across it, for points (n, 2)."""
-        return self.profile(w[:, 0]) + 1.5 * w[:, 1] ** 2
-
 
 WELL = DoubleWell(-1.5, 0.2, 1.0)
 
@@ -367,28 +303,11 @@ def test_density_of_a_double_well_by_quad(t):
 
     gibbs, (z, _) = Gibbs(WELL, t, -4, 4), integral(lambda w: 1)
     assert gibbs.log_partition == pytest.approx(math.log(z), rel=1e-10, abs=1e-10)
-    mean, covariance = moments(gibbs)
-    assert mean.item() == pytest.approx(integral(lambda w: w)[0] / z, rel=1e-10)
-    second = integral(lambda w: (w - mean.item()) ** 2)[0] / z
-    assert covariance.item() == pytest.approx(second, rel=1e-10)
+    mean = integral(lambda w: w)[0] / z
+    assert moments(gibbs) == pytest.approx([mean, integral(lambda w: (w - mean) ** 2)[0] / z])
     for w in (-1.7, -1.0, 0.2, 0.9001):
         below = integral(lambda w: 1, high=w)[0] / z
-        assert gibbs.cdf([w]).item() == pytest.approx(below, rel=1e-9)
-    left = gibbs.probability(lambda w: w[:, 0] < WELL.saddle)
-    assert left == pytest.approx(gibbs.cdf([WELL.saddle]).item(), abs=0.002)
-
-
-def test_a_separable_density_is_a_product():
-    t = 0.3
-    both, along = Gibbs(WELL.valley, t, (-3, -3), (3, 3)), Gibbs(WELL, t, -3, 3)
-    across = Gibbs(toys.Quadratic([3.0]), t, -3, 3)
-    assert both.log_partition == pytest.approx(along.log_partition + across.log_partition, rel=1e-9)
-    w = random(30, 2, seed=8)
-    np.testing.assert_allclose(both.pdf(w), along.pdf(w[:, 0]) * across.pdf(w[:, 1]), rtol=1e-9)
-    mean = [moments(along)[0].item(), 0]
-    np.testing.assert_allclose(moments(both)[0], mean, rtol=1e-9, atol=1e-12)
-    quadrant = both.probability(lambda w: (w[:, 0] < 0.2) & (w[:, 1] > 0))
-    assert quadrant == pytest.approx(along.cdf([0.2]).item() / 2, abs=0.01)
+        assert gibbs.cdf(w) == pytest.approx(below, rel=1e-9)
 
 
 def test_a_box_that_cuts_the_density_keeps_it_normalised():
@@ -398,25 +317,16 @@ def test_a_box_that_cuts_the_density_keeps_it_normalised():
     np.testing.assert_allclose(flat.pdf(w), 0.2, **CLOSE)
     slope = Gibbs(lambda w: 3 * w, 1.0, 0, 2)
     np.testing.assert_allclose(slope.cdf(w), stats.truncexpon(6, scale=1 / 3).cdf(w), **CLOSE)
-    corner = Gibbs(lambda w: w.sum(1), 1.0, (0, 0), (1, 2))
-    z = math.log((1 - math.exp(-1)) * (1 - math.exp(-2)))
-    assert corner.log_partition == pytest.approx(z, rel=1e-12)
 
 
-@pytest.mark.parametrize(
-    "f",
-    [
-        *toys.FIGURE_6.values(),
-        toys.Quadratic([3.0, 0.5], seed=3),
-        toys.TwoParabolas(),
-        toys.TwoWells(),
-    ],
-)
-def test_the_losses_of_toys_are_those_of_single_points(f):
-    gibbs = Gibbs(f, 10.0, [-2] * f.n_params, [2] * f.n_params)
-    for k in np.random.default_rng(9).integers(0, len(gibbs.points), 20):
-        exact = -f.value(gibbs.points[k]) / 10 - gibbs.log_partition
-        assert np.log(gibbs.pdf(gibbs.points[k])).item() == pytest.approx(exact, rel=1e-12)
+def test_numbers_and_arrays_of_any_shape():
+    wells = toys.TwoWells()
+    gibbs, w = Gibbs(wells.losses, 0.5, -12, 6), np.linspace(-3, 2, 12).reshape(3, 4)
+    for function in (gibbs.pdf, gibbs.cdf):
+        one_by_one = [[function(each) for each in row] for row in w]
+        np.testing.assert_array_equal(function(w), one_by_one)
+    exact = -wells.losses([[0.3]])[0] / 0.5 - gibbs.log_partition
+    assert np.log(gibbs.pdf(0.3)) == pytest.approx(exact, rel=1e-12)
 
 
 def test_cold_and_high_densities_do_not_overflow():
@@ -425,7 +335,7 @@ def test_cold_and_high_densities_do_not_overflow():
     level, h = 1e3 + WELL.profile(-1.5), WELL.curvature(-1.5)
     log_z = -level / t + math.log(2 * math.pi * t / h) / 2
     assert gibbs.log_partition == pytest.approx(log_z, rel=1e-12)
-    assert moments(gibbs)[1].item() == pytest.approx(t / h, rel=0.01)
+    assert moments(gibbs)[1] == pytest.approx(t / h, rel=0.01)
 
 
 # State-dependent noise
@@ -492,11 +402,11 @@ def test_the_steps_of_sgd_approach_itos_density():
 
 def test_laplace_is_the_gibbs_density_as_t_goes_to_0():
     f = DoubleWell(-1.0, 0.1, 1.0)
-    levels, hessians = f(f.ends), [np.diag([h, 3.0]) for h in f.curvature(f.ends)]
+    levels, hessians = f(f.ends), f.curvature(f.ends)
     errors = []
     for part in (20, 40, 80):
         t = f.barriers.min() / part
-        sides = [Gibbs(f.valley, t, (low, -2), (low + 2.1, 2)) for low in (-2, f.saddle)]
+        sides = [Gibbs(f, t, low, low + 2.1) for low in (-2, f.saddle)]
         exact = math.exp(sides[0].log_partition - sides[1].log_partition)
         found = equilibrium.laplace(levels, hessians, t)
         assert found.sum() == pytest.approx(1, rel=1e-12)
@@ -578,23 +488,12 @@ def test_kramers_time_is_the_limit_of_the_exact_one(well):
 def test_rates_and_laplace_agree_on_the_shares():
     t = 0.3
     rates = [1 / kramers(WELL, well, t) for well in (0, 1)]
-    share = equilibrium.occupation(np.inf, *rates)
+    share = rates[1] / sum(rates)
     exact = equilibrium.laplace(WELL(WELL.ends), WELL.curvature(WELL.ends), t)[0]
     assert share == pytest.approx(exact, rel=1e-12)
 
 
-def test_occupation_starts_at_1_and_relaxes_to_its_share():
-    ab, ba = 0.3, 0.1
-    t = np.array([0.0, 1e-6, 2.0, 1e6])
-    found = equilibrium.occupation(t, ab, ba)
-    np.testing.assert_allclose(found[[0, 3]], [1, 0.25], rtol=1e-12)
-    assert (found[0] - found[1]) / 1e-6 == pytest.approx(ab, rel=1e-5)
-    rates = np.array([[-ab, ba], [ab, -ba]])
-    assert found[2] == pytest.approx(linalg.expm(2 * rates)[0, 0], rel=1e-12)
-    np.testing.assert_allclose(equilibrium.occupation(t, ab, 0), np.exp(-ab * t), rtol=1e-12)
-
-
-def test_occupation_of_a_diffusion_between_wells():
+def test_two_rates_of_escape_describe_a_diffusion_between_wells():
     """The whole master equation on a fine grid, started at rest in well A."""
     f = DoubleWell(-1.0, 0.1, 1.0)
     t = f.barriers.min() / 6
@@ -611,7 +510,8 @@ def test_occupation_of_a_diffusion_between_wells():
     ba = 1 / equilibrium.escape_time(f, t, 1.0, -1.0, wall=4)
     for time in np.array([0.1, 1.0, 10.0]) / (ab + ba):
         exact = (linalg.expm(time * generator) @ start)[in_a].sum()
-        assert equilibrium.occupation(time, ab, ba) == pytest.approx(exact, abs=0.01)
+        two_rates = (ba + ab * math.exp(-(ab + ba) * time)) / (ab + ba)
+        assert two_rates == pytest.approx(exact, abs=0.01)
 
 
 # The last digits, by exact arithmetic
@@ -678,31 +578,7 @@ def test_variance_at_the_end_of_an_epoch_keeps_its_digits(lr_h, n, b):
         assert found == pytest.approx(exact[sampling], rel=1e-12, abs=0)
 
 
-@pytest.mark.parametrize(
-    ("lr", "curvature", "spread"),
-    [
-        (1e-200, 1.0, 1e3),
-        (1.0, 0.0, 1e-200),
-        (1e-170, 1e-160, 3e5),
-        (1e-250, 1e-150, 2e50),
-        (1.0, 1.0, 1e200),
-        (1e300, 1e-300, 3e-300),
-        (2.0, 1.0, 1e-170),
-    ],
-)
-def test_the_smallest_stable_batch_at_every_scale(lr, curvature, spread):
-    eta, a, s, n = *map(Fraction, (lr, curvature, spread)), 1000
-    noise, room = (eta * s) ** 2, eta * a * (2 - eta * a)
-    exact = max(1, math.ceil(n * noise / (noise + room * (n - 1))))
-    assert equilibrium.smallest_stable_batch(lr, curvature, spread, n) == exact
-
-
-def test_excess_loss_and_temperature_at_every_scale():
-    assert equilibrium.excess_loss([1.0, 3.0], 1e-300, B) == pytest.approx(1e-300 / B, rel=1e-14)
-    assert equilibrium.excess_loss([1e200, 5e199], 1e-200, 1) == pytest.approx(2 / 3, rel=1e-14)
-    eta = Fraction(1 - 1e-12)
-    edge = equilibrium.excess_loss([2.0], float(eta), 1)
-    assert edge == pytest.approx(float(eta / (2 - 2 * eta)), rel=1e-14)
+def test_temperature_at_every_scale():
     for lr, sigma, exact in ((1e-300, 1e200, 5e99), (1e200, 1e-200, 5e-201), (1e-3, 0, 0)):
         assert equilibrium.temperature(lr, 1, sigma) == pytest.approx(exact, rel=1e-14, abs=0)
     with pytest.raises(ValueError, match="the temperature must be a finite number"):
@@ -764,9 +640,6 @@ def test_a_density_of_losses_that_are_rounding_is_refused():
         (lambda: equilibrium.ou_covariance(H, C, np.nan, B), "lr must be .* got nan"),
         (lambda: equilibrium.ou_covariance(H * np.nan, C, LR, B), "h must be finite"),
         (lambda: equilibrium.ou_covariance(H, C * np.nan, LR, B), "c must be finite"),
-        (lambda: equilibrium.excess_loss([1.0, 0.0], LR, B), r"positive eigenvalues .* \[1.0, 0"),
-        (lambda: equilibrium.excess_loss([1.0, np.nan], LR, B), "eigenvalues must be finite"),
-        (lambda: equilibrium.excess_loss([1.0, 21.0], LR, B), "lr · h_max = 2.1"),
         (lambda: equilibrium.temperature(LR, 0, 1.0), "batch_size must be .* above 0, got 0"),
         (lambda: equilibrium.temperature(LR, B, np.nan), "sigma must be .* got nan"),
         (
@@ -796,29 +669,13 @@ def test_a_density_of_losses_that_are_rounding_is_refused():
         (lambda: equilibrium.epoch_end_variance(2.0, 6, 2, sampling="epoch"), "lr_h .* below 2"),
         (lambda: equilibrium.epoch_end_variance(0.1, 6, 1.5, sampling="epoch"), "batch_size must"),
         (lambda: equilibrium.epoch_end_variance(0.1, 6, 4, sampling="epoch"), "batch_size = 4"),
-        (
-            lambda: equilibrium.smallest_stable_batch(2.1, 1.0, 0.5, 20),
-            "no batch is stable.*lr = 2.1",
-        ),
-        (lambda: equilibrium.smallest_stable_batch(0.1, np.nan, 0.5, 20), "curvature must be"),
-        (lambda: equilibrium.smallest_stable_batch(0.1, 1.0, 0.5, 2.5), "n_train must be a whole"),
         (lambda: Gibbs(WELL, 0.0, -3, 3), "temperature must be .* got 0"),
-        (lambda: Gibbs(WELL, 1.0, np.nan, 3), "low must be finite"),
-        (lambda: Gibbs(WELL, 1.0, -3, 3).pdf([np.nan]), "w must not be NaN"),
-        (
-            lambda: Gibbs(toys.TwoWells(), 1.0, (-3, -3), (3, 3)),
-            "a loss of 2 parameters, got one of 1",
-        ),
-        (lambda: Gibbs(WELL, 1.0, (-3,) * 3, (3,) * 3), "1 or 2 dimensions"),
-        (lambda: Gibbs(WELL, 1.0, 3, -3), "low < high"),
-        (lambda: Gibbs(WELL, 1.0, -3, 3, n_cells=1), "n_cells must be at least 2, got 1"),
-        (lambda: Gibbs(WELL, 1e-6, -3, 3, n_cells=20), "of Z has not converged.*raise n_cells"),
-        (lambda: Gibbs(lambda w: w.sum(), 1.0, (0, 0), (1, 1)), r"got shape \(\)"),
+        (lambda: Gibbs(WELL, 1.0, np.nan, 3), "low must be a finite"),
+        (lambda: Gibbs(WELL, 1.0, -3, 3).pdf([np.nan]), "w must be finite"),
+        (lambda: Gibbs(WELL, 1.0, 3, -3), "high must be .* above 3"),
+        (lambda: Gibbs(WELL, 1e-6, -3, 3), "of Z has not converged.*narrow the box"),
+        (lambda: Gibbs(lambda w: w.sum(), 1.0, 0, 1), r"got shape \(\)"),
         (lambda: Gibbs(lambda w: w / (w > 0.5), 1.0, 0, 1), "that are not finite"),
-        (
-            lambda: Gibbs(toys.Quadratic([1, 1]), 1.0, (-3, -3), (3, 3)).cdf([0.0]),
-            "cdf is for one dimension; use probability",
-        ),
         (lambda: equilibrium.multiplicative_density(slope, slope, -1, 1), "needs D > 0"),
         (
             lambda: equilibrium.multiplicative_density(slope, diffusion, 1, -1),
@@ -846,9 +703,6 @@ def test_a_density_of_losses_that_are_rounding_is_refused():
             lambda: equilibrium.kramers_time(1.0, 1.0, 1.0, 0.1),
             "curvature_saddle must be .* below 0",
         ),
-        (lambda: equilibrium.occupation(1.0, 0, 0), "not both 0"),
-        (lambda: equilibrium.occupation(-1.0, 1, 1), "needs times ≥ 0"),
-        (lambda: equilibrium.occupation(1.0, -1, 2), "rate_ab must be .* at least 0"),
     ],
 )
 def test_bad_input_is_named(call, message):

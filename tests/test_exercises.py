@@ -49,7 +49,6 @@ def test_an_answer_is_wrong_by_as_much_as_it_is_off(number):
         given[entry] = right[entry] * (1 - 1.1 * tolerance)
         verdict = check(number, given)
         assert verdict.right is False
-        assert verdict.error == pytest.approx(-1.1 * tolerance)
         assert f"{110 * tolerance:.2g} % too small" in verdict.words
         assert (f"number {entry[0] + 1} is" if entry else "wrong: it is") in verdict.words
 

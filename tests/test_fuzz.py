@@ -409,7 +409,7 @@ def worst_cases(example):
     f, w, random = example.objective, example.w, example.random
     epsilon, p = float(random.choice(EPSILONS)), int(random.choice([0, 1, 3]))
     a = torch.from_numpy(random.standard_normal((len(w), p))).to(w) if p else None
-    method = random.choice(["lbfgsb", "ascent", "converged", *["vertices"] * bool(p)])
+    method = random.choice(["lbfgsb", "ascent", "converged"])
     found = sharpness.worst_case(
         f, w, epsilon=epsilon, subspace=a, method=str(method), seed=example.problem.seed
     )
@@ -424,8 +424,6 @@ def worst_cases(example):
         percent = 100 / (1 + float(example.truth.exact.value))
         above = found.value - percent * max(rises)
         assert above <= 4 * found.stderr + percent * max(slacks), (found, percent * max(rises))
-        if method == "vertices" and found.converged:
-            assert -above <= 4 * found.stderr + percent * max(slacks) + 0.1 * found.value
 
 
 def adaptive_worst_cases(example):

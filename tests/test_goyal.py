@@ -19,7 +19,6 @@ from lecture6.schedules import scale_lr
 from lecture6.studies import STUDIES, goyal, imagenet, results, tabulate
 from lecture6.studies.imagenet import goyal_schedule
 from lecture6.studies.results import Stored
-from lecture6.studies.trials import combinations
 from lecture6.train import sample_batches, train
 
 STUDY = STUDIES["goyal"]
@@ -176,16 +175,6 @@ def test_the_caption_says_what_was_run(tables):
     shown = goyal.caption(Stored(tables, record), tables["runs"].assign(data="digits"))
     for part in ("profile smoke", "MLP on digits", "n = 8", "seeds 0, 1", "CPU", "b", "commit 1"):
         assert part in shown
-
-
-def test_a_grid_has_every_combination_the_last_axis_fastest():
-    found = combinations({"n": 8, "seed": 7}, k=[1, 4], seed=range(2))
-    assert [(p["n"], p["k"], p["seed"]) for p in found] == [
-        (8, 1, 0),
-        (8, 1, 1),
-        (8, 4, 0),
-        (8, 4, 1),
-    ]
 
 
 def test_the_full_grid_is_what_the_chapter_asks_for():

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from lecture6 import noise_scale as formulas
 from lecture6.noise_scale import batch_size_for, covariance_factor, noise_scale
 
 SAMPLINGS = ["with_replacement", "without_replacement", "epoch"]
@@ -69,17 +68,6 @@ def test_noise_scale_is_equation_24():
     assert noise_scale(np.float32(0.5), np.int64(10), np.float64(20)) == 0.5
 
 
-def test_two_batch_estimates_are_unbiased_over_all_batches():
-    """Over every pair, a batch of 4 and its first 2, both parts of the ratio are exact."""
-    index = torch.tensor(all_batches(6, 4, "with_replacement"))
-    big = SMALL[index].mean(1).square().sum(1)
-    small = SMALL[index[:, :2]].mean(1).square().sum(1)
-    found = formulas.two_batch_noise_scale(small, big, 2, 4)
-    trace, square = torch.cov(SMALL.T, correction=0).trace(), SMALL.mean(0).square().sum()
-    assert found.value == pytest.approx((trace / square).item(), rel=1e-12)
-    assert found.n_samples == 6**4
-
-
 LR = {"lr": 0.1, "n_train": 100}
 
 
@@ -99,17 +87,6 @@ LR = {"lr": 0.1, "n_train": 100}
         (lambda: batch_size_for(-1.0, **LR), "g must be .* at least 0, got -1"),
         (lambda: batch_size_for(0.0, **LR, replacement=True), "g must be .* above 0, got 0"),
         (lambda: batch_size_for(50.0, **LR), r"needs 0.2 samples .* raise lr = 0.1"),
-        (
-            lambda: formulas.two_batch_noise_scale([1, 1], [1, 1], 4, 4),
-            "b_big .* at least 5, got 4",
-        ),
-        (lambda: formulas.two_batch_noise_scale([1, 1], [1], 1, 4), r"got \(2,\) and \(1,\)"),
-        (lambda: formulas.two_batch_noise_scale([1], [1], 1, 4), r"2 pairs of batches or more"),
-        (lambda: formulas.two_batch_noise_scale([9, 9], [1, 1], 1, 4), "take more than 2 pairs"),
-        (
-            lambda: formulas.two_batch_noise_scale([9, np.nan], [1, 1], 1, 4),
-            "the norms has 1 of 2 values that are not finite",
-        ),
     ],
 )
 def test_bad_input_is_named(call, message):

@@ -273,6 +273,17 @@ def test_impossible_sets_are_refused():
         NetworkObjective(dense(), DATA.x_train[:0], DATA.y_train[:0])
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         NetworkObjective(dense(), DATA.x_train, DATA.y_train, batch_size=0)
+    mixing = nn.Sequential(nn.BatchNorm1d(5, track_running_stats=False), dense())
+    with pytest.raises(ValueError, match="no batch of 1 will do, change batch_size: Expected more"):
+        NetworkObjective(mixing, DATA.x_train[:3], DATA.y_train[:3], batch_size=2)
+
+
+@pytest.mark.parametrize("size", [1e20, 1e25, 3e38])
+def test_a_product_beyond_its_precision_is_refused(size):
+    f = FunctionObjective(lambda w: 1e19 * (w * w).sum(), 3)
+    f.dtype = torch.float32
+    with pytest.raises(ValueError, match="a product with the matrix has 3 of 3 values that are no"):
+        f.hvp(torch.zeros(3), torch.full((3,), size))
 
 
 def blocks(objective, of, **options):

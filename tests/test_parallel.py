@@ -18,7 +18,7 @@ from synthetic import gaussian_classes
 from torch import nn
 
 from lecture6.checkpoints import Checkpoint
-from lecture6.models import flat_parameters, local_seed
+from lecture6.models import local_seed
 from lecture6.parallel import WorkerError, from_torchrun, launch, train_parallel, unavailable
 from lecture6.schedules import compose, step_decay, warmup
 from lecture6.train import DivergenceError, sample_batches, train
@@ -68,6 +68,7 @@ class Witness(nn.Module):
 @pytest.fixture(autouse=True)
 def nothing_left(tmp_path, monkeypatch):
     """After each test: no worker, no folder, no port."""
+    monkeypatch.setitem(launch.__globals__, "START", PATIENCE)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     ports = listening()
@@ -106,15 +107,35 @@ CASES = {
     "cumulative batch norm": (lambda: norm_net(momentum=None), {}),
 }
 GROUPS = [2, 3]
+PATIENCE = 600.0  # seconds to import torch, on a busy machine
+
+
+def gradients(group, net):
+    """The sum over workers of the gradients of their losses, normalised by kn, and by n."""
+    batch = torch.arange(18)
+    share = batch.tensor_split(group.size)[group.rank]
+    found = []
+    for normaliser in (len(batch), len(share)):
+        net.zero_grad()
+        loss = F.cross_entropy(net(DATA.x_train[share]), DATA.y_train[share], reduction="sum")
+        (loss / normaliser).backward()
+        for p in net.parameters():
+            dist.all_reduce(p.grad)
+        found.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
+    return found
+
+
+def environment(group):
+    return group.rank, group.size, str(group.device)
 
 
 def train_all(group, nets):
-    """One start of the workers for all cases."""
-    runs = {}
+    """One start of the workers for all that ends well: seconds each are for their imports."""
+    runs = {"environment": environment(group), "gradients": gradients(group, softmax_net())}
     for case, (_, options) in CASES.items():
         runs[case] = train(nets[case], DATA, **OPTIONS | options, group=group)
     runs["accumulated"] = train(nets["sgd"], DATA, **OPTIONS, micro_batch=2, group=group)
-    runs["dropout"] = train(dropout_net(), DATA, **OPTIONS, group=group)
+    runs["dropout"] = train(dropout_net(), DATA, **OPTIONS, momentum=0.9, group=group)
     runs["witness"] = train(Witness(), DATA, **OPTIONS, group=group)
     return runs
 
@@ -122,7 +143,7 @@ def train_all(group, nets):
 @pytest.fixture(scope="module")
 def started():
     nets = {case: make() for case, (make, _) in CASES.items()}
-    return {k: launch(train_all, nets, workers=k) for k in GROUPS}
+    return {k: launch(train_all, nets, workers=k, timeout=PATIENCE) for k in GROUPS}
 
 
 def assert_equal(ours, theirs):
@@ -165,7 +186,7 @@ def test_a_worker_may_accumulate(k, started):
 def test_workers_draw_dropout_for_themselves_and_step_together(k, started):
     runs = [worker["dropout"] for worker in started[k]]
     assert all(torch.equal(run.w, runs[0].w) for run in runs)
-    alone = train(dropout_net(), DATA, **OPTIONS)
+    alone = train(dropout_net(), DATA, **OPTIONS, momentum=0.9)
     assert (alone.w - runs[0].w).norm() > 1e-3  # other masks
 
 
@@ -182,30 +203,24 @@ def test_the_workers_shares_are_a_partition_of_one_shuffle(k, started):
             assert torch.equal(torch.cat([shares[i] for shares in seen]), DATA.x_train[batch])
 
 
-def gradients(group, net):
-    """The sum over workers of the gradients of their losses, normalised by kn, and by n."""
-    batch = torch.arange(18)
-    share = batch.tensor_split(group.size)[group.rank]
-    found = []
-    for normaliser in (len(batch), len(share)):
-        net.zero_grad()
-        loss = F.cross_entropy(net(DATA.x_train[share]), DATA.y_train[share], reduction="sum")
-        (loss / normaliser).backward()
-        for p in net.parameters():
-            dist.all_reduce(p.grad)
-        found.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
-    return found
-
-
 @pytest.mark.slow
-def test_normalising_by_n_would_give_k_times_the_gradient():
+@pytest.mark.parametrize("k", GROUPS)
+def test_normalising_by_n_would_give_k_times_the_gradient(k, started):
     """Goyal et al., remark 3."""
     net = softmax_net()
     loss = F.cross_entropy(net(DATA.x_train[:18]), DATA.y_train[:18])
     whole = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(net.parameters()))])
-    for by_kn, by_n in launch(gradients, softmax_net(), workers=2):
+    for worker in started[k]:
+        by_kn, by_n = worker["gradients"]
         torch.testing.assert_close(by_kn, whole, rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(by_n, 2 * whole, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(by_n, k * whole, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("k", GROUPS)
+def test_ranks(k, started):
+    found = [worker["environment"] for worker in started[k]]
+    assert found == [(rank, k, "cpu") for rank in range(k)]
 
 
 @pytest.mark.slow
@@ -219,10 +234,9 @@ def test_train_parallel_gives_the_run_of_one_process():
 
 
 @pytest.mark.slow
-def test_a_resumed_run_with_dropout_is_the_uninterrupted_one(tmp_path):
-    options = OPTIONS | {"momentum": 0.9, "workers": 2}
-    straight = train_parallel(dropout_net(), DATA, **options)
-    options["checkpoint"] = tmp_path / "run.pt"
+def test_a_resumed_run_with_dropout_is_the_uninterrupted_one(tmp_path, started):
+    straight = started[2][0]["dropout"]
+    options = OPTIONS | {"momentum": 0.9, "workers": 2, "checkpoint": tmp_path / "run.pt"}
     train_parallel(dropout_net(), DATA, **options | {"epochs": 2})
     resumed = train_parallel(dropout_net(), DATA, **options)
     assert torch.equal(resumed.w, straight.w)
@@ -286,10 +300,6 @@ def raise_value_error():
     raise ValueError("the sample is green")
 
 
-def raise_key_error():
-    raise KeyError("green")
-
-
 def raise_unpicklable():
     raise UnpicklableError("green")
 
@@ -305,7 +315,6 @@ TROUBLES = {
     stop: (WorkerError, r"^worker 0 of 2 raised RuntimeError: .*; another worker hangs, or give a"),
     sleep: (WorkerError, r"^worker 0 of 2 raised RuntimeError: .* a longer timeout than 20"),
     raise_value_error: (ValueError, r"^the sample is green\nraised in worker 1 of 2:"),
-    raise_key_error: (WorkerError, r"^worker 1 of 2 raised KeyError: 'green'\n"),
     raise_unpicklable: (WorkerError, r"^worker 1 of 2 raised UnpicklableError: green\n"),
     raise_of_three_arguments: (
         WorkerError,
@@ -358,23 +367,25 @@ def work(group):
     while True:
         print("working", flush=True)
         time.sleep(0.1)
-launch(work, workers=2)
+launch(work, workers={workers})
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_workers_do_not_outlive_their_parent(sent, tmp_path):
+@pytest.mark.parametrize(
+    ("sent", "n"), [(signal.SIGKILL, 2), (signal.SIGINT, 1), (signal.SIGTERM, 1)]
+)
+def test_workers_do_not_outlive_their_parent(sent, n, tmp_path):
     temporary = tmp_path / "temporary"
     parent = subprocess.Popen(
-        [sys.executable, "-c", ORPHANS],
+        [sys.executable, "-c", ORPHANS.format(workers=n)],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env=os.environ | {"TMPDIR": str(temporary)},
     )
     parent.stdout.readline()
     workers = workers_of(parent.pid)
-    assert len(workers) == 2
+    assert len(workers) == n
     parent.send_signal(sent)
     parent.wait()
     _, alive = psutil.wait_procs(workers, timeout=5)
@@ -391,28 +402,19 @@ factor = 3
 class Answer:
     def __init__(self, x): self.x = x
 def function(group, x):
-    return Answer(factor * group.sum(x) + group.rank)
+    return Answer(factor * group.sum(x) + group.rank), torch.get_num_threads()
 import torch
-answers = launch(function, torch.ones(2), workers=2)
-assert all(isinstance(a, Answer) for a in answers)
-print([a.x.tolist() for a in answers])
+answers = launch(function, torch.ones(2), workers=2, threads=3)
+assert all(isinstance(a, Answer) for a, _ in answers)
+print([(a.x.tolist(), threads) for a, threads in answers])
 """
 
 
 @pytest.mark.slow
-def test_a_function_of_a_notebook_will_do():
+def test_a_function_of_a_notebook_will_do_on_as_many_threads_as_are_asked_for():
     command = [sys.executable, "-c", NOTEBOOK]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.stdout.strip() == "[[6.0, 6.0], [7.0, 7.0]]", done.stderr
-
-
-def environment(group):
-    return group.rank, group.size, str(group.device), torch.get_num_threads()
-
-
-@pytest.mark.slow
-def test_threads_and_ranks():
-    assert launch(environment, workers=2, threads=3) == [(0, 2, "cpu", 3), (1, 2, "cpu", 3)]
+    assert done.stdout.strip() == "[([6.0, 6.0], 3), ([7.0, 7.0], 3)]", done.stderr
 
 
 @pytest.mark.parametrize("why", ["variable", "no python"])
@@ -499,10 +501,3 @@ def test_one_sample_a_worker_is_refused_where_batch_norm_would_fail():
 def test_impossible_launches_are_refused(options):
     with pytest.raises(ValueError, match=r"(workers|threads) must be at least 1, got 0"):
         launch(environment, **options)
-
-
-@pytest.mark.slow
-def test_w0_is_rank_0s():
-    """flat_parameters(w0) is the model's own, whatever the workers were given."""
-    run = train_parallel(softmax_net(), DATA, workers=1, **OPTIONS)
-    assert torch.equal(run.w0, flat_parameters(softmax_net()))

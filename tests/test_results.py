@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from lecture6.checkpoints import write_atomically
-from lecture6.studies import STUDIES, results
+from lecture6.studies import STUDIES, StudyError, results
 
 TABLES = {
     "runs": pd.DataFrame(
@@ -76,18 +76,14 @@ def test_a_table_that_is_not_that_of_its_record_is_refused(tmp_path, spoil):
     results.save("toy", TABLES, RECORD, folder=tmp_path)
     [path] = tmp_path.glob("toy.history.*.parquet")
     spoil(path)
-    with pytest.raises(
-        results.ResultsError, match=r"toy\.json .*does not fit.* \(.*toy\.history\."
-    ):
+    with pytest.raises(StudyError, match=r"toy\.json .*does not fit.* \(.*toy\.history\."):
         results.load("toy", folder=tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"table": "toy.csv"}'])
 def test_a_record_that_cannot_be_read_is_refused(tmp_path, text):
     (tmp_path / "toy.json").write_text(text)
-    with pytest.raises(
-        results.ResultsError, match=r"toy\.json is damaged.*lecture6 collect toy again"
-    ):
+    with pytest.raises(StudyError, match=r"toy\.json is damaged.*lecture6 collect toy again"):
         results.load("toy", folder=tmp_path)
     results.save("toy", TABLES, RECORD, folder=tmp_path)
     results.load("toy", folder=tmp_path)

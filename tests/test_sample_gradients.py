@@ -7,7 +7,7 @@ from synthetic import gaussian_classes
 from torch import nn
 
 from lecture6.models import flat_parameters, local_seed
-from lecture6.sample_gradients import SamplePass
+from lecture6.sample_gradients import SampleGradients, SamplePass
 
 F64 = torch.float64
 DATA = gaussian_classes(50, 10, shape=(5,), n_classes=3)
@@ -98,3 +98,19 @@ def test_gradients_hold_at_other_weights_and_keep_no_graph():
     found = gradients(w, DATA.x_train, DATA.y_train)
     torch.testing.assert_close(found.combine(random(50) * 0 + 1 / 50), exact)
     assert not any(t.requires_grad for layer in found.layers for t in layer[2:])
+
+
+@pytest.mark.parametrize("size", [1.0, 1e20, 1e47])
+@pytest.mark.parametrize("others", [[3], [3, 0, 3, 1]], ids=["one", "as many"])
+def test_differences_keep_the_digits_of_factors_of_any_size(size, others):
+    """Where a is large δ is 0 here: the products of one's δ and the other's a would cancel."""
+    a = torch.tensor([[size, 1.0], [0.0, 0.0], [0.0, 2.0], [size, 0.0]], dtype=F64)
+    delta = torch.tensor([[0.0], [1.0], [3.0], [0.0]], dtype=F64)
+
+    def gradients(rows):
+        return SampleGradients([(slice(0, 2), slice(2, 3), a[rows], delta[rows])], [], 3)
+
+    mine = gradients([0, 1, 2, 3])
+    exact, found = mine.matrix() - gradients(others).matrix(), mine.minus(gradients(others))
+    torch.testing.assert_close(found.matrix(), exact, rtol=1e-12, atol=0)
+    torch.testing.assert_close(found.squared_norms(), exact.square().sum(1), rtol=1e-12, atol=0)

@@ -88,10 +88,9 @@ def test_a_double_well_comes_to_equation_25():
     temperature = 0.3
     edges = np.linspace(-2, 2, 41)
     paths = simulate(
-        double_well, np.sqrt(2 * temperature), 0.0, dt=0.01, n_steps=1500, seed=0, method="heun",
-        n_walkers=6 * BLOCK, histogram=edges, burn_in=500, every=50, dtype="float32",
+        double_well, np.sqrt(2 * temperature), 0.0, dt=0.002, n_steps=5000, seed=0,
+        n_walkers=2 * BLOCK, histogram=edges, burn_in=1500, every=175, dtype="float32",
     )  # fmt: skip
-    assert paths.n_visits == 6 * BLOCK * 20
 
     def gibbs(w):
         return np.exp(-((w * w - 1) ** 2) / temperature)
@@ -176,18 +175,12 @@ def test_refined_steps_see_the_same_brownian_path(k, dtype):
         still, ROOT, [0.0, 1.0], dt=0.1 / k, n_steps=12 * k, snapshots=range(0, 12 * k + 1, k),
         **options,
     )  # fmt: skip
-    for method, g in (("euler", ROOT), ("heun", ROOT), ("euler", None)):
-        if g is None:
-            coarse = simulate(
-                still, np.ones_like, [0.0, 1.0], dt=0.1, n_steps=12, refine=k, method=method,
-                snapshots=range(13), **options,
-            )  # fmt: skip
-            moved = (coarse.snapshots - [0, 1]) @ ROOT.T + [0, 1]
-        else:
-            moved = simulate(
-                still, g, [0.0, 1.0], dt=0.1, n_steps=12, refine=k, method=method,
-                snapshots=range(13), **options,
-            ).snapshots  # fmt: skip
+    for g in (ROOT, np.ones_like):
+        moved = simulate(
+            still, g, [0.0, 1.0], dt=0.1, n_steps=12, refine=k, snapshots=range(13), **options
+        ).snapshots
+        if callable(g):
+            moved = (moved - [0, 1]) @ ROOT.T + [0, 1]
         tolerance = 1e-12 if dtype == "float64" else 2e-5
         np.testing.assert_allclose(moved, fine.snapshots, atol=tolerance)
     increments = np.diff(fine.snapshots[:, :, 0], axis=0)
@@ -205,7 +198,7 @@ def test_paths_do_not_depend_on_the_number_of_threads(dtype):
         for n_threads in (1, 2, 5, None)
     ]  # fmt: skip
     for run in runs[1:]:
-        for name in ("snapshots", "final", "counts", "first_passage"):
+        for name in ("snapshots", "final", "density", "first_passage"):
             np.testing.assert_array_equal(getattr(run, name), getattr(runs[0], name))
     assert runs[0].final.dtype == dtype
     again = simulate(double_well, 0.7, w0, dt=0.01, n_steps=50, seed=10, dtype=dtype)
@@ -237,18 +230,17 @@ def test_the_noise_is_normal(dtype):
         assert abs((np.abs(z) > level).sum() - expected) < 4 * expected**0.5
 
 
-@pytest.mark.parametrize("method", ["euler", "heun"])
 @pytest.mark.parametrize(
     ("dtype", "dt"), [("float32", 4e-8), ("float32", 1e-7), ("float64", 7e-17)]
 )
-def test_a_drift_smaller_than_the_last_place_of_w_is_not_lost_in_the_noise(method, dtype, dt):
+def test_a_drift_smaller_than_the_last_place_of_w_is_not_lost_in_the_noise(dtype, dt):
     """−1.5 dt is about half a unit in the last place of 1.5; the noise, of some units, carries it.
 
     (Without noise it is lost: w + f dt is w.)
     """
     ulp = np.spacing(np.array(1.5, dtype))
     paths = simulate(
-        pull, 4 * ulp / dt**0.5, 1.5, dt=dt, n_steps=4000, seed=0, method=method, n_walkers=2000,
+        pull, 4 * ulp / dt**0.5, 1.5, dt=dt, n_steps=4000, seed=0, n_walkers=2000,
         dtype=dtype,
     )  # fmt: skip
     moved = paths.final.astype(np.longdouble)[:, 0] - np.longdouble(1.5)
@@ -278,10 +270,9 @@ def test_histograms_count_what_snapshots_show():
         burn_in=10, every=3, snapshots=range(51),
     )  # fmt: skip
     visits = paths.snapshots[13::3, :, 0]
-    np.testing.assert_array_equal(paths.counts, np.histogram(visits, edges)[0])
-    assert paths.n_visits == visits.size
-    inside = (paths.density * np.diff(edges)).sum()
-    assert inside == pytest.approx(paths.counts.sum() / visits.size)
+    counts = paths.density * np.diff(edges) * visits.size  # of all, also of those outside
+    np.testing.assert_allclose(counts, np.histogram(visits, edges)[0], rtol=1e-12)
+    assert counts.sum() < visits.size
 
 
 def test_ctrl_c_stops_the_threads():
@@ -385,8 +376,6 @@ def test_memory_is_that_of_the_walkers():
         ({"n_threads": 0}, "n_threads must be at least 1"),
         ({"refine": 0}, "refine must be at least 1, got 0"),
         ({"refine": 1.5}, "refine must be a whole number, got 1.5"),
-        ({"method": "rk4"}, "got 'rk4'"),
-        ({"method": "heun", "diffusion": np.ones_like}, "Stratonovich"),
         ({"diffusion": np.ones(3)}, r"the diffusion must be a number, \(2,\), \(2, 2\)"),
         ({"diffusion": np.nan}, "the diffusion must be finite, got nan"),
         ({"diffusion": "1"}, "the diffusion must be real numbers"),
@@ -442,12 +431,6 @@ def test_numbers_of_numpy_and_torch_are_taken():
     }  # fmt: skip
     paths = [simulate(pull, 1, 0, **options) for options in (plain, other)]
     np.testing.assert_array_equal(paths[0].snapshots, paths[1].snapshots)
-
-
-def test_a_density_needs_a_histogram():
-    paths = simulate(pull, 1.0, 0.0, dt=0.1, n_steps=5, seed=0, n_walkers=3)
-    with pytest.raises(ValueError, match="pass histogram=edges"):
-        _ = paths.density
 
 
 def test_a_drift_that_is_not_finite_names_its_step_and_position():
@@ -515,29 +498,25 @@ def test_errors_of_fields_are_raised_and_w_is_safe():
         simulate(changes, 1.0, 0.0, dt=0.1, n_steps=10, seed=0, n_walkers=3)
 
 
-# The orders of the methods
+# The orders of the method
 
 GBM = {"drift": lambda w: 0.5 * w, "diffusion": lambda w: 0.5 * w, "w0": 1.0}
 WELL = {"drift": double_well, "diffusion": 0.3, "w0": 0.3}
 PLANE = {"drift": lambda w: -w @ H, "diffusion": ROOT, "w0": [1.0, -1.0]}
 
 
-@pytest.mark.parametrize(
-    ("equation", "method"),
-    [(GBM, "euler"), (WELL, "euler"), (WELL, "heun"), (PLANE, "euler"), (PLANE, "heun")],
-)
-def test_strong_orders(equation, method):
+@pytest.mark.parametrize(("equation", "order"), [(GBM, 0.5), (WELL, 1), (PLANE, 1)])
+def test_strong_orders(equation, order):
     found = convergence_order(
-        **equation, time=0.25 if equation is WELL else 1.0, n_steps=(8, 16, 32), method=method,
-        seed=0, n_walkers=20_000,
+        **equation, time=0.25 if equation is WELL else 1.0, n_steps=(8, 16, 32), seed=0,
+        n_walkers=20_000,
     )  # fmt: skip
     assert found.stderr < 0.05
-    kind = "varies" if equation is GBM else "constant"
-    assert abs(found.slope - sde.SOLVERS[method].strong_order[kind]) < 0.1
+    assert abs(found.value - order) < 0.05
 
 
-def test_the_order_where_noise_depends_on_w_is_that_against_the_exact_solution():
-    """exp((a − b²/2) t + b W): the reference in fine Euler steps bends the order by 0.006 only."""
+def test_the_order_is_that_against_the_exact_solution():
+    """exp((a − b²/2) t + b W)."""
     counts, n_walkers = (8, 16, 32), 20_000
     options = {"seed": 1, "n_walkers": n_walkers}
     errors = []
@@ -547,28 +526,25 @@ def test_the_order_where_noise_depends_on_w_is_that_against_the_exact_solution()
         brownian = simulate(still, 1.0, 0.0, **steps, **options).final
         errors.append(np.abs(w - np.exp(0.5 - 0.125 + 0.5 * brownian)).mean())
     exact = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
-    found = convergence_order(**GBM, time=1.0, n_steps=counts, method="euler", **options)
-    assert exact < found.slope < exact + 0.012
+    found = convergence_order(**GBM, time=1.0, n_steps=counts, **options)
+    assert abs(found.value - exact) < 0.003
     assert abs(exact - 0.5) < 0.04
 
 
-@pytest.mark.parametrize("method", ["euler", "heun"])
-def test_weak_orders(method):
+def test_the_weak_order():
     """E w² of dw = −w dt + dW/10 from 1, whose steps have the factor a: a²ⁿ + variance."""
     errors = []
     for n in (4, 8):
-        w = simulate(
-            pull, 0.1, 1.0, dt=1 / n, n_steps=n, seed=0, method=method, n_walkers=1_000_000
-        ).final
+        w = simulate(pull, 0.1, 1.0, dt=1 / n, n_steps=n, seed=0, n_walkers=1_000_000).final
         exact = np.exp(-2) + 0.01 * (1 - np.exp(-2)) / 2
         errors.append(abs(np.square(w).mean() - exact))
-    assert abs(np.log2(errors[0] / errors[1]) - sde.SOLVERS[method].weak_order) < 0.25
+    assert abs(np.log2(errors[0] / errors[1]) - 1) < 0.25
 
 
 def test_the_standard_error_of_an_order_is_its_spread_over_seeds():
-    options = {**GBM, "time": 1.0, "n_steps": (4, 8), "method": "euler", "n_walkers": 500}
+    options = {**GBM, "time": 1.0, "n_steps": (4, 8), "n_walkers": 500}
     found = [convergence_order(**options, seed=seed) for seed in range(REPEATS)]
-    ratio = np.std([each.slope for each in found]) / np.mean([each.stderr for each in found])
+    ratio = np.std([each.value for each in found]) / np.mean([each.stderr for each in found])
     assert 0.85 < ratio < 1.15  # three standard errors of a standard deviation of 200
 
 
@@ -577,7 +553,7 @@ def test_the_standard_error_of_an_order_is_its_spread_over_seeds():
     [
         ({"n_walkers": 1}, "1 walkers too few"),
         ({"drift": still}, "steps too short: .* is all noise"),
-        ({"n_steps": (3, 8)}, r"n_steps must be two or more that divide 128, got \[3, 8\]"),
+        ({"n_steps": (3, 8)}, r"n_steps must be two or more that divide 512, got \[3, 8\]"),
         ({"n_steps": (8,)}, "two or more"),
         ({"n_steps": (8, 8)}, "two or more"),
         ({"n_steps": (4, 8.5)}, "each of n_steps must be a whole number, got 8.5"),
@@ -587,12 +563,12 @@ def test_the_standard_error_of_an_order_is_its_spread_over_seeds():
 def test_orders_that_are_refused(changes, message):
     options = {"drift": pull, "diffusion": 1.0, "w0": 0.0, "time": 1.0, "n_steps": (4, 8)}
     with pytest.raises(ValueError, match=message):
-        convergence_order(**options | {"method": "euler", "seed": 0, "n_walkers": 3} | changes)
+        convergence_order(**options | {"seed": 0, "n_walkers": 3} | changes)
 
 
 @pytest.mark.parametrize("w0", [0.0, 1.0, 1e6])
 def test_errors_that_are_rounding_have_no_order(w0):
-    """Without a drift both methods are exact."""
-    options = {"diffusion": 1.0, "w0": w0, "time": 1.0, "n_steps": (4, 8, 16), "method": "euler"}
+    """Without a drift the steps are exact."""
+    options = {"diffusion": 1.0, "w0": w0, "time": 1.0, "n_steps": (4, 8, 16)}
     with pytest.raises(ValueError, match=r"steps too short: .* is all noise"):
         convergence_order(still, **options, seed=0, n_walkers=2000)

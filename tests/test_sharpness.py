@@ -11,7 +11,7 @@ from scipy.optimize import differential_evolution
 from synthetic import gaussian_classes
 from torch import nn
 
-from lecture6 import data
+from lecture6 import data, sharpness
 from lecture6.curvature import rescale
 from lecture6.models import local_seed, mlp
 from lecture6.objective import FunctionObjective, NetworkObjective
@@ -20,8 +20,7 @@ from lecture6.toys import Powers, Quadratic
 from lecture6.train import train
 
 F64 = torch.float64
-METHODS = ["lbfgsb", "ascent", "converged", "vertices"]
-SEARCHES = ["lbfgsb", "ascent", "converged"]
+METHODS = ["lbfgsb", "ascent", "converged"]
 
 FIGURE_6 = {
     "6a": FunctionObjective(lambda w: 100 * w[0] ** 2, 1),
@@ -63,7 +62,7 @@ def test_table_1_to_the_printed_digits(figure, epsilon, printed, method):
     assert f.value(zeros(f) + result.maximizer) == result.loss_max
 
 
-@pytest.mark.parametrize("method", SEARCHES)
+@pytest.mark.parametrize("method", METHODS)
 def test_the_lbfgsb_trap_from_every_start(method):
     """x⁸ is flat to an absolute tolerance, and its gradient at 0 is 0: Keskar's solver says 0."""
     f, exact = FIGURE_6["6b"], 100 * 1e-3**8
@@ -83,16 +82,16 @@ def test_away_from_the_minimum(c, x, epsilon, method):
 
 
 @pytest.mark.parametrize("p", [1, 2, 4, 6])
-@pytest.mark.parametrize("method", ["vertices", "converged"])
-def test_a_given_matrix_at_the_minimum_of_a_quadratic(p, method):
+def test_a_given_matrix_at_the_minimum_of_a_quadratic(p):
     """φ of 100‖x‖² is 10⁴ ε² max over the corners s of ‖A s‖²."""
     a = np.random.default_rng(p).normal(size=(8, p))
     corners = np.array(list(product((-1, 1), repeat=p)))
     exact = 1e4 * 1e-6 * ((corners @ a.T) ** 2).sum(1).max()
     f = FunctionObjective(lambda w: 100 * (w @ w), 8)
-    result = worst_case(f, zeros(f), subspace=torch.tensor(a), method=method, n_starts=50)
-    assert result.value == pytest.approx(exact, rel=1e-9)
-    assert result.maximizer.shape == (p,)
+    options = dict(subspace=torch.tensor(a), method="converged")
+    results = [worst_case(f, zeros(f), **options, seed=seed) for seed in range(12)]
+    assert max(r.value for r in results) == pytest.approx(exact, rel=1e-9)
+    assert results[0].maximizer.shape == (p,)
 
 
 def test_a_mixture_of_flat_and_sharp_along_a_matrix():  # 6d, general A: science of Table 1
@@ -102,7 +101,7 @@ def test_a_mixture_of_flat_and_sharp_along_a_matrix():  # 6d, general A: science
         for s in product((-1, 1), repeat=2)
     )
     f = FIGURE_6["6d"]
-    result = worst_case(f, zeros(f), epsilon=epsilon, subspace=torch.tensor(a), method="vertices")
+    result = worst_case(f, zeros(f), epsilon=epsilon, subspace=torch.tensor(a), method="converged")
     assert result.value == pytest.approx(exact, rel=1e-12)
 
 
@@ -124,7 +123,7 @@ def test_the_box_comes_from_the_pseudo_inverse(shape):
 def test_a_rank_deficient_matrix_has_a_box_too():
     a, x = np.array([[1.0, 2.0], [2.0, 4.0], [0.0, 0.0]]), np.array([1.0, -3.0, 2.0])
     f = FunctionObjective(lambda w: 10 + w.sum(), 3)
-    result = worst_case(f, x, epsilon=0.1, subspace=torch.tensor(a), method="vertices")
+    result = worst_case(f, x, epsilon=0.1, subspace=torch.tensor(a), method="converged")
     np.testing.assert_allclose(result.maximizer, 0.1 * (np.abs(np.linalg.pinv(a) @ x) + 1))
 
 
@@ -132,7 +131,7 @@ def test_the_gap_is_what_the_linearised_loss_could_still_rise():
     """One step of ascent from a corner: at z the gap of f is max over the box of ∇f(z)·(v − z)."""
     peak = torch.tensor([0.2, -0.5], dtype=F64)
     f = FunctionObjective(lambda w: 10 - ((w - peak) ** 2).sum(), 2)
-    result = worst_case(f, zeros(f), epsilon=1.0, method="ascent", n_iterations=2, tolerance=1e-9)
+    result = worst_case(f, zeros(f), epsilon=1.0, method="ascent", n_iterations=2)
     z = result.maximizer
     gradient = -2 * (z - peak)
     gap = 100 / (1 + result.loss) * (gradient.abs().sum() - gradient @ z).item()
@@ -150,9 +149,10 @@ def dense(subspace):
     return torch.cat([block for _, block in subspace.blocks()]).double()
 
 
-@pytest.fixture(scope="module", params=[1 << 30, 0], ids=["kept", "drawn again"])
-def subspace(request):
-    return RandomSubspace(N_ROWS, 3, seed=4, memory_limit=request.param)
+@pytest.fixture(params=[1 << 30, 0], ids=["kept", "drawn again"])
+def subspace(request, monkeypatch):
+    monkeypatch.setattr(sharpness, "MEMORY_LIMIT", request.param)
+    return RandomSubspace(N_ROWS, 3, seed=4)
 
 
 def test_entries_are_standard_normal_and_come_from_the_seed(subspace):
@@ -174,9 +174,10 @@ def test_products_are_those_of_the_dense_matrix(subspace):
     np.testing.assert_allclose(subspace.pinv(g), np.linalg.pinv(a.numpy()) @ g.numpy(), rtol=1e-9)
 
 
-def test_memory_is_bounded_beyond_the_limit():
+def test_memory_is_bounded_beyond_the_limit(monkeypatch):
     n, p = 300_000, 20
-    small = RandomSubspace(n, p, memory_limit=4 * n * p - 1)
+    monkeypatch.setattr(sharpness, "MEMORY_LIMIT", 4 * n * p - 1)
+    small = RandomSubspace(n, p)
     largest, drawn = 0, 0
     for _, block in small.blocks():
         largest, drawn = max(largest, block.numel()), drawn + block.numel()
@@ -196,12 +197,11 @@ def test_a_search_takes_a_subspace_as_a_number_an_object_or_a_matrix():
         for a in (
             np.int64(3),
             RandomSubspace(f.n_params, 3, seed=2),
-            RandomSubspace(f.n_params, 3, seed=2, memory_limit=0),
             dense(RandomSubspace(f.n_params, 3, seed=2)),
         )
     ]
-    assert results[0].value == results[1].value == results[2].value > 0
-    assert results[3].value == pytest.approx(results[0].value, rel=1e-6)
+    assert results[0].value == results[1].value > 0
+    assert results[2].value == pytest.approx(results[0].value, rel=1e-6)
     assert worst_case(f, x, subspace=3, seed=3).value != results[0].value
 
 
@@ -287,7 +287,7 @@ def test_in_the_whole_space_more_effort_finds_no_less_and_other_code_little_more
     assert full.value >= 0.97 * 100 * best / (1 + f.value(x))  # each finds a local maximum
 
 
-@pytest.mark.parametrize("method", SEARCHES)
+@pytest.mark.parametrize("method", METHODS)
 def test_a_result_is_reproducible_and_counts_its_evaluations(method):
     f, x = net(F64)
     calls = 0
@@ -318,7 +318,7 @@ def test_keskars_setting_stops_after_ten_iterations():
     assert ten.value <= forty.value
 
 
-@pytest.mark.parametrize("method", SEARCHES)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("epsilon", [1e-3, 5e-4])
 def test_float32_gives_the_value_of_float64_and_not_0(epsilon, method):
     single, double = net(torch.float32), net(F64)
@@ -341,7 +341,7 @@ def test_a_maximum_inside_the_box_is_found(method):
     assert result.converged
 
 
-@pytest.mark.parametrize("method", SEARCHES)
+@pytest.mark.parametrize("method", METHODS)
 def test_what_a_search_finds_does_not_depend_on_the_unit_of_the_loss(method):
     """L-BFGS-B on its own stops at once on losses of 1e-24."""
     peak, widths = torch.linspace(-0.6, 0.6, 20), torch.logspace(0, 2, 20)
@@ -356,7 +356,7 @@ def test_what_a_search_finds_does_not_depend_on_the_unit_of_the_loss(method):
 
 def test_sign_ascent_closes_in_on_a_maximum_inside_the_box():
     f = FunctionObjective(lambda w: 1 - ((w - 0.3) ** 2).sum(), 3)
-    result = worst_case(f, zeros(f), epsilon=1.0, method="ascent", n_iterations=60, tolerance=1e-3)
+    result = worst_case(f, zeros(f), epsilon=1.0, method="ascent", n_iterations=60)
     np.testing.assert_allclose(result.maximizer, [0.3] * 3, atol=1e-3)
     assert result.converged
 
@@ -378,19 +378,12 @@ def test_starts_that_end_at_different_heights_are_told():
     two_hills = FunctionObjective(
         lambda w: 1 + w[0] ** 2 + 0.5 * w[0], 1
     )  # corners 2.5 and 1.5: the lower one is a stationary point of the box
-    results = [worst_case(two_hills, [0.0], epsilon=1.0, n_starts=8, seed=s) for s in range(5)]
+    results = [
+        worst_case(two_hills, [0.0], epsilon=1.0, method="converged", seed=s) for s in range(5)
+    ]
     assert all(r.value == pytest.approx(100 * 1.5 / 2) for r in results)
-    assert any(not r.message.startswith("8 of 8 starts") for r in results)
-    assert all(" of 8 starts reach the highest point found" in r.message for r in results)
-
-
-def test_vertices_do_not_claim_a_maximum_that_lies_inside():
-    """The corner 1 is higher than x = 0, and the middle of the box's right half higher still."""
-    f = FunctionObjective(lambda w: 5 - (w[0] - 0.6) ** 2, 1)
-    result = worst_case(f, [0.0], epsilon=1.0, method="vertices")
-    assert result.loss_max == pytest.approx(5 - 0.16)
-    assert not result.converged
-    assert result.gap > 0
+    assert any(not r.message.startswith("4 of 4 starts") for r in results)
+    assert all(" of 4 starts reach the highest point found" in r.message for r in results)
 
 
 # ---- errors ---------------------------------------------------------------------------------
@@ -405,9 +398,7 @@ def test_vertices_do_not_claim_a_maximum_that_lies_inside():
         ({"epsilon": float("inf")}, "epsilon must be .* above 0, got inf"),
         ({"method": "newton"}, "method must be .*, got 'newton'"),
         ({"n_iterations": 0}, "n_iterations must be at least 1, got 0"),
-        ({"n_starts": 0}, "n_starts must be at least 1, got 0"),
         ({"n_iterations": 1.5}, "n_iterations must be a whole number, got 1.5"),
-        ({"tolerance": float("nan")}, "tolerance must be .* got nan"),
         ({"seed": -1}, "seed must be at least 0"),
         ({"subspace": 0}, "subspace must be at least 1 and at most 20, got 0"),
         ({"subspace": 21}, "subspace must be at least 1 and at most 20, got 21"),
@@ -419,8 +410,6 @@ def test_vertices_do_not_claim_a_maximum_that_lies_inside():
         ({"subspace": torch.ones(20)}, r"subspace must have shape \(20, p\), got \(20,\)"),
         ({"subspace": torch.ones(20, 0)}, r"subspace must have shape \(20, p\), got \(20, 0\)"),
         ({"subspace": RandomSubspace(9, 2)}, r"subspace must have shape \(20, p\), got \(9, 2\)"),
-        ({"method": "vertices"}, "p up to 16, got p = 20; use method 'converged'"),
-        ({"method": "vertices", "subspace": 17}, "got p = 17"),
     ],
 )
 def test_impossible_settings_are_refused(options, message):
@@ -452,7 +441,7 @@ def test_a_loss_that_is_not_finite_inside_the_box_is_refused(bad, method):
         worst_case(f, [0.0], epsilon=1.0, method=method)
 
 
-@pytest.mark.parametrize("method", SEARCHES)
+@pytest.mark.parametrize("method", METHODS)
 def test_a_gradient_that_is_not_finite_is_not_a_box_too_large(method):
     f = FunctionObjective(lambda w: w.square().sum() + (0 * w).sqrt().sum(), 2)
     with pytest.raises(ValueError, match="the gradient inside the box of x has 2 of 2 values"):
@@ -649,6 +638,19 @@ def test_what_rounding_hides_has_not_converged(name, f, x, epsilon):
     assert not result.converged
     if x > 0 or name in ("Definition 2", "average"):  # at 0 adaptive has no box, SAM no direction
         assert abs(result.value - 100 * exact / (1 + result.loss)) <= 3 * result.stderr
+
+
+@pytest.mark.parametrize("level", [1.0, 8.0, 64.0])
+@pytest.mark.parametrize("measure", [worst_case, adaptive, sam])
+def test_a_rise_of_ten_units_in_the_last_place_has_not_converged(measure, level):
+    """Off by a fifth at times, which is two standard errors: neither is below a tenth of it."""
+    f = FunctionObjective(lambda w: level + w.sum() ** 2, 3)
+    x, unit = torch.full((3,), 0.1, dtype=F64), level * torch.finfo(F64).eps
+    results = [measure(f, x, epsilon=rises * unit) for rises in (10, 20, 1e4)]
+    for result in results:
+        assert not result.converged or 3 * result.stderr < 0.1 * result.value
+    assert not results[0].converged
+    assert results[-1].converged
 
 
 @pytest.mark.parametrize("digits", [4, 7, 11])

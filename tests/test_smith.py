@@ -15,7 +15,7 @@ from lecture6.train import train
 
 STUDY = STUDIES["smith"]
 POINT = {"group": "lr", "n_train": 120, "lr": 0.5, "batch_size": 16, "momentum": 0.0}
-POINT |= {"updates": 32, "seed": 1, "n_test": 60, "hidden": 12}
+POINT |= {"updates": 32, "seed": 1, "hidden": 12}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,7 +39,7 @@ def evaluated(rows, split, update):
 def test_a_trial_reports_what_plain_training_gives(digits, momentum):
     point = POINT | {"momentum": momentum, "lr": 0.5 * (1 - momentum)}
     rows = smith.trial(data=digits, **point)
-    small = digits.subset(120, 60).centred()
+    small = digits.subset(120).centred()
     assert small.x_train.mean(0).abs().max() < 1e-6
     assert small.x_test.mean(0).abs().max() > 1e-3  # by the training set's mean, not its own
     options = {"sampling": "without_replacement", "momentum": momentum, "seed": 1}
@@ -62,7 +62,7 @@ def test_updates_are_rounded_to_whole_passes(digits):
 
 
 def test_every_seed_trains_on_the_same_images(digits):
-    a, b = digits.subset(120, 60), digits.subset(120, 60)
+    a, b = digits.subset(120), digits.subset(120)
     assert torch.equal(a.x_train, b.x_train)
     trials = [smith.trial(data=digits, **POINT | {"seed": s}) for s in (0, 1)]
     first, second = (evaluated(rows, "train", 32)["loss"] for rows in trials)
@@ -71,7 +71,7 @@ def test_every_seed_trains_on_the_same_images(digits):
 
 def test_a_subset_is_another_part_of_the_training_set(digits):
     rows = smith.trial(data=digits, **POINT | {"subset": 5})
-    part = digits.subset(120, 60, seed=5).centred()
+    part = digits.subset(120, seed=5).centred()
     settings = {"sampling": "without_replacement", "seed": 1, "batch_size": 16, "lr": 0.5}
     alone = train(models.mlp(64, 12, seed=1), part, epochs=4, **settings)
     last = evaluated(rows, "train", 32)

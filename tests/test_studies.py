@@ -44,8 +44,9 @@ from lecture6.train import train
 
 HERE = Path(__file__).parent
 BUILD = keskar_study.build
-KESKAR = ["keskar", "--profile", "smoke", "--data", "digits"]
-SMOKE = [sys.executable, "-m", "lecture6", "run", *KESKAR]
+COMMAND = [sys.executable, "-m", "lecture6"]
+SMITH = ["smith", "--profile", "smoke"]  # twelve trials of a fraction of a second
+SMOKE = [*COMMAND, "run", *SMITH]
 # glibc keeps the memory of arrays that are freed: else a third of such a run is the kernel's work.
 KEEP = {"MMAP_THRESHOLD": 2**25, "TRIM_THRESHOLD": 2**30, "TOP_PAD": 2**26}
 ENVIRONMENT = os.environ | {f"MALLOC_{name}_": str(size) for name, size in KEEP.items()}
@@ -56,11 +57,11 @@ def ran(log):
     return [int(line.split()[0]) for line in Path(log).read_text().splitlines()]
 
 
-def toy_runner(log, folder, n, seconds):
-    """A process that runs the toy study with two workers."""
+def toy_runner(log, folder, n, seconds, jobs=2):
+    """A process that runs the toy study with so many workers; 1 is the process itself."""
     code = (
         "from pathlib import Path; from lecture6.studies import run; from toy_study import study\n"
-        f"print(run(study({str(log)!r}, n={n}, seconds={seconds}), 'smoke', jobs=2, "
+        f"print(run(study({str(log)!r}, n={n}, seconds={seconds}), 'smoke', jobs={jobs}, "
         f"folder=Path({str(folder)!r})).finished)"
     )
     paths = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
@@ -239,10 +240,7 @@ def test_a_function_of_a_script_is_refused():
 
 
 def test_parameters_are_numbers_that_can_be_written_down(tmp_path):
-    study = Study("toy", "", toy_study.drawing, {"smoke": [{"i": np.int64(3)}]}, ones)
-    plain = Study("toy", "", toy_study.drawing, {"smoke": [{"i": 3}]}, ones)
-    assert study.trials("smoke") == plain.trials("smoke")
-    for value in (float("nan"), {1}):
+    for value in (float("nan"), {1}, np.int64(3)):
         study = Study("toy", "", toy_study.drawing, {"smoke": [{"i": value}]}, ones)
         with pytest.raises(StudyError, match="parameters must be finite numbers, strings and"):
             study.trials("smoke")
@@ -423,7 +421,7 @@ def giving(*, rows, i):
 
 def test_a_worker_with_other_code_is_refused(tmp_path):
     trial = toy(tmp_path / "log").trials("smoke")[0]
-    answer, error = runner._work(trial, ("toy_study", "_without_sizes", "another digest", ""))
+    answer, error = runner._work(trial, ("toy_study", "_without_sizes", "another digest", "", {}))
     assert answer is None
     assert "the worker has other code than the runner: lecture6" in error
     assert not (tmp_path / "log").exists()
@@ -524,29 +522,32 @@ from lecture6.studies import Study, run
 grid = [{{"i": i, "log": {log!r}}} for i in range(3)]
 grid[{failing}]["fail_on"] = {fail_on}
 study = Study("shared", "", toy_study.{trial}, {{"smoke": grid}}, lambda p: 1.0)
-outcome = run(study, "smoke", folder=Path({folder!r}), **{options})
+outcome = run(study, "smoke", folder=Path({folder!r}))
 print(f"finished {{outcome.finished}}\\n", end="", flush=True)
 """
 
 
-def shared(tmp_path, failing=0, fail_on=None, trial="shared", **options):
-    values = {"log": str(tmp_path / "log"), "folder": str(tmp_path), "options": options}
-    return torchrun(SHARED.format(failing=failing, fail_on=fail_on, trial=trial, **values))
+def shared(tmp_path, failing=0, fail_on=None, trial="shared"):
+    values = {"log": str(tmp_path / "log"), "folder": str(tmp_path), "trial": trial}
+    return torchrun(SHARED.format(failing=failing, fail_on=fail_on, **values))
 
 
 @pytest.mark.slow
 def test_processes_of_torchrun_share_each_trial(tmp_path):
+    """But the first, which a process alone has finished."""
+    grid = {"smoke": [{"i": 0, "log": str(tmp_path / "log"), "fail_on": None}]}
+    assert run(Study("shared", "", toy_study.shared, grid, ones), "smoke", folder=tmp_path).finished
     done = shared(tmp_path)
     assert done.returncode == 0, done.stderr
-    assert sorted(done.stdout.split("\n")) == ["", "finished 0", "finished 3"]
+    assert sorted(done.stdout.splitlines()) == ["finished 0", "finished 2"]
     kept = [json.loads(path.read_text()) for path in finished(tmp_path, "shared")]
-    assert [trial["rows"] for trial in kept] == 3 * [{"runs": [{"ranks": 1, "size": 2}]}]
-    assert kept[0]["record"]["device"] == f"2 × {runner.device_name()}"
+    kept = {trial["parameters"]["i"]: trial for trial in kept}
+    rows = {i: trial["rows"]["runs"] for i, trial in kept.items()}
+    assert rows.pop(0) == [{"ranks": 0, "size": 1}]
+    assert rows == {i: [{"ranks": 1, "size": 2}] for i in (1, 2)}
+    assert kept[1]["record"]["device"] == f"2 × {runner.device_name()}"
     for r in (0, 1):
-        assert Path(f"{tmp_path}/log-{r}").read_text() == "0\n1\n2\n"
-    again = shared(tmp_path)
-    assert again.returncode == 0, again.stderr
-    assert set(again.stdout.split()) == {"finished", "0"}
+        assert Path(f"{tmp_path}/log-{r}").read_text() == "1\n2\n"
 
 
 @pytest.mark.slow
@@ -562,20 +563,29 @@ def test_a_trial_that_fails_in_one_process_ends_the_job_and_keeps_the_others(tmp
 
 
 @pytest.mark.slow
+def test_what_is_refused_ends_the_processes_of_torchrun(tmp_path):
+    """Those too that wait for the one that refuses it."""
+    done = shared(tmp_path, trial="resumed")
+    assert done.returncode != 0
+    assert "cannot be shared by several processes: run the study without" in done.stderr
+    assert finished(tmp_path, "shared") == []
+    assert list(tmp_path.glob("log*")) == []
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"jobs": 2}, "torchrun's processes share one trial at a time: leave out --jobs"),
         ({"backend": "dask", "scheduler": "tcp://x:1"}, "leave out --jobs and --backend"),
-        ({"trial": "resumed"}, "cannot be shared by several processes: run the study without"),
     ],
 )
-def test_what_processes_of_torchrun_cannot_do_is_refused(tmp_path, options, message):
-    done = shared(tmp_path, **options)
-    assert done.returncode != 0
-    assert message in done.stderr
+def test_what_processes_of_torchrun_cannot_do_is_refused(tmp_path, monkeypatch, options, message):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    study = Study("shared", "", toy_study.shared, {"smoke": [{"i": 0, "log": "log"}]}, ones)
+    with pytest.raises(StudyError, match=message):
+        run(study, "smoke", folder=tmp_path, **options)
     assert finished(tmp_path, "shared") == []
-    assert list(tmp_path.glob("log*")) == []
 
 
 # --- interruptions ------------------------------------------------------------------------------
@@ -583,8 +593,10 @@ def test_what_processes_of_torchrun_cannot_do_is_refused(tmp_path, options, mess
 
 @pytest.mark.slow
 def test_two_runners_share_a_folder_and_do_nothing_twice(tmp_path):
-    runners = [toy_runner(tmp_path / "log", tmp_path, n=12, seconds=0.3) for _ in range(2)]
-    done = [int(p.communicate(timeout=120)[0]) for p in runners]
+    """Of one the workers do the trials, of the other it does them itself."""
+    options = {"n": 12, "seconds": 0.3}
+    runners = [toy_runner(tmp_path / "log", tmp_path, **options, jobs=jobs) for jobs in (2, 1)]
+    done = [int(p.communicate(timeout=300)[0]) for p in runners]
     assert sum(done) == 12
     assert min(done) > 0, "one of them came too late to share"
     assert sorted(ran(tmp_path / "log")) == list(range(12))
@@ -642,7 +654,7 @@ def test_a_killed_runner_takes_its_workers_along_and_frees_its_trials(tmp_path):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    """The smoke study of Keskar on small images, in one go: what is collected, and the seconds."""
+    """The smoke study of Smith, in one go: what is collected, and the seconds."""
     folder, start = tmp_path_factory.mktemp("uninterrupted"), time.monotonic()
     command = [*SMOKE, "--jobs", "2", "--folder", folder]
     subprocess.run(command, check=True, capture_output=True, env=ENVIRONMENT)
@@ -651,11 +663,11 @@ def uninterrupted(tmp_path_factory):
 
 def collected(folder):
     """The collected tables' bytes, and the record without times and dates."""
-    command = ["collect", *KESKAR, "--folder", folder, "--to", folder / "to"]
-    subprocess.run([*SMOKE[:3], *command], check=True, capture_output=True)
-    record = json.loads((folder / "to" / "keskar.json").read_text())
+    command = [*COMMAND, "collect", *SMITH, "--folder", folder, "--to", folder / "to"]
+    subprocess.run(command, check=True, capture_output=True)
+    record = json.loads((folder / "to" / "smith.json").read_text())
     tables = {path.name: path.read_bytes() for path in (folder / "to").glob("*.parquet")}
-    assert len(tables) == 4
+    assert len(tables) == 2
     return tables, record | {"seconds": 0, "date": 0}
 
 
@@ -663,14 +675,15 @@ def collected(folder):
 def test_twenty_kills_change_nothing(tmp_path, uninterrupted):
     """Kills at random moments; a study that was over before the last kill starts again.
 
-    Every third at any moment, from the first import on; the others once a trial has finished.
+    Every third at any moment, from the first import on; the others once a trial has finished. Half
+    of the runners have workers, and half do the trials themselves.
     """
     expected, seconds = uninterrupted
     rng, kills, kept, rounds = random.Random(0), 0, [0], 0
     while kills < 20:
-        folder = tmp_path / str(rounds)
+        folder, jobs = tmp_path / str(rounds), str(1 + kills // 2 % 2)
         process = subprocess.Popen(
-            [*SMOKE, "--jobs", "2", "--folder", folder],
+            [*SMOKE, "--jobs", jobs, "--folder", folder],
             env=ENVIRONMENT,
             start_new_session=True,
             stdout=subprocess.DEVNULL,
@@ -679,9 +692,9 @@ def test_twenty_kills_change_nothing(tmp_path, uninterrupted):
         if kills % 3 == 2:
             moment = rng.uniform(0.0, 0.5) * seconds
         else:
-            while process.poll() is None and len(finished(folder, "keskar")) == kept[-1]:
+            while process.poll() is None and len(finished(folder, "smith")) == kept[-1]:
                 time.sleep(0.05)
-            moment = rng.uniform(0.0, 0.8)
+            moment = rng.uniform(0.0, 0.3)
         try:
             assert process.wait(timeout=moment) == 0
             assert collected(folder) == expected
@@ -695,7 +708,7 @@ def test_twenty_kills_change_nothing(tmp_path, uninterrupted):
         else:
             os.killpg(process.pid, signal.SIGKILL)  # runner and workers: a power failure
         process.wait()
-        now = len(finished(folder, "keskar"))
+        now = len(finished(folder, "smith"))
         assert now >= kept[-1], "a finished trial was lost"
         kept.append(now)
     assert len(set(kept)) > 3, "the kills did not fall into the study"
@@ -857,7 +870,7 @@ def test_a_cluster_gives_the_same_table_though_a_worker_is_killed(tmp_path, unin
         process = subprocess.Popen(
             [*command, cluster.scheduler_address], stderr=subprocess.PIPE, text=True
         )
-        until(lambda: finished(tmp_path, "keskar") or process.poll() is not None, 120)
+        until(lambda: finished(tmp_path, "smith") or process.poll() is not None, 120)
         assert process.poll() is None, "the study was over before the worker was killed"
         os.kill(cluster.workers[0].pid, signal.SIGKILL)
         _, errors = process.communicate(timeout=300)
@@ -865,39 +878,37 @@ def test_a_cluster_gives_the_same_table_though_a_worker_is_killed(tmp_path, unin
     assert collected(tmp_path) == uninterrupted[0]
 
 
+@pytest.fixture(scope="module")
+def one_worker():
+    """The options of a run on a cluster of one worker, which has four threads."""
+    with cluster_of(1, 4) as cluster:
+        yield {"backend": "dask", "scheduler": cluster.scheduler_address}
+
+
 @pytest.mark.slow
-def test_a_worker_with_many_threads_runs_one_trial_at_a_time(tmp_path):
+def test_a_worker_with_many_threads_runs_one_trial_at_a_time(tmp_path, one_worker):
     grid = {"smoke": [{"i": i} for i in range(8)]}
     study = Study("drawing", "", toy_study.drawing, grid, ones)
-    with cluster_of(1, 4) as cluster:
-        options = {"backend": "dask", "scheduler": cluster.scheduler_address, "jobs": 4}
-        assert run(study, "smoke", folder=tmp_path, **options).finished == 8
+    assert run(study, "smoke", folder=tmp_path, **one_worker, jobs=4).finished == 8
     tables, _ = collect(study, "smoke", folder=tmp_path)
     alone = [toy_study.drawing(i=i)["runs"][0] for i in range(8)]
     assert tables["runs"]["value"].to_list() == [row["value"] for row in alone]
 
 
 @pytest.mark.slow
-def test_a_cluster_of_one_worker_does_the_work_and_one_that_cannot_says_so(tmp_path, monkeypatch):
-    log = tmp_path / "log"
-    with cluster_of(1, 1) as cluster:
-        options = {"backend": "dask", "scheduler": cluster.scheduler_address}
-        options |= {
-            "folder": tmp_path,
-        }
-        assert run(toy(log, n=2), "smoke", **options).finished == 2
-        assert str(os.getpid()) not in log.read_text().split()
+def test_a_cluster_does_the_work_and_one_that_cannot_says_so(tmp_path, monkeypatch, one_worker):
+    log, options = tmp_path / "log", one_worker | {"folder": tmp_path}
+    assert run(toy(log, n=2), "smoke", **options).finished == 2
+    assert str(os.getpid()) not in log.read_text().split()
 
-        (tmp_path / "only_here.py").write_text(
-            "def trial(*, i):\n    return {'runs': [{'i': i}]}\n"
-        )
-        monkeypatch.syspath_prepend(tmp_path)
-        trial = importlib.import_module("only_here").trial
-        study = Study("here", "", trial, {"smoke": [{"i": 0}, {"i": 1}]}, ones)
-        outcome = run(study, "smoke", **options)
-        [(error, trials)] = outcome.failed.items()
-        assert "No module named 'only_here'" in error
-        assert len(trials) == 2
+    (tmp_path / "only_here.py").write_text("def trial(*, i):\n    return {'runs': [{'i': i}]}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    trial = importlib.import_module("only_here").trial
+    study = Study("here", "", trial, {"smoke": [{"i": 0}, {"i": 1}]}, ones)
+    outcome = run(study, "smoke", **options)
+    [(error, trials)] = outcome.failed.items()
+    assert "No module named 'only_here'" in error
+    assert len(trials) == 2
 
 
 @pytest.mark.slow

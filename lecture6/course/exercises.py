@@ -31,7 +31,6 @@ class Feedback:
 
     number: str
     right: bool | None  #: None: there is no answer yet, or none to this question
-    error: float | None  #: of the worst entry, relative to the right one; None for yes and no
     words: str
 
     def __repr__(self) -> str:
@@ -50,25 +49,23 @@ def check(number: str | float, value: Any) -> Feedback:
     if number not in ANSWERS:
         chapter = [known for known in ANSWERS if known.split(".")[0] == number.split(".")[0]]
         first, *_, last = chapter or ANSWERS
-        return Feedback(number, None, None, f"there is none; the numbers go from {first} to {last}")
+        return Feedback(number, None, f"there is none; the numbers go from {first} to {last}")
     if _lacks_an_entry(value):
-        return Feedback(number, None, None, "no answer yet")
+        return Feedback(number, None, "no answer yet")
     right, tolerance = np.asarray(ANSWERS[number]()), TOLERANCES.get(number, 0.01)
     given = _given(value, right)
     if isinstance(given, str):
-        return Feedback(number, None, None, given)
+        return Feedback(number, None, given)
     if right.dtype == bool:
         wrong = int((given != right).sum())
-        words = f"wrong: {wrong} of {right.size}" if wrong else "right"
-        return Feedback(number, not wrong, None, words)
+        return Feedback(number, not wrong, f"wrong: {wrong} of {right.size}" if wrong else "right")
     errors = (given / right - 1).ravel()
     worst = int(np.abs(errors).argmax())
-    error = float(errors[worst])
     allowed = f"({100 * tolerance:g} % is allowed)"
-    if abs(error) <= tolerance:
-        return Feedback(number, True, error, f"right {allowed}")
+    if abs(errors[worst]) <= tolerance:
+        return Feedback(number, True, f"right {allowed}")
     which = f"number {worst + 1}" if right.size > 1 else "it"
-    return Feedback(number, False, error, f"wrong: {which} {_by_how_much(error)} {allowed}")
+    return Feedback(number, False, f"wrong: {which} {_by_how_much(errors[worst])} {allowed}")
 
 
 def _plain(value: Any) -> Any:
@@ -151,8 +148,7 @@ def _equal_shares() -> list[float]:
     pair = toys.TwoWells((1.0, 16.0), (-1.0, 1.0), (1.0, 0.0))
 
     def excess(T: float) -> float:
-        law = equilibrium.Gibbs(pair.losses, T, -12, 6)
-        return law.probability(lambda w: w[:, 0] < pair.saddle) - 0.5
+        return float(equilibrium.Gibbs(pair.losses, T, -12, 6).cdf(pair.saddle)) - 0.5
 
     by_formula = brentq(lambda T: equilibrium.laplace((1.0, 0), (1.0, 16.0), T)[0] - 0.5, 0.1, 2.0)
     return [by_formula, brentq(excess, 0.1, 2.0)]
@@ -215,6 +211,6 @@ ANSWERS: dict[str, Callable[[], Any]] = {
     "6.1": lambda: [_within_5_percent(m) for m in (0.0, 0.9)],
     "6.2": _equal_shares,
     "6.3": lambda: brentq(lambda T: equilibrium.kramers_time(1.0, -1.0, 1.0, T) - 1e4, 0.05, 1.0),
-    "6.4": lambda: equilibrium.excess_loss([1.0, 30.0], 0.05, 1),
+    "6.4": lambda: sum(h * equilibrium.ou_covariance(h, h, 0.05, 1).item() / 2 for h in (1, 30)),
     "6.5": _without_a_drift,
 }

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ import torch
 from torch import nn
 
 from lecture6 import checks
+from lecture6.models import count_parameters
 
 BLUE, ORANGE, GREEN, PURPLE = _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 _DASH = {"train": "solid", "test": "dash"}
@@ -111,21 +113,33 @@ def _course(rows: pd.DataFrame, x: str, y: str, spec: str) -> str:
     return f"from {means[x0]:{spec}} at {x0:g} to {means[x1]:{spec}} at {x1:g}"
 
 
-def schematic(layers: pd.DataFrame, title: str) -> go.Figure:
-    """Figures 2 and 3: a network drawn from :func:`layer_table`.
+def _blocks(model: nn.Sequential, input_shape: tuple[int, ...]) -> list[tuple]:
+    """Of a forward pass, each layer with weights and what follows it: names, shape, parameters."""
+    model = copy.deepcopy(model).eval()  # neither running statistics nor generators move
+    x, blocks = torch.zeros(2, *input_shape), [(["Input"], input_shape, 0)]
+    with torch.no_grad():
+        for layer in model:
+            x, size = layer(x), sum(p.numel() for p in layer.parameters())
+            name = type(layer).__name__.removesuffix("1d").removesuffix("2d")
+            begins = isinstance(layer, nn.Linear | nn.Conv2d)
+            names, _, n = ([], (), 0) if begins else blocks.pop()
+            names = names if name == "Flatten" else [*names, name]
+            blocks.append((names, tuple(x.shape[1:]), n + size))
+    return blocks
+
+
+def schematic(model: nn.Sequential, input_shape: tuple[int, ...], title: str) -> go.Figure:
+    """Figures 2 and 3: a network, read off what its layers do to a sample of ``input_shape``.
 
     One bar a block (a layer with weights and what follows it up to the next one); its length is
     the number of values a sample has after it, on a logarithmic axis.
     """
-    layers = _checked(layers, "layer", "output", "parameters")
-    rows, starts = [], layers["layer"].isin(["Input", "Linear", "Conv2d"])
-    for number, block in layers.groupby(starts.cumsum()):
-        names = [n.removesuffix("1d").removesuffix("2d") for n in block["layer"] if n != "Flatten"]
-        shape, parameters = block["output"].iloc[-1], int(block["parameters"].sum())
-        text = "×".join(map(str, shape)) + (f" · {parameters:,} parameters" if parameters else "")
+    rows = []
+    for number, (names, shape, n) in enumerate(_blocks(model, input_shape), 1):
+        text = "×".join(map(str, shape)) + (f" · {n:,} parameters" if n else "")
         rows.append((f"{number}. {' + '.join(names)}", math.prod(shape), text))
     names, lengths, texts = zip(*rows, strict=True)
-    total = f"{int(layers['parameters'].sum()):,} parameters"
+    total = f"{count_parameters(model):,} parameters"
     gives = "; ".join(f"{name} gives {text}" for name, _, text in rows)
     what = f"{title} as a stack of {len(rows)} blocks from input to output"
     figure = _figure(f"{title}: {total}", f"{what}: {gives}. In all {total}.")
@@ -170,9 +184,7 @@ def interpolation(table: pd.DataFrame, *, title: str, provenance: str) -> go.Fig
     """
     percent = _checked(_checked(table, "split"), "alpha", "loss", "accuracy", finite=True)
     percent = percent.assign(accuracy=100 * percent["accuracy"])
-    n = percent["seed"].nunique() if "seed" in percent else 1
-    what = "Cross-entropy and accuracy against the position α on the path, mean and range of"
-    what += f" {n} pair{'s' * (n > 1)} of solutions."
+    what = f"Cross-entropy and accuracy against the position α on the path{_over(table)}."
     figure = _figure(title, what, provenance)
     for split, rows in percent.groupby("split", sort=False):
         for y, colour, yaxis in (("loss", BLUE, "y"), ("accuracy", ORANGE, "y2")):
@@ -218,28 +230,6 @@ def accuracy_and_sharpness(table: pd.DataFrame, *, title: str, provenance: str) 
     return _right_axis(figure, "Sharpness φ, %", type="log", tickmode="linear", dtick="D2")
 
 
-def sharpness_box(curve: pd.DataFrame, boxes: pd.DataFrame, *, title: str) -> go.Figure:
-    """Definition 2 in one dimension: the loss, and at each minimiser the box and its maximum.
-
-    ``curve``: columns x, loss. ``boxes``: one row a minimiser, at most two, with columns name, x,
-    half_width, x_max, loss_max, sharpness (per cent).
-    """
-    curve = _checked(curve, "x", "loss", finite=True)
-    _checked(boxes, "x", "half_width", "x_max", "loss_max", "sharpness", finite=True)
-    what = "A one-dimensional loss with a flat and a sharp minimum and a shaded box around each."
-    figure = _figure(title, what)
-    figure.add_scatter(x=curve["x"], y=curve["loss"], mode="lines", name="loss f(x)")
-    for b, colour in _coloured(_checked(boxes, "name").itertuples(), (GREEN, ORANGE)):
-        low, high = b.x - b.half_width, b.x + b.half_width
-        what = f"{b.name}: box {low:.2f} to {high:.2f}, largest loss {b.loss_max:.3g} at"
-        _describe(figure, f"{what} {b.x_max:.2f}, sharpness {b.sharpness:.3g} per cent.")
-        figure.add_vrect(low, high, fillcolor=colour, opacity=0.18, line_width=0)
-        name, mark = f"{b.name}: φ = {b.sharpness:.3g} %", {"color": colour, "size": 11}
-        figure.add_scatter(x=[b.x_max], y=[b.loss_max], mode="markers", marker=mark, name=name)
-    axis = {"title": "Loss", "range": [-0.05, 1.15]}
-    return figure.update_layout(xaxis_title="Parameter x", yaxis=axis, hovermode="closest")
-
-
 def curves(
     table: pd.DataFrame,
     x: str,
@@ -269,8 +259,8 @@ def curves(
     for (label, rows), (colour, dash) in _coloured(by_label, looks):
         _band(figure, rows, x, y, label, colour, dash=dash, mode=mode)
         _describe(figure, f"{label}: {_course(rows, x, y, '.3g')}.")
-    mark = {"color": "black", "size": 9, "symbol": "diamond"}
-    for at, height, text in marks:
+    for (at, height, text), symbol in zip(marks, cycle(("diamond", "square", "star"))):
+        mark = {"color": "black", "size": 9, "symbol": symbol}
         _describe(figure, f"Marked: {text}, {height:.3g} at {at:.3g}.")
         figure.add_scatter(x=[at], y=[height], mode="markers", marker=mark, name=text)
     figure.update_xaxes(title_text=xlabel, **_scale(table[x], xrange, "x" in log, "xrange"))
@@ -299,25 +289,24 @@ def noise_scale_and_gain(
     """Equation (24): the noise scale g (left axis) and what was measured (right axis) against B.
 
     ``table``: columns batch_size, g, and gain, points of test accuracy over the largest batch (NaN
-    where it was not measured). ``batch_size`` (or the one of the table that is nearest) is marked
-    on the curve of g, ``predicted``, a batch size, by a line.
+    where it was not measured, but not everywhere). ``batch_size`` (or the one of the table that is
+    nearest) is marked on the curve of g, ``predicted``, a batch size, by a line.
     """
     table = _checked(_checked(table, "gain"), "batch_size", "g", finite=True)
     table = table.sort_values("batch_size")
-    known = table.dropna(subset="gain")
+    known = _checked(table.dropna(subset="gain"), "gain")
     predicted = checks.real("predicted", predicted, above=0)
     off = table["batch_size"] - checks.real("batch_size", batch_size, above=0)
     chosen = table.loc[off.abs().idxmin()]
-    course = _course(table, "batch_size", "g", ".3g")
-    what = f"The noise scale g against the batch size B: {course}; {chosen['g']:.3g} at B ="
-    what += f" {chosen['batch_size']:g}. The predicted optimum is B = {predicted:.3g}."
+    best = known.loc[known["gain"].idxmax()]
+    what = (
+        "The noise scale g against the batch size B: "
+        f"{_course(table, 'batch_size', 'g', '.3g')}; {chosen['g']:.3g} at B = "
+        f"{chosen['batch_size']:g}. The predicted optimum is B = {predicted:.3g}. The test "
+        f"accuracy measured is highest at B = {best['batch_size']:g}, {best['gain']:.2f} points "
+        "above that of the largest batch."
+    )
     figure = _figure(title, what, provenance)
-    if known.empty:
-        _describe(figure, "The test accuracy was not measured here.")
-    else:
-        best = known.loc[known["gain"].idxmax()]
-        what = f"The test accuracy measured is highest at B = {best['batch_size']:g},"
-        _describe(figure, f"{what} {best['gain']:.2f} points above that of the largest batch.")
     g = table[table["g"] > 0]  # at B = N there is no noise, and no place for it on the axis
     figure.add_scatter(x=g["batch_size"], y=g["g"], mode="lines", name="g", line_color=BLUE)
     at, height = [chosen["batch_size"]], [chosen["g"] if chosen["g"] > 0 else None]
@@ -405,19 +394,3 @@ def spectrum(
     figure.add_scatter(x=outliers, y=[1.0] * len(outliers), **shown)
     axis = {"title": "Eigenvalues per unit of λ", "type": "log", "exponentformat": "power"}
     return figure.update_layout(xaxis_title="Eigenvalue of the Hessian, λ", yaxis=axis)
-
-
-def layer_table(model: nn.Sequential, input_shape: tuple[int, ...]) -> pd.DataFrame:
-    """What each layer does to one sample: columns layer, output (shape), parameters.
-
-    ``input_shape`` is the shape of a sample without the batch dimension. The table is read off a
-    forward pass through the module itself, so a schematic drawn from it cannot disagree with it.
-    """
-    model = copy.deepcopy(model).eval()  # neither running statistics nor generators move
-    x = torch.zeros(2, *input_shape)
-    rows = [("Input", input_shape, 0)]
-    with torch.no_grad():
-        for layer in model:
-            x, size = layer(x), sum(p.numel() for p in layer.parameters())
-            rows.append((type(layer).__name__, tuple(x.shape[1:]), size))
-    return pd.DataFrame(rows, columns=["layer", "output", "parameters"])

@@ -149,14 +149,11 @@ class Claim:
             what = "needs a margin" if needed else "has no use for a margin"
             raise ValueError(f"{self.claim!r}: {self.says!r} {what}, got {self.margin!r}")
         if self.margin is not None:
-            least = {"above": 1} if self._ratio else {"above": 0}
-            checks.real(f"{self.claim!r}: margin", self.margin, **least)
-        if isinstance(self.found, bool | np.bool_) and self.varies not in ("exact", "one run"):
-            raise ValueError(
-                f"{self.claim!r}: without an interval, varies must be 'exact' or 'one run', "
-                f"got {self.varies!r}"
-            )
-        if not isinstance(self.found, Interval | bool | np.bool_ | None):
+            checks.real(f"{self.claim!r}: margin", self.margin, above=int(self._ratio))
+        if isinstance(self.found, bool | np.bool_):
+            what = f"{self.claim!r}: without an interval, varies"
+            checks.one_of(what, self.varies, ("exact", "one run"))
+        elif not isinstance(self.found, Interval | None):
             raise ValueError(f"{self.claim!r} found: an Interval, True, False or None")
 
     @property
@@ -234,45 +231,41 @@ def claims_table(claims: Iterable[Claim]) -> HTML:
     p = [c.p for c in claims]
     adjusted = iter(holm([value for value in p if value is not None]))
     survives = ["–" if value is None else _survives(next(adjusted), value) for value in p]
+    words = [_words(c) for c in claims]
     rows = [
         {
             "Claim": c.claim + " †" * c.after,
             "Source": c.source,
             "There": c.paper,
-            "Here": c.ours or _shown(c),
-            "Claimed": _claimed(c),
+            "Here": c.ours or here,
+            "Claimed": claimed,
             "Varies": c.varies or f"{getattr(c.found, 'n_seeds', '–')} seeds",
             "Computed": c.run,
             "Holm": holds,
             "Verdict": c.verdict,
         }
-        for c, holds in zip(claims, survives, strict=True)
+        for c, (here, claimed), holds in zip(claims, words, survives, strict=True)
     ]
-    table = pd.DataFrame(rows)
-    return HTML(table.to_html(classes="claims", index=False, border=0))
+    return HTML(pd.DataFrame(rows).to_html(classes="claims", index=False, border=0))
 
 
 def _survives(adjusted: float, p: float) -> str:
     return "–" if p == 1 else "yes" if adjusted < 1 - LEVEL else "no"
 
 
-def _shown(claim: Claim) -> str:
+def _words(claim: Claim) -> tuple[str, str]:
+    """The effect that was found, and those that are claimed."""
     if not isinstance(claim.found, Interval):
-        return "–"
-    spec = ".3g" if claim.found.ratio else "+.2f"
-    return f"{claim.found:{spec}} {claim.unit}".strip()
-
-
-def _claimed(claim: Claim) -> str:
-    if not isinstance(claim.found, Interval):
-        return "–"
+        return "–", "–"
     low, high = claim.allowed
-    sign = "×÷" if claim._ratio else "±"
-    words = {
+    spec, sign = (".3g", "×÷") if claim.found.ratio else ("+.2f", "±")
+    claimed = {
         "above": f"above {low:g}",
         "below": f"below {high:g}",
         "not above": f"at most {high:g}",
         "not below": f"at least {low:g}",
         "equal": f"{claim._than:g} {sign} {claim.margin}",
     }
-    return f"{words[claim.says]} {claim.unit}".strip()
+    both = f"{claim.found:{spec}}", claimed[claim.says]
+    here, there = (f"{words} {claim.unit}".strip() for words in both)
+    return here, there

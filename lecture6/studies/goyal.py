@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Mapping
-from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -32,31 +31,16 @@ from lecture6.schedules import scale_lr
 from lecture6.studies import imagenet
 from lecture6.studies.imagenet import goyal_schedule
 from lecture6.studies.results import Stored, distinct_values
-from lecture6.studies.trials import Rows, Study, combinations, grids
+from lecture6.studies.trials import Rows, Study, grids, papers
 from lecture6.train import DivergenceError, train
 
 RULES, WARMUPS = ("linear", "sqrt", "none"), ("gradual", "none", "constant")
-N = 32  # samples a worker: Goyal et al., §5.1
 N_CURVATURE = 2000  # training samples that λ_max is taken on
 GUESS = 0.9  # error of a guess among ten classes
-#: Goyal et al., Figure 1 (the lecture's Figure 8) with §5.2: top-1 validation error on ImageNet,
-#: per cent, mean and standard deviation of 5 runs.
-PAPER = pd.DataFrame(
-    {
-        "batch_size": [128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536],
-        "lr": [0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6],
-        "error": [23.49, 23.60, 23.48, 23.53, 23.49, 23.56, 23.74, 24.79, 27.55, 33.96],
-        "std": [0.12, 0.12, 0.09, 0.08, 0.11, 0.12, 0.09, 0.27, 0.28, 0.80],
-    }
-)
-#: The same by (rule, warm-up) for batch 8,192 at base rate 0.1, where batch 256 has 23.60.
-PAPER_8K = {
-    ("linear", "none"): (24.84, 0.37),
-    ("linear", "constant"): (25.88, 0.56),
-    ("linear", "gradual"): (23.74, 0.09),
-    ("none", "gradual"): (41.67, 0.10),
-    ("sqrt", "gradual"): (26.22, 0.03),
-}
+#: Goyal et al., Figure 1: top-1 validation error on ImageNet, by batch size.
+PAPER = pd.DataFrame(papers("goyal")["figure_1"])
+#: The same by (rule, warm-up) for batch 8,192.
+PAPER_8K = {(rule, kind): found for rule, kind, *found in papers("goyal")["batch_8k"]}
 
 
 def trial(
@@ -70,7 +54,7 @@ def trial(
     seed: int,
     lr: float,
     epochs: int,
-    n: int = N,
+    n: int = 32,
     optimizer: str = "sgd",
     momentum: float = 0.9,
     weight_decay: float = 1e-4,
@@ -180,44 +164,6 @@ def caption(stored: Stored, rows: pd.DataFrame) -> str:
     return stored.line(rows, f"{net} on {data}", f"n = {n}, η = {lr}", f"{epochs} epochs")
 
 
-def _recipe(base: dict, ks: list[int], seeds: range, curvature_at: list[int]) -> list[dict]:
-    """Group "recipe", most wanted first. λ_max is measured under the linear rule, gradually."""
-    grid = _sweep(base | {"curvature_at": curvature_at}, "recipe", ks, seeds)
-    above = [k for k in ks if k > 1]  # at k = 1 every rule and warm-up is the same
-    others = list(product(("linear", "sqrt"), WARMUPS))[1:]
-    for rule, kind in (*others, ("none", "none")):
-        grid += _sweep(base, "recipe", above, seeds, rule, kind)
-    return grid
-
-
-def _sweep(
-    base: dict, group: str, ks, seeds, rule: str = "linear", kind: str = "gradual", **more
-) -> list[dict]:
-    base = base | {"group": group, "rule": rule, "warmup": kind} | more
-    return combinations(base, k=ks, seed=seeds)
-
-
-def _full(base: dict) -> list[dict]:
-    ks, few, seeds = [1, 2, 4, 8, 16, 32, 64, 128], [1, 4, 16, 64], range(3)
-    measured = sorted({0, 1, 2, *(round(base["epochs"] * e / 9) for e in (1, 2, 3, 6, 9))})
-    plain = {"lr": base["lr"] * 10, "momentum": 0.0, "curvature_at": measured}
-    adam = {"lr": 1e-3, "optimizer": "adam", "weight_decay": 0.0}
-    return [
-        *_recipe(base, ks, seeds, measured),
-        *_sweep(base, "plain", ks, seeds, **plain),
-        *_sweep(base, "adam", few, seeds, **adam),
-        *(p for rule in RULES[1:] for p in _sweep(base, "adam", few[1:], seeds, rule, **adam)),
-        *(p for f in (0.5, 2) for p in _sweep(base | {"lr": base["lr"] * f}, "base", few, seeds)),
-        *_recipe(base, ks, range(3, 5), measured),
-    ]
-
-
-_MLP = {"net": "MLP", "data": "mnist5k", "n": N, "lr": 0.1 * N / 256}
-_IMAGENET = {"net": "resnet50", "images": "imagefolder:imagenet", "n": N, "lr": 0.1, "epochs": 90}
-#: Figure 1 of the paper: 256 and 8,192 first, then what lies between and beyond.
-_FIGURE_1 = [8, 256, 4, 16, 32, 64, 128, 512, 1024, 2048]
-
-
 def _cost(p: dict) -> float:
     """Seconds on a core of a 2026 server, from the first trials; of a GPU for ResNets: a guess."""
     if "images" in p:
@@ -239,14 +185,7 @@ STUDY = Study(
     "mini-batches of n = 32 to 4,096. Profiles cifar10 (a ResNet-20, each 32 samples normalised "
     "by themselves) and imagenet (the paper's own) are for GPUs.",
     trial=trial,
-    grids={
-        "smoke": _recipe(_MLP | {"n_train": 300, "epochs": 2}, [1, 4], range(2), [0, 2]),
-        "book": _recipe(_MLP | {"n_train": 4000, "epochs": 9}, [1, 4, 16, 64], range(3), [0, 9]),
-        "full": _full(_MLP | {"data": "fashion_mnist", "epochs": 27}),
-        "cifar10": _full(_MLP | {"net": "ResNet-20", "data": "cifar10", "epochs": 90}),
-        "imagenet": _sweep(_IMAGENET, "recipe", _FIGURE_1, range(5)),
-        **grids("goyal"),
-    },
+    grids=grids("goyal"),
     cost=_cost,
     own_trials={"imagenet": imagenet.trial},
 )

@@ -16,7 +16,6 @@ no use, so that every part has n images; the paper does not say what it does wit
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from collections.abc import Iterable, Iterator
@@ -57,31 +56,29 @@ def trial(
     lr: float = 0.1,
     epochs: int = 90,
     image_size: int = 224,
-    bf16: bool = False,
     loaders: int | None = None,
     workers: Team | None = None,
     checkpoint: str | os.PathLike | None = None,
 ) -> Rows:
     """Train ``net`` with mini-batches of ``k * n`` images; see the module for the tables.
 
-    ``images``: "imagefolder:PATH", with class folders in PATH/train and PATH/val (or PATH/test), at
-    the same PATH for all processes. ``net``: see :func:`build`; ``lr``, ``rule`` and ``warmup``:
+    ``images``: "imagefolder:PATH", with class folders in PATH/train and PATH/val, at the same PATH
+    for all processes. ``net``: see :func:`build`; ``lr``, ``rule`` and ``warmup``:
     :func:`recipe_for`. ``image_size``: pixels a side. ``loaders``: processes that read images, for
     each process that trains; default: its share of the cores. ``checkpoint``: of process 0, saved
     to after each epoch; the others need not see it. ``group`` only labels the trial.
 
-    Raises :class:`lecture6.data.files.DataError`, with the remedy, for images that are not there,
-    differ between processes or are damaged; ValueError for settings that cannot be trained.
+    Raises :class:`lecture6.data.files.DataError`, with the remedy, for images that are not there
+    or damaged; ValueError for settings that cannot be trained.
     """
     settings = {"images": images, "net": net, "kn": [k, n], "epochs": epochs, "seed": seed}
-    settings |= {"lr": [lr, rule, warmup], "image_size": image_size, "bf16": bf16}
+    settings |= {"lr": [lr, rule, warmup], "image_size": image_size}
     team = workers or Team(choose())
     if loaders is None:
         loaders = max(1, joblib.cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    recipe = recipe_for(k, n, lr=lr, rule=rule, warmup=warmup, epochs=epochs, seed=seed, bf16=bf16)
+    recipe = recipe_for(k, n, lr=lr, rule=rule, warmup=warmup, epochs=epochs, seed=seed)
     train, test = open_images(images, image_size, seed)
     updates = check(len(train), k, n, team.size)
-    _check_same(team, images, [*train.names, *test.names])
 
     model = build(net, len(train.classes), seed).to(team.device)
     if team.device.type == "cuda":
@@ -109,7 +106,7 @@ def trial(
                 for i in range(updates):
                     for parameters in opt.param_groups:
                         parameters["lr"] = float(rates[epoch, i])  # for the checkpoint
-                    total += update(shared, opt, batches, shares.shape[1], team, recipe.bf16)
+                    total += update(shared, opt, batches, shares.shape[1], team)
                 team.mean_buffers(model)
                 model.eval()
                 found = {"train": (total / updates).tolist()}
@@ -131,7 +128,6 @@ def update(
     batches: Iterator[tuple[Tensor, Tensor]],
     n_parts: int,
     team: Team,
-    bf16: bool = False,
 ) -> Tensor:
     """One update from the next ``n_parts`` of ``batches``, a process's share of the mini-batch.
 
@@ -146,7 +142,7 @@ def update(
     opt.zero_grad()
     share = 1 / (n_parts * team.size)  # of the mini-batch, of each part
     parts = ((x, y, share) for x, y in islice(batches, n_parts))
-    loss = gradient(model, parts, n_parts, team, bf16=bf16, observe=count)
+    loss = gradient(model, parts, n_parts, team, observe=count)
     found = _mean(torch.stack([loss.double(), errors]), team.size, team)
     opt.step()
     return found
@@ -268,10 +264,9 @@ class Images(torch.utils.data.Dataset):
             layout = f"{folder.parent}/train and {folder.parent}/val"
             raise DataError(f"{error}; put the images in class folders under {layout}") from None
         self.transform, self.seed, self.classes = transform, seed, self.folder.classes
-        self.names = [str(Path(file).relative_to(folder)) for file, _ in self.folder.samples]
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.folder)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
         epoch, index = key
@@ -289,26 +284,19 @@ def open_images(images: str, image_size: int, seed: int) -> tuple[Images, Images
     """The training images, augmented in scale, aspect and by flips, and the validation images.
 
     Goyal et al., §5.1; the validation images are cropped from a side of 256 for 224. Raises
-    DataError for a name or a folder that is no use.
+    DataError for a folder that is no use.
     """
     from torchvision import transforms as t
 
-    if not (path := images.removeprefix("imagefolder:")) or path == images:
-        raise DataError(
-            f"{images!r} is not imagefolder:PATH; name a folder with class folders of images in "
-            "PATH/train and PATH/val"
-        )
-    folder = Path(path).expanduser()
+    folder = Path(images.removeprefix("imagefolder:")).expanduser()
     normalised = [t.ToTensor(), t.Normalize(MEAN, STD)]
     augmented = [t.RandomResizedCrop(image_size), t.RandomHorizontalFlip(), *normalised]
     centre = [t.Resize(round(image_size * 256 / 224)), t.CenterCrop(image_size), *normalised]
-    # ImageNet's folder "test" has no labels
-    held_out = "test" if (folder / "test").is_dir() and not (folder / "val").is_dir() else "val"
     train = Images(folder / "train", t.Compose(augmented), seed)
-    test = Images(folder / held_out, t.Compose(centre), seed)
+    test = Images(folder / "val", t.Compose(centre), seed)
     if train.classes != test.classes:
         differ = sorted(set(train.classes) ^ set(test.classes))
-        raise DataError(f"{images}: train and {held_out} must both have {', '.join(differ[:9])}")
+        raise DataError(f"{images}: train and val must both have {', '.join(differ[:9])}")
     return train, test
 
 
@@ -331,14 +319,3 @@ def _read(
             yield x, y.to(device, non_blocking=True)
     except DataError as error:  # a loader's traceback stands before its message
         raise DataError(str(error).rpartition("DataError: ")[2].strip()) from None
-
-
-def _check_same(team: Team, images: str, names: list[str]) -> None:
-    """Raise DataError unless all processes found the same files, in the same order."""
-    digest = hashlib.sha256("\n".join(names).encode()).digest()
-    found = team.rows(torch.tensor([int.from_bytes(digest[:7], "big")]))
-    if differ := (found != found[0]).nonzero()[:, 0].tolist():
-        raise DataError(
-            f"{images} has other files for the processes {', '.join(map(str, differ))} than for "
-            "process 0: copy the same images to every machine"
-        )

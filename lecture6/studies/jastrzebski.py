@@ -33,7 +33,7 @@ from lecture6.curvature import eigenvalues, trace
 from lecture6.data import Dataset
 from lecture6.objective import NetworkObjective
 from lecture6.studies.results import Stored, distinct_values
-from lecture6.studies.trials import Rows, Study, combinations, grids
+from lecture6.studies.trials import Rows, Study, grids
 from lecture6.train import DivergenceError, Run, train
 from lecture6.train_many import is_dense, train_many
 
@@ -248,48 +248,6 @@ def caption(stored: Stored, rows: pd.DataFrame) -> str:
     return stored.line(rows, f"{net} on {size}", f"{epochs} epochs")
 
 
-def _grid(base: dict, group: str, ratios, sizes, seeds, longer: int = 1, **more) -> list[dict]:
-    """Trials of ``longer`` times the epochs of ``base``."""
-    base = base | {"group": group} | more
-    base |= {name: longer * base[name] for name in ("epochs", "evaluate_every")}
-    grid = combinations(base, seed=seeds, ratio=ratios, batch_size=sizes)
-    for p in grid:
-        p["bf16"] = p["batch_size"] >= 32
-        p["lr"] = round(p.pop("ratio") * p["batch_size"], 10)
-    return grid
-
-
-def _full(base: dict, memory: dict) -> list[dict]:
-    """Most wanted first: seed by seed the grid, with equal updates beside it; then the rest."""
-    ratios, seeds, grid = [0.1 / 16 / 2**i for i in range(4)], range(4), []
-    top = ratios[0]
-    for s in seeds:
-        grid += _grid(base, "ratio", ratios, [4, 16, 64], [s])
-        for k in (2, 4, 8):
-            grid += _grid(base, "noise", [0.1 / (16 * k)], [16 * k], [s], longer=k)
-    for s in seeds:
-        grid += _grid(base, "break", [top], [128, 256, 512], [s])
-        grid += _grid(base, "cycle", [top / CYCLE], [16, 16 * CYCLE], [s])
-        for cycle in ("batch", "rate"):
-            grid += _grid(base, "cycle", [top], [16], [s], cycle=cycle)
-    for s in seeds:
-        for i in range(5):
-            grid += _grid(memory, "memory", [2 * top / 2**i], [8, 32], [s], longer=2**i)
-    return grid
-
-
-_DIGITS = {"data": "digits", "net": "16-16", "n_train": 100, "n_test": 100, "epochs": 4}
-_DIGITS |= {"evaluate_every": 2, "n_curvature": 50}
-_MNIST = {"data": "mnist5k", "net": "64-64", "n_train": 1000, "epochs": 20}
-_MNIST |= {"evaluate_every": 10, "n_curvature": 1000}
-_FASHION = {"data": "fashion_mnist", "net": "256-256-256", "n_train": 10_000, "epochs": 60}
-_FASHION |= {"evaluate_every": 10, "n_curvature": 2500}
-_MEMORY = {"data": "fashion_mnist", "net": "256-256", "n_train": 2000, "epochs": 64}
-_MEMORY |= {"evaluate_every": 2, "random_labels": 0.25}
-_CIFAR = {"data": "cifar10", "net": "VGG-11", "n_train": 45_000, "epochs": 300}
-_CIFAR |= {"evaluate_every": 50, "n_curvature": 5000}
-
-
 def _cost(p: dict) -> float:
     """Seconds on one core of a 2026 server with bfloat16, fitted to the first trials."""
     if p["net"] == "VGG-11":
@@ -310,12 +268,6 @@ STUDY = Study(
     "norm, not VGG-11 on CIFAR-10 (profile cifar10, for a GPU); batches of at least 32 are trained "
     "in bfloat16.",
     trial=trial,
-    grids={
-        "smoke": _grid(_DIGITS, "ratio", [0.01, 0.04], [5, 20], range(2)),
-        "book": _grid(_MNIST, "ratio", [0.1 / 64, 0.1 / 16, 0.1 / 4], [4, 16], range(3)),
-        "full": _full(_FASHION, _MEMORY),
-        "cifar10": _full(_CIFAR, _MEMORY | {"data": "cifar10", "n_train": 10_000}),
-        **grids("jastrzebski"),
-    },
+    grids=grids("jastrzebski"),
     cost=_cost,
 )

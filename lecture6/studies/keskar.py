@@ -45,7 +45,7 @@ from lecture6.sharpness import (
     worst_case,
 )
 from lecture6.studies.results import Stored, distinct_values, select
-from lecture6.studies.trials import Rows, Study, grids
+from lecture6.studies.trials import Rows, Study, grids, papers
 from lecture6.train import Run, train
 
 EPSILONS = (1e-3, 5e-4)  #: Keskar et al., Tables 3 and 4
@@ -53,34 +53,8 @@ EPSILONS = (1e-3, 5e-4)  #: Keskar et al., Tables 3 and 4
 ADAPTIVE_EPSILONS = (3e-3, 1e-2, 3e-2)
 SHOWN = ("epsilon", "loss", "value", "gap", "stderr", "converged")  # of a SharpnessResult
 TRAIN_SIZES = {"mnist": 60_000, "timit": 36_420, "timit:183": 36_420, "cifar10": 50_000}
-#: Keskar et al., Tables 2 (accuracy, per cent), 3 and 4 (sharpness, per cent, of a space and at ε):
-#: mean and standard deviation of 5 runs, small batch and large batch.
-PAPER = {
-    "F1": {
-        "train": ((99.66, 0.05), (99.92, 0.01)),
-        "test": ((98.03, 0.07), (97.81, 0.07)),
-        ("full space", 1e-3): ((1.23, 0.83), (205.14, 69.52)),
-        ("full space", 5e-4): ((0.61, 0.27), (42.90, 17.14)),
-        ("p = 100", 1e-3): ((0.11, 0.00), (9.22, 0.56)),
-        ("p = 100", 5e-4): ((0.05, 0.00), (9.17, 0.14)),
-    },
-    "F2": {
-        "train": ((99.99, 0.03), (98.35, 2.08)),
-        "test": ((64.02, 0.2), (59.45, 1.05)),
-        ("full space", 1e-3): ((1.39, 0.02), (310.64, 38.46)),
-        ("full space", 5e-4): ((0.90, 0.05), (93.15, 6.81)),
-        ("p = 100", 1e-3): ((0.29, 0.02), (23.63, 0.54)),
-        ("p = 100", 5e-4): ((0.05, 0.00), (6.28, 0.19)),
-    },
-    "C1": {
-        "train": ((99.89, 0.02), (99.66, 0.2)),
-        "test": ((80.04, 0.12), (77.26, 0.42)),
-        ("full space", 1e-3): ((28.58, 3.13), (707.23, 43.04)),
-        ("full space", 5e-4): ((7.08, 0.88), (227.31, 23.23)),
-        ("p = 100", 1e-3): ((2.18, 0.23), (137.25, 21.60)),
-        ("p = 100", 5e-4): ((0.71, 0.15), (29.50, 7.48)),
-    },
-}
+#: Keskar et al., Tables 2 to 4, by net, then "train", "test", or "full space, 0.001".
+PAPER = papers("keskar")
 
 
 def trial(
@@ -120,8 +94,8 @@ def trial(
     spaces: dict[str, RandomSubspace | None] = {"full space": None}
     if n_sharpness and n_columns:
         w = models.flat_parameters(build(net, data, seed)).to(choose())
-        settings = {"seed": seed, "device": w.device, "memory_limit": 2 << 30}
-        spaces[f"p = {n_columns}"] = RandomSubspace(len(w), n_columns, **settings)
+        space = RandomSubspace(len(w), n_columns, seed=seed, device=w.device)
+        spaces[f"p = {n_columns}"] = space
     rows, runs = Rows(), []
     settings = {"lr": lr, "optimizer": "adam", "seed": seed, "bf16": bf16, "patience": patience}
     settings["evaluate_every"] = math.ceil(epochs / evaluations)

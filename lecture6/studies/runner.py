@@ -1,9 +1,8 @@
 """Running a grid of trials so that nothing finished is lost, and nothing is done twice.
 
-Every finished trial is one file, so a killed run continues where it stopped. The runner, not the
-worker, writes: workers of a cluster need no shared folder. Runners that share a folder hold a lock
-on each trial they have in flight. Of several processes that torchrun has started, that of rank 0 is
-the runner, and all of them share each trial.
+The runner, not the worker, writes the files: workers of a cluster need no shared folder. Runners
+that share a folder hold a lock on each trial they have in flight. Of several processes that
+torchrun has started, that of rank 0 is the runner, and all of them share each trial.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
-from dataclasses import dataclass, field
 from datetime import date, timedelta
 from functools import lru_cache
 from importlib import import_module, metadata
@@ -38,8 +36,10 @@ from lecture6 import checks, data, parallel
 from lecture6.provenance import code_version, device_name
 from lecture6.studies.trials import Study, StudyError, Trial, TrialFiles, code_digest, tabulate
 
-LIBRARIES = TrialFiles.LIBRARIES
 POLL = 2.0  # seconds between looks at what other runners have finished
+_Submit = Callable[..., Future]  # as that of concurrent.futures.Executor
+# a trial's function: module, name, digest; the code's version; the digests of images by their names
+_Job = tuple[str, str, str, str, dict[str, str]]
 DIED = "the worker process died, twice (killed, or short of memory?): run again, with fewer --jobs"
 
 
@@ -106,13 +106,11 @@ def run(
             workers have the same lecture6 and the data)
 
     A trial that raises, or whose worker process dies twice, is reported in the Outcome, and the
-    others go on. Raises ValueError for an impossible number of jobs, and StudyError before anything
-    is computed for a folder that cannot be written, images that are not there and a cluster that
-    cannot be reached, and later when a finished trial cannot be written.
+    others go on. Raises ValueError for an impossible number of jobs, and StudyError for a folder
+    that cannot be written, images that are not there and a cluster that cannot be reached.
 
-    Under torchrun every process calls this. Rank 0 does the above, each trial with all processes;
-    the others, with the same lecture6 and the same images at the same path, only take part in the
-    trials. A trial that raises in one process ends it with exit code 1.
+    Under torchrun every process calls this, with the same lecture6 and the same images at the same
+    path. A trial that raises in one process ends it with exit code 1.
     """
     if rank():
         with _channel() as share:
@@ -124,100 +122,89 @@ def run(
     trials, files = study.trials(profile, replace), TrialFiles(study, folder)
     function = study.trial_of(profile)
     files.check_writable()
-    for name in {t.parameters["images"] for t in trials if "images" in t.parameters}:
-        _files_digest(name)
+    folders = {t.parameters["images"] for t in trials if "images" in t.parameters}
+    images = {name: _files_digest(name) for name in folders}
     if rank() is not None and "workers" not in inspect.signature(function).parameters:
         raise StudyError(
             f"a trial of {study.name} at profile {profile} cannot be shared by several processes: "
             "run the study without torchrun, with --jobs"
         )
-    job = (function.__module__, function.__name__, code_digest(function), code_version())
+    job = (function.__module__, function.__name__, code_digest(function), code_version(), images)
     form = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
     with (
         _backend(backend, scheduler, jobs) as (submit, n_jobs),
         tqdm(total=len(trials), desc=f"{study.name} ({profile})", bar_format=form) as bar,
     ):
-        return _Round(trials, files, submit, n_jobs, job, backend != "dask", bar).run()
+
+        def start(trial: Trial) -> Future:
+            checkpoint = None if backend == "dask" else files.path(trial, ".checkpoint")
+            return submit(_work, trial, job, checkpoint)
+
+        return _run(trials, files, start, n_jobs, bar)
 
 
-_Submit = Callable[..., Future]  # as that of concurrent.futures.Executor
-_Job = tuple[str, str, str, str]  # a trial's function: module, name, digest; the code's version
+def _run(
+    trials: list[Trial], files: TrialFiles, start: Callable[[Trial], Future], n_jobs: int, bar: tqdm
+) -> Outcome:
+    """Keep ``n_jobs`` trials in flight until each has failed, or is finished by any runner."""
+    flying: dict[Future, Trial] = {}
+    locks: dict[str, FileLock] = {}  # on those in flight, by their keys
+    failed: dict[str, list[Trial]] = {}
+    died: set[str] = set()
+    n_finished = 0
+    try:
+        while todo := _left(trials, files, failed, n_jobs, bar):
+            for trial in todo:
+                if len(flying) == n_jobs:
+                    break
+                if trial.key in locks or not (lock := files.claim(trial)):
+                    continue
+                locks[trial.key] = lock
+                try:
+                    flying[start(trial)] = trial
+                except BrokenExecutor:  # the next round has a new one
+                    locks.pop(trial.key).release()
+                    break
+            if not flying:  # what is left is in another runner's hands
+                time.sleep(POLL)
+            for future in wait(flying, POLL, FIRST_COMPLETED).done:
+                trial = flying.pop(future)
+                content, error = _result(future)
+                if content is not None:
+                    files.write(trial, content)
+                    n_finished += 1
+                locks.pop(trial.key).release()
+                if error == DIED and trial.key not in died:  # it has a second try
+                    died.add(trial.key)
+                elif error is not None:
+                    failed.setdefault(error, []).append(trial)
+    finally:
+        for lock in locks.values():
+            lock.release()
+    return Outcome(n_finished, failed)
 
 
-@dataclass
-class _Round:
-    """One call of :func:`run`: which trials are in flight, and what became of the others."""
+def _left(
+    trials: list[Trial], files: TrialFiles, failed: dict[str, list], n_jobs: int, bar: tqdm
+) -> list[Trial]:
+    """What is neither finished nor failed; the bar shows how much that is."""
+    keys = {trial.key for those in failed.values() for trial in those}
+    todo = [t for t in trials if t.key not in keys and not files.path(t).exists()]
+    if getattr(bar, "postfix", None) is None or bar.n != len(trials) - len(todo):
+        bar.n = len(trials) - len(todo)
+        bar.set_postfix_str(f"about {duration(_plan(trials, files).seconds / n_jobs)} left")
+    bar.refresh()
+    return todo
 
-    trials: list[Trial]
-    files: TrialFiles
-    submit: _Submit
-    n_jobs: int
-    job: _Job
-    keep_checkpoints: bool
-    bar: tqdm
-    flying: dict[Future, Trial] = field(default_factory=dict)
-    locks: dict[str, FileLock] = field(default_factory=dict)  # on those in flight, by their keys
-    failed: dict[str, list[Trial]] = field(default_factory=dict)
-    died: set[str] = field(default_factory=set)
-    finished: int = 0
-    n_left: int | None = None  # as the bar shows
 
-    def run(self) -> Outcome:
-        try:
-            while todo := self.left():
-                self.fill(todo)
-                if not self.flying:  # what is left is in another runner's hands
-                    time.sleep(POLL)
-                for future in wait(self.flying, POLL, FIRST_COMPLETED).done:
-                    self.land(future)
-        finally:
-            for lock in self.locks.values():
-                lock.release()
-        return Outcome(self.finished, self.failed)
-
-    def left(self) -> list[Trial]:
-        """What is neither finished nor failed; the bar shows how much that is."""
-        failed = {trial.key for trials in self.failed.values() for trial in trials}
-        todo = [t for t in self.trials if t.key not in failed and not self.files.path(t).exists()]
-        if self.n_left != len(todo):
-            self.n_left, self.bar.n = len(todo), len(self.trials) - len(todo)
-            seconds = _plan(self.trials, self.files).seconds / self.n_jobs
-            self.bar.set_postfix_str(f"about {duration(seconds)} left")
-        self.bar.refresh()
-        return todo
-
-    def fill(self, todo: list[Trial]) -> None:
-        """Start trials until ``n_jobs`` are in flight."""
-        for trial in todo:
-            if len(self.flying) == self.n_jobs:
-                return
-            if trial.key in self.locks or not (lock := self.files.claim(trial)):
-                continue
-            self.locks[trial.key] = lock
-            checkpoint = self.files.path(trial, ".checkpoint") if self.keep_checkpoints else None
-            try:
-                self.flying[self.submit(_work, trial, self.job, checkpoint)] = trial
-            except BrokenExecutor:  # the next round has a new one
-                self.locks.pop(trial.key).release()
-                return
-
-    def land(self, future: Future) -> None:
-        """Keep what a trial has given, or its error; one whose worker died has a second try."""
-        trial, content = self.flying.pop(future), None
-        try:
-            content, error = future.result()
-        except BrokenExecutor:
-            error = DIED
-        except Exception as lost:  # of the cluster: a worker that cannot import, or dies too often
-            error = f"{type(lost).__name__}: {lost}"
-        if content is not None:
-            self.files.write(trial, content)
-            self.finished += 1
-        self.locks.pop(trial.key).release()
-        if error == DIED and trial.key not in self.died:
-            self.died.add(trial.key)
-        elif error is not None:
-            self.failed.setdefault(error, []).append(trial)
+def _result(future: Future) -> tuple[str | None, str | None]:
+    """What a trial has given, or its error."""
+    try:
+        return future.result()
+    except BrokenExecutor:
+        return None, DIED
+    except Exception as lost:  # of the cluster: a worker that cannot import, or dies too often
+        return None, f"{type(lost).__name__}: {lost}"
 
 
 # ---- in the worker -----------------------------------------------------------------------------
@@ -234,7 +221,7 @@ def _work(
 
     The function is named and not sent, so that a worker that lacks it can say so.
     """
-    (module, name, digest, code), parameters, sources = job, dict(trial.parameters), {}
+    (module, name, digest, code, known), parameters, sources = job, dict(trial.parameters), {}
     try:
         # torchrun's processes each have the GPU of their rank
         with _one_at_a_time, contextlib.nullcontext() if workers else _own_gpu():
@@ -244,6 +231,8 @@ def _work(
                 raise StudyError(f"the worker has other code than the runner: {here}")
             if images := parameters.get("images"):
                 sources[images] = _files_digest(images)
+                if sources[images] != known[images]:
+                    raise StudyError(f"{images} has other files here: copy the runner's to here")
             started = time.monotonic()
             if "data" in parameters:
                 loaded = parameters["data"] = _load(parameters["data"])
@@ -262,7 +251,7 @@ def _work(
                 "device": (f"{workers.size} × " if workers else "") + device_name(),
                 "threads": torch.get_num_threads(),
                 "code": code,
-                "libraries": {name: metadata.version(name) for name in LIBRARIES},
+                "libraries": {name: metadata.version(name) for name in TrialFiles.LIBRARIES},
             }
         answer = {"key": trial.key, "parameters": trial.parameters, "record": record, "rows": rows}
         return json.dumps(answer, allow_nan=False), None
@@ -430,12 +419,11 @@ def collect(
     replace: Mapping[str, str] | None = None,
     partial: bool = False,
 ) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
-    """The tables of all finished trials by kind, in the order of the grid.
+    """The tables of all finished trials by kind, in the order of the grid, and their record.
 
-    And the record of how they came about: study, profile, notes, trials (finished and in all), data
-    (name to SHA-256), seeds, device, threads, libraries, code (commit), date (first, last), seconds
-    (summed over the trials). Raises StudyError while trials are missing, unless ``partial``, when
-    there are none, and when a data set changed on the way.
+    The record: study, profile, notes, trials (finished and in all), data (name to SHA-256), seeds,
+    device, threads, libraries, code (commit), date (first, last), seconds (summed). Raises
+    StudyError while trials are missing, unless ``partial``, and when a data set changed on the way.
     """
     trials, files = study.trials(profile, replace), TrialFiles(study, folder)
     found = [saved for trial in trials if (saved := files.read(trial))]
@@ -464,7 +452,9 @@ def collect(
         "data": data_sets,
         "seeds": sorted(seeds - {None}),
         **{what: sorted({r[what] for r in records}) for what in ("device", "threads", "code")},
-        "libraries": {n: sorted({r["libraries"][n] for r in records}) for n in LIBRARIES},
+        "libraries": {
+            name: sorted({r["libraries"][name] for r in records}) for name in TrialFiles.LIBRARIES
+        },
         "date": [min(dates), max(dates)],
         "seconds": round(sum(r["seconds"] for r in records)),
     }

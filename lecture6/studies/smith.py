@@ -30,15 +30,8 @@ from lecture6.studies.results import Stored, distinct_values
 from lecture6.studies.trials import Rows, Study, grids
 from lecture6.train_many import train_many
 
-HIDDEN = 800
 N_EVALUATIONS = 2  # half way and at the end
-RATIOS = sorted(  # B over η/(1 − m): dense where the peak was found first, then octaves
-    {round(8 * 2 ** (i / 2), 1) for i in range(2)}
-    | {round(16 * 2 ** (i / 4), 1) for i in range(9)}
-    | {91.0, 128.0, 256.0, 512.0}
-)
 RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 3.0)  # η/(1 − m)
-HIGH_RATES = (6.0, 12.0)  # the paper sees a fall from about 3
 SIZES = (1000, 2000, 4000, 8000, 16000, 32000, 60000)
 TRAINED = Fraction(999, 1000)  # the training accuracy that counts as "still trains"
 GUESS = 0.1  # accuracy of a guess among ten classes
@@ -54,8 +47,7 @@ def trial(
     momentum: float,
     updates: int,
     seed: int,
-    n_test: int | None = None,
-    hidden: int = HIDDEN,
+    hidden: int = 800,
     sampling: str = "without_replacement",
     bf16: bool = False,
     subset: int = 0,
@@ -68,16 +60,15 @@ def trial(
     batches. ``updates`` is rounded to whole passes of ⌈N/B⌉ updates. ``group`` only labels the
     trial.
     """
-    data = data.subset(n_train, n_test, seed=subset).centred()
+    data = data.subset(n_train, seed=subset).centred()
     seeds, rows = range(seed, seed + replicas), Rows()
     sizes = math.prod(data.input_shape), hidden, data.n_classes
     epochs = max(1, round(updates / math.ceil(n_train / batch_size)))
     settings = {"batch_size": batch_size, "lr": lr, "momentum": momentum, "sampling": sampling}
     settings |= {"epochs": epochs, "evaluate_every": math.ceil(epochs / N_EVALUATIONS)}
     nets = [models.mlp(*sizes, seed=s) for s in seeds]
-    for s, run in zip(
-        seeds, train_many(nets, data, seeds=seeds, bf16=bf16, **settings), strict=True
-    ):
+    runs = train_many(nets, data, seeds=seeds, bf16=bf16, **settings)
+    for s, run in zip(seeds, runs, strict=True):
         if run.stopped.startswith("diverged"):
             rows.add("runs", seed=s, diverged=True)
             continue
@@ -198,46 +189,9 @@ def caption(stored: Stored, rows: pd.DataFrame) -> str:
     return stored.line(rows, f"784-{hidden}-10 on {n} images of {data}", f"momentum {momentum}")
 
 
-def _curve(base: dict, group: str, rate: float, sizes, seeds) -> list[dict]:
-    """Trials at one effective rate η/(1 − m), for ``base["time"]`` of it."""
-    p = base | {"group": group, "lr": round(rate * (1 - base["momentum"]), 10)}
-    p["updates"] = round(p.pop("time") / rate)
-    sizes = sorted({min(max(1, round(b)), p["n_train"]) for b in sizes})
-    return [p | {"batch_size": b, "bf16": b >= 32, "seed": s} for b in sizes for s in seeds]
-
-
-_BASE = {"data": "mnist", "n_train": 1000, "momentum": 0.0, "time": 3000, "hidden": HIDDEN}
-_BASE |= {"sampling": "without_replacement"}
-_NEAR = (8, 16, 20, 24, 28, 32, 48, 64, 128)  # B over η: profile book
-
-
-def _figure_10(base: dict, seeds, rates=RATES, ratios=RATIOS) -> list[dict]:
-    return [p for r in rates for p in _curve(base, "lr", r, [r * b for b in ratios], seeds)]
-
-
-def _figure_11(seeds) -> list[dict]:
-    sizes = [*(16 * 2 ** (i / 2) for i in range(9)), 512]
-    bases = [_BASE | {"n_train": n, "time": 10_000} for n in reversed(SIZES)]
-    return [p for base in bases for p in _curve(base, "n_train", 1.0, sizes, seeds)]
-
-
-def _full() -> list[dict]:
-    few = [0.5 * r for r in (16, 22.6, 32, 45.3, 64, 128)]
-    exact = _curve(_BASE, "float32", 0.5, few, range(4))
-    return [
-        *_figure_10(_BASE, range(4)),
-        *_figure_11(range(2)),
-        *_figure_10(_BASE | {"momentum": 0.9}, range(4)),
-        *(p | {"bf16": False} for p in exact),
-        *_curve(_BASE | {"sampling": "epoch"}, "epoch", 0.5, few, range(4)),
-        *_figure_11(range(2, 5)),
-        *_figure_10(_BASE, range(4), HIGH_RATES),
-    ]
-
-
 def _cost(p: dict) -> float:
     """Seconds on one core of a 2026 server with bfloat16, fitted to the first trials, or a GPU."""
-    size, replicas, n = p["hidden"] / HIDDEN, p.get("replicas", 1), p["n_train"]
+    size, replicas, n = p["hidden"] / 800, p.get("replicas", 1), p["n_train"]
     if torch.cuda.is_available():
         return p["updates"] * 4e-4 + 2.0  # a guess
     per_sample = size * (8e-6 if p.get("bf16") else 2.6e-5)
@@ -253,21 +207,6 @@ STUDY = Study(
     "10,000/η at 0.9; rates that PyTorch's initial weights can be trained with; 10,000 updates in "
     "Figure 11, without momentum. Batches of at least 32 are trained in bfloat16.",
     trial=trial,
-    grids={
-        "smoke": _figure_10(
-            _BASE | {"data": "digits", "n_train": 200, "hidden": 32, "time": 50},
-            range(2),
-            [0.5, 2.0],
-            [8, 32, 128],
-        ),
-        "book": _figure_10(
-            _BASE | {"data": "mnist5k", "hidden": 100, "time": 500},
-            range(4),
-            [0.5, 1.0, 2.0],
-            _NEAR,
-        ),
-        "full": _full(),
-        **grids("smith"),
-    },
+    grids=grids("smith"),
     cost=_cost,
 )

@@ -23,7 +23,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
 
@@ -64,13 +63,12 @@ class Study:
     """A grid of trials.
 
     ``trial(**parameters)`` returns :class:`Rows`. It must be a top-level function of a module, and
-    pure: the same parameters give the same rows. A parameter called ``data`` is the name of a data
-    set (:func:`lecture6.data.load`); the trial is given the Dataset itself. One called ``images``
+    pure: the same parameters give the same rows. Of a parameter called ``data``, the name of a data
+    set, the trial is given the Dataset itself (:func:`lecture6.data.load`). One called ``images``
     names a data set "imagefolder:PATH" that the trial reads itself.
 
     A trial may take two more arguments, which the runner gives. ``checkpoint``: the path of a file
-    of its own, to continue from after an interruption, deleted when the trial has finished; None on
-    a Dask cluster, whose workers may have no folder in common. ``workers``: the
+    of its own, to continue from after an interruption; None on a Dask cluster. ``workers``: the
     :class:`lecture6.parallel.group.Group` of torchrun's processes that share the trial, else None.
 
     ``grids`` maps a profile to its list of parameters (numbers, strings, and lists of them), most
@@ -91,10 +89,7 @@ class Study:
         return self.own_trials.get(profile, self.trial)
 
     def data_sets(self, profile: str) -> list[str]:
-        """The names of the data sets that the trials of a profile use, sorted.
-
-        Raises StudyError for a profile that the study does not have.
-        """
+        """The data sets that a profile uses; StudyError where the study has no such profile."""
         if profile not in self.grids:
             raise StudyError(f"{self.name} has profiles {', '.join(self.grids)}, not {profile!r}")
         return sorted({str(p[kind]) for p in self.grids[profile] for kind in p.keys() & DATA_SETS})
@@ -102,8 +97,8 @@ class Study:
     def trials(self, profile: str, replace: Mapping[str, str] | None = None) -> list[Trial]:
         """The trials of a profile; ``replace`` puts data sets in the place of others.
 
-        Raises StudyError for a profile that the study does not have, for a replaced data set that
-        none of its trials uses, and for parameters that cannot be written down.
+        Raises StudyError for an unknown profile, for a replaced data set that none of its trials
+        uses, and for parameters that cannot be written down.
         """
         replace, used = dict(replace or {}), self.data_sets(profile)
         if unused := set(replace) - set(used):
@@ -114,9 +109,7 @@ class Study:
         code = code_digest(self.trial_of(profile))
         trials = {}  # two equal trials are one
         for given in self.grids[profile]:
-            parameters = {k: v.item() if isinstance(v, np.generic) else v for k, v in given.items()}
-            for kind in parameters.keys() & DATA_SETS:
-                parameters[kind] = replace.get(parameters[kind], parameters[kind])
+            parameters = {k: replace.get(v, v) if k in DATA_SETS else v for k, v in given.items()}
             try:
                 text = json.dumps([self.name, parameters, code], sort_keys=True, allow_nan=False)
             except (TypeError, ValueError) as error:
@@ -139,23 +132,29 @@ class Trial:
         return ", ".join(f"{k} {v}" for k, v in self.parameters.items())
 
 
-def combinations(base: dict, **axes: Iterable) -> list[dict]:
-    """``base`` with each combination of values of ``axes``, the first of which varies slowest."""
-    return [base | dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
-
-
 def grids(study: str) -> dict[str, list[dict]]:
     """The grids of a study in ``grids.toml``, which says how to read them, by profile."""
-    written = tomllib.loads(Path(__file__).with_name("grids.toml").read_text("utf8"))
     return {
         profile: [parameters for block in blocks for parameters in _expanded(block, {})]
-        for profile, blocks in written[study].items()
+        for profile, blocks in _written("grids.toml")[study].items()
     }
+
+
+def papers(study: str) -> dict[str, Any]:
+    """What the paper of a study found, in ``papers.toml``, which says what its numbers are."""
+    return _written("papers.toml")[study]
+
+
+@lru_cache
+def _written(name: str) -> dict[str, Any]:
+    return tomllib.loads(Path(__file__).with_name(name).read_text("utf8"))
 
 
 def _expanded(block: dict, base: dict) -> Iterator[dict]:
     own = base | {k: v for k, v in block.items() if k not in ("axes", "cases")}
-    for parameters in combinations(own, **block.get("axes", {})):
+    axes = block.get("axes", {})
+    for values in product(*axes.values()):
+        parameters = own | dict(zip(axes, values, strict=True))
         if "cases" not in block:
             yield parameters
         for case in block.get("cases", []):

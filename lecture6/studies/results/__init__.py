@@ -13,12 +13,9 @@ from typing import Any
 import pandas as pd
 
 from lecture6.checkpoints import write_atomically
+from lecture6.studies.trials import StudyError
 
 FOLDER = Path(__file__).parent
-
-
-class ResultsError(ValueError):
-    """A stored table and its record do not belong together."""
 
 
 @dataclass(frozen=True)
@@ -117,10 +114,10 @@ def save(
 def load(name: str, *, folder: Path | None = None) -> Stored:
     """The stored results of a study, e.g. ``results.load("keskar").tables["sharpness"]``.
 
-    Every study has the tables "runs" and "history"; see its module for their columns and the other
-    kinds. ``folder``: where ``lecture6 collect`` put them; default: those that came with the
-    package. Raises FileNotFoundError, with the command that makes them, when there are none, and
-    :class:`ResultsError` when a table is not the one that the record was written for.
+    See the study's module for its kinds of tables and their columns. ``folder``: where ``lecture6
+    collect`` put them; default: those that came with the package. Raises FileNotFoundError when
+    there are none, and :class:`lecture6.studies.trials.StudyError` when a table is not the one that
+    the record was written for.
     """
     path = Path(folder or FOLDER) / f"{name}.json"
     if not path.exists():
@@ -137,7 +134,7 @@ def load(name: str, *, folder: Path | None = None) -> Stored:
                 raise ValueError(f"{entry['file']} is another table")
             tables[kind] = pd.read_parquet(io.BytesIO(content))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ResultsError(
+        raise StudyError(
             f"{path} is damaged, does not fit its tables, or is of an older lecture6 ({error}): "
             f"lecture6 collect {name} again"
         ) from None
