@@ -27,7 +27,6 @@ from lecture6 import checks, toys
 HERE = Path(__file__).parent
 MIME_TYPE = "application/vnd.lecture6.explorable+json"
 
-
 _IMPORT = re.compile(r'^import\s+([^"]+?)\s+from\s+"([^"]+)";$', re.MULTILINE)
 _EXPORT = re.compile(r"^export (?=(?:const|class|(?:async )?function\*?) (\w+))", re.MULTILINE)
 
