@@ -358,6 +358,17 @@ def test_two_predictions_of_a_page_do_not_disturb_each_other(visit, browser):
     assert len(all_of(browser, ".commit")) == 2
 
 
+def test_the_names_of_curves_stand_apart_where_both_are_seen(visit, browser):
+    visit("empty")
+    options = {"id": "c", "question": "Draw.", "kind": "curve", "axes": AXES, "knots": [8, 64, 512]}
+    browser.execute_async_script(MADE, options | {"start": {"y": 90}})
+    all_of(browser, "[role=slider]")[0].send_keys(Keys.ARROW_UP)
+    one(browser, ".commit").click()
+    browser.execute_script("guess.reveal([[8, 85], [64, 83], [512, 1000]])")
+    guess, truth = (text.rect for text in all_of(browser, ".lines text"))
+    assert truth["y"] - guess["y"] > 40
+
+
 def test_a_point_may_move_both_ways(visit, browser):
     visit("empty")
     options = {"id": "p", "question": "Where?", "kind": "point", "axes": AXES}
