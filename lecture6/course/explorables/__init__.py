@@ -28,7 +28,7 @@ from lecture6 import checks, toys
 HERE = Path(__file__).parent
 MIME_TYPE = "application/vnd.lecture6.explorable+json"
 
-
+_UNREAD = re.compile(r"^\s*//.*\n|^\s+", re.MULTILINE)  # lines of comment, and indentation
 _IMPORT = re.compile(r'^import\s+([^"]+?)\s+from\s+"([^"]+)";$', re.MULTILINE)
 _EXPORT = re.compile(r"^export (?=(?:const|class|(?:async )?function\*?) (\w+))", re.MULTILINE)
 
@@ -88,7 +88,7 @@ def _inlined(path: Path, scopes: dict, importers: tuple[Path, ...]) -> str:
             scopes[file] = name, exported, f"const {name} = (() => {{\n{body}\n}})();\n"
         return scopes[file][:2]
 
-    return _IMPORT.sub(constant, path.read_text("utf8"))
+    return _IMPORT.sub(constant, _UNREAD.sub("", path.read_text("utf8")))
 
 
 def _start(trait: TraitType) -> TraitType:
