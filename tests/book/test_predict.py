@@ -284,6 +284,26 @@ def test_a_curve_is_drawn(visit, browser):
     assert names == ["your guess", "measured"]
 
 
+@pytest.mark.parametrize("name", ["point", "curve"])
+def test_a_finger_moves_a_point_and_does_not_scroll_the_page(visit, browser, name):
+    browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": True})
+    try:
+        visit(name, width=390)
+        browser.execute_script("document.body.style.paddingBottom = '2000px'")
+        handle = all_of(browser, "[role=slider]")[-1]
+        box = handle.rect
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        touches = [("touchStart", 0), *(("touchMove", 6 * i) for i in range(1, 9)), ("touchEnd", 0)]
+        for kind, up in touches:
+            points = [] if kind == "touchEnd" else [{"x": x, "y": y - up}]
+            event = {"type": kind, "touchPoints": points}
+            browser.execute_cdp_cmd("Input.dispatchTouchEvent", event)
+        assert float(handle.get_attribute("aria-valuenow")) == pytest.approx(95, abs=0.3)
+        assert browser.execute_script("return scrollY") == 0
+    finally:
+        browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": False})
+
+
 @pytest.mark.parametrize(
     ("heights", "shape"),
     [

@@ -290,6 +290,10 @@ function chart(parent, { kind, axes, free = "xy", start = {}, knots }, { changed
     stroke = { last: null, crossed: new Set() };
     follow(event);
   });
+  // The page stays where it is: inside of a picture, browsers do not heed `touch-action`.
+  svg.addEventListener("touchstart", (event) => {
+    if (!shown.ready && (drawing || event.target.closest("[role=slider]"))) event.preventDefault();
+  }, { passive: false });
   svg.addEventListener("pointermove", (event) => {
     if (svg.hasPointerCapture(event.pointerId)) follow(event);
   });
