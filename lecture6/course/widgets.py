@@ -18,7 +18,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
-from traitlets import Dict, List
+from traitlets import Dict, List, Unicode, Union
 
 from lecture6 import checks
 from lecture6.course.explorables import Explorable
@@ -36,6 +36,39 @@ class Explorer(Explorable):
     figure = Dict(allow_none=True).tag(sync=True, start=True)
     states = List().tag(start=True)
     parts = List().tag(start=True)
+
+
+class Predict(Explorer):
+    """A question, and the figure that answers it once the reader has guessed, or skipped.
+
+    What is asked for is a choice, if there are ``options``, a curve, if there are ``knots``, or the
+    height of a point. ``axes`` are the chart of the latter two: ``{"x": {"label": "Batch size",
+    "low": 16, "high": 512, "log": True, "at": [16, 512]}, "y": …}``, where ``at``, the ticks, and
+    ``log`` may be left out. ``knots`` are where the curve is drawn. ``truth`` is a key of
+    ``options``, a point (x, y), or the points of a curve. ``says`` has one sentence for each key;
+    for a point that is "low", "near" or "high"; or for a curve that "rises", "falls", "peaks",
+    "dips" or is "flat". ``figure`` has a title and a description.
+
+    Raises ValueError where ``truth`` or ``says`` has a key that ``options`` has not.
+    """
+
+    module = "prediction"
+    question = Unicode().tag(sync=True, start=True)
+    options = List().tag(sync=True, start=True)  # in their order, which saving a dict may lose
+    axes = Dict().tag(sync=True, start=True)
+    knots = List().tag(sync=True, start=True)
+    truth = Union([Unicode(), List()]).tag(sync=True, start=True)
+    says = Dict().tag(sync=True, start=True)
+
+    def __init__(self, *, question: str, figure: go.Figure, **answers) -> None:
+        self.about = f"A prediction: {question} The figure below has the answer."
+        answers = json.loads(json.dumps(answers, default=float))  # plain, without NumPy's numbers
+        if options := answers.get("options"):
+            answers["options"] = [*options.items()]
+            for key in [answers["truth"], *answers["says"]]:
+                checks.one_of("truth, or what `says` has a sentence for", key, options)
+        super().__init__(question=question, figure=json.loads(figure.to_json()), **answers)
+        self.on_msg(_answer)
 
 
 def explore(

@@ -124,7 +124,7 @@ function table(plot, title) {
   return [["curve", ...axes.map(heading)], ...rows];
 }
 
-function render({ model, el }) {
+export function render({ model, el }) {
   const over = new AbortController(), { signal } = over;
   // The book has written this already, with the words of the first figure.
   if (!el.querySelector(".plot"))
