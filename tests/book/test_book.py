@@ -28,7 +28,7 @@ ALIVE = {
     "index": 1,  # how many explorables a page has
     "book/index": 1,
     "notebooks/02_flatness": 1,
-    "notebooks/03_batch_size": 2,
+    "notebooks/03_batch_size": 3,
     "notebooks/04_linear_scaling": 1,
     "notebooks/06_equilibrium": 1,
 }

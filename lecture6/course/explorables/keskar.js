@@ -11,11 +11,9 @@ import {
 const ROWS = 60; // of a curve, where the number of updates is known
 const MOST = 1000; // epochs, where a training loss is waited for
 const LONGER = 10; // times as many epochs
-const ALPHAS = linear(-1, 2, 30);
+const ALPHAS = linear(-1, 2, 60);
 const SHOWN = 20; // digits that change their label
 const SEEDS = 5;
-const SETTINGS = ["small", "large", "lr", "factor", "optimizer", "rule", "epochs", "loss",
-  "epsilon", "seed"];
 
 // What is measured: its key, its name, and whether a difference of it is a ratio.
 const MEASURES = [
@@ -31,7 +29,7 @@ const MEASURES = [
 ];
 
 const FIRST = { small: 8, large: 512, optimizer: "sgd", lr: 0.2, factor: 1, rule: "epochs",
-  epochs: 30, loss: 0.02, epsilon: 1e-3, seed: 0 };
+  epochs: 30, loss: 0.02, epsilon: 1e-3 };
 const EQUAL = { ...FIRST, factor: 4, rule: "loss" };
 const STEPS = [
   ["1. Keskar’s picture", FIRST, 1,
@@ -154,7 +152,8 @@ function render({ model, el }) {
   let lab, nets = [], pairs = [], ends = [], path = null, picked = [], line, running = null;
   const wide = (width) => width >= 560;
   const position = () => ALPHAS.findIndex((alpha) => alpha >= model.get("alpha") - 1e-9);
-  const settings = () => Object.fromEntries(SETTINGS.map((name) => [name, model.get(name)]));
+  const settings = () => Object.fromEntries(Object.keys(FIRST).map((name) =>
+    [name, model.get(name)]));
 
   const page = stage(model, el, {
     title: "Keskar’s experiment",
@@ -439,7 +438,7 @@ function render({ model, el }) {
   });
   steps.forEach((button, i) => button.addEventListener("click", () => {
     const [, wanted, seeds, words] = STEPS[i];
-    for (const name of SETTINGS) model.set(name, wanted[name]);
+    for (const [name, value] of Object.entries(wanted)) model.set(name, value);
     model.save_changes();
     told.textContent = words;
     if (!run.disabled) repeat(seeds);
