@@ -26,6 +26,10 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>A page</ti
 REFUSED = 'window.Worker = class { constructor() { throw new Error("refused"); } };'
 QUICK = {"epochs": 5, "small": 64, "large": 512}
 SKIP = "for (const skip of document.querySelectorAll('.skip')) skip.click();"
+RESTS = """
+const done = arguments[0], said = () => document.querySelector(".state").textContent, now = said();
+setTimeout(() => done(now === said()), 500);
+"""
 SAVED = """
 const done = arguments[0], kept = URL.createObjectURL;
 URL.createObjectURL = (blob) => {
@@ -244,6 +248,19 @@ def test_a_change_forgets_what_was_found_and_stop_stops(visit, browser):
     assert table(browser)
     control(browser, "lr").send_keys(Keys.ARROW_LEFT)
     assert not browser.find_element(By.CSS_SELECTOR, ".measures").is_displayed()
+
+
+def test_out_of_view_it_rests(visit, browser):
+    visit("quick", hash="#keskar.rule=updates&keskar.epochs=100&keskar.small=8")
+    browser.execute_script(SKIP + "document.body.style.paddingBottom = '5000px'")
+    button(browser, "Run").send_keys(Keys.ENTER)
+    until(browser, lambda: "Seed 0" in state(browser))
+    browser.execute_script("scrollTo(0, document.body.scrollHeight)")
+    until(browser, lambda: browser.execute_async_script(RESTS))
+    assert "Seed 0" in state(browser)
+    browser.execute_script("scrollTo(0, 0)")
+    until(browser, lambda: not browser.execute_async_script(RESTS))
+    press(browser, "Stop")
 
 
 # ---- pages -----------------------------------------------------------------------------------

@@ -57,9 +57,10 @@ function render({ model, el }) {
     table: csv,
   });
   page.plot.insertAdjacentHTML("beforebegin", `<div class="buttons" role="group"
-    aria-label="Five steps">${STEPS.map(([name]) => `<button type="button" disabled>${name}</button>`)
-    .join("")}</div><p class="step" aria-live="polite">Five steps tell the story in five minutes.
-    Then change what you like.</p><div class="guesses"></div>`);
+    aria-label="Five steps">${STEPS.map(([name]) =>
+      `<button type="button" disabled>${name}</button>`).join("")}</div>
+    <p class="step" aria-live="polite">Five steps tell the story in five minutes. Then change what
+    you like.</p><div class="guesses"></div>`);
   page.plot.after(page.root.querySelector(".data"), page.state);
   page.state.insertAdjacentHTML("afterend", `<div class="measures" hidden><table><thead><tr>
     <th scope="col">At the end</th><th scope="col">small batch</th><th scope="col">large batch</th>
@@ -97,11 +98,18 @@ function render({ model, el }) {
     page.state.setAttribute("aria-live", running ? "off" : "polite");
   }
 
+  // A lab that rests while the bench is out of view.
+  async function open() {
+    const opened = await Lab.open(digits), unfollow = opened.follow(page.root);
+    const close = () => [unfollow, () => opened.close()].forEach((end) => end());
+    if (page.over.signal.aborted) close();
+    page.over.signal.addEventListener("abort", close);
+    return opened;
+  }
   // Trains and measures both nets from a seed. Returns nothing if it was cancelled.
   async function pair(token, seed) {
     const given = settings();
-    lab ??= await Lab.open(digits);
-    if (page.over.signal.aborted) lab.close();
+    lab ??= await open();
     if (running !== token) return;
     for (const net of nets) net.close().catch(() => {});
     path = null;
@@ -208,7 +216,8 @@ function render({ model, el }) {
     const high = low * (Math.max(5, ...xs) / low) ** (at[2] / (at[2] - 58));
     const heights = ylog ? [Math.min(0.01, ...lines.flat().map(([, loss]) => loss)) / 1.5, 3]
       : [60, 100];
-    panel(pen, colours, at, [low, high], heights, { x: "Epochs", y, xlog: true, ylog }, (px, py) => {
+    const axes = { x: "Epochs", y, xlog: true, ylog };
+    panel(pen, colours, at, [low, high], heights, axes, (px, py) => {
       const [small, large] = lines.map((of) => of.map(([x, value]) => [px(x), py(value)]));
       if (ylog && model.get("rule") === "loss")
         polyline(pen, colours.ink, [low, high].map((x) => [px(x), py(model.get("loss"))]),
@@ -225,20 +234,20 @@ function render({ model, el }) {
   function between(pen, colours) {
     const { ink, green, blue, orange } = colours, losses = path
       ? [...path.train.loss, ...path.test.loss].filter(Number.isFinite) : [0.01, 10];
-    const range = [Math.min(...losses) / 1.3, Math.max(...losses) * 1.3], alpha = model.get("alpha");
-    panel(pen, colours, line, [-1, 2], range,
-      { x: "α (0: small batch, 1: large batch)", y: "Loss on the line between the nets", ylog: true },
+    const range = [Math.min(...losses) / 1.3, Math.max(...losses) * 1.3];
+    const x = "α (0: small batch, 1: large batch)", y = "Loss on the line between the nets";
+    panel(pen, colours, line, [-1, 2], range, { x, y, ylog: true },
       (px, py) => {
         if (!path) return;
-        const [, top, , height] = line, now = px(alpha);
+        const [, top, , height] = line, now = px(model.get("alpha"));
         polyline(pen, ink, [[now, top], [now, top + height]], { dash: [4, 4], width: 1 });
         mark(pen, ink, [now, top + height / 2], 6);
         curves(pen, ["train", "test"].map((split, i) => ({
-          points: ALPHAS.map((x, k) => [px(x), py(path[split].loss[k])]),
+          points: ALPHAS.map((alpha, k) => [px(alpha), py(path[split].loss[k])]),
           colour: green, dash: i ? [6, 4] : [], text: ["training", "test"][i],
         })), line[0] + line[2]);
-        [blue, orange].forEach((colour, x) => mark(pen, colour,
-          [px(x), py(path.train.loss[ALPHAS.indexOf(x)])], 5));
+        [blue, orange].forEach((colour, alpha) => mark(pen, colour,
+          [px(alpha), py(path.train.loss[ALPHAS.indexOf(alpha)])], 5));
       });
     pen.globalAlpha = 1;
   }
@@ -247,15 +256,16 @@ function render({ model, el }) {
     const cell = width / across, size = cell - 6, { x, y, n } = lab.data.test, at = position();
     const image = new ImageData(8, 8), small = new OffscreenCanvas(8, 8), colour = channels(ink);
     Object.assign(pen, { imageSmoothingEnabled: false, textAlign: "left", fillStyle: ink });
-    pen.fillText(`${picked.length} test digits that change their label`
-      + `${width > 450 ? " on the line" : ""}. At α = ${number(ALPHAS[at])}:`, left, top - 12);
+    pen.fillText(`${picked.length} ${width > 450 ? "test digits that change their label on the line"
+      : "test digits"}. At α = ${number(ALPHAS[at])}:`, left, top - 12);
     picked.forEach((i, k) => {
       const u = left + (k % across) * cell, v = top + Math.floor(k / across) * (cell + 20);
       for (let p = 0; p < 64; p++) image.data.set([...colour, 255 * x[i * 64 + p]], 4 * p);
       small.getContext("2d").putImageData(image, 0, 0);
       pen.drawImage(small, u, v, size, size);
       const label = path.labels[at * n + i], right = label === y[i];
-      Object.assign(pen, { strokeStyle: right ? green : orange, lineWidth: 2, textAlign: "center" });
+      Object.assign(pen, { strokeStyle: right ? green : orange, lineWidth: 2 });
+      pen.textAlign = "center";
       pen.strokeRect(u, v, size, size);
       pen.fillText(right ? `${label}` : `${label} ✗`, u + size / 2, v + size + 11);
     });
@@ -278,7 +288,8 @@ function render({ model, el }) {
   page.slider("small", "Small batch B", sizes);
   page.slider("large", "Large batch B", sizes);
   page.slider("lr", "Learning rate η", geometric(-3, 0));
-  page.slider("factor", "η of the large batch", [1, 2, 4, 8, 16, 32, 64], { show: (k) => `${k} η` });
+  page.slider("factor", "η of the large batch", [1, 2, 4, 8, 16, 32, 64],
+    { show: (k) => `${k} η` });
   page.slider("epochs", "Epochs", [5, 10, 20, 30, 50, 100]);
   page.slider("loss", "Training loss to reach", [0.01, 0.02, 0.05, 0.1, 0.2, 0.5]);
   page.slider("epsilon", "ε of the box", [1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3]);
@@ -332,7 +343,6 @@ function render({ model, el }) {
   page.over.signal.addEventListener("abort", () => {
     running = null;
     for (const prediction of [guess, second]) prediction.end();
-    lab?.close();
   });
   return () => page.over.abort();
 }

@@ -96,7 +96,8 @@ export function finding(pairs, { rule, small, large }, reasons = []) {
     reasons.includes("stopped") && "Stopped by you.",
     rule === "loss" && reasons.includes("updates")
       && `The loss that was asked for is not reached in ${MOST} epochs.`,
-    `Training loss ${number(a, 2)} with B = ${small} and ${number(b, 2)} with B = ${large}: ${far}.`,
+    `Training loss ${number(a, 2)} with B = ${small} and ${number(b, 2)} with B = ${large}: `
+      + `${far}.`,
     many ? `Over ${pairs.length} seeds, the test accuracy of the large batch minus that of the `
       + `small one is ${number(test.value, 2)}${range(test)} points.`
       : `The large batch tests ${test.value ? `${number(Math.abs(test.value), 2)} points ${
