@@ -235,7 +235,8 @@ def test_a_covariance_of_samples_that_are_alike_is_0_within_its_error(end):
     x, y = 1e8 * torch.randn(4).expand(5, 4), torch.ones(5, dtype=torch.long)
     f = NetworkObjective(net, x.contiguous(), y)
     found = curvature.eigenvalues(f, f.w, 2, end=end, of="covariance")
-    assert (np.abs(found.values) <= found.errors).all() and not found.converged
+    assert (np.abs(found.values) <= found.errors).all()
+    assert not found.converged
 
 
 def test_a_trace_whose_draws_agree_is_as_good_as_their_rounding():
