@@ -11,7 +11,7 @@ import { calm, channels, curves, geometric, linear, mark, number, panel, polylin
   from "./shared.js";
 
 const VIEW = [-3, 7]; // of both weights
-const CELLS = 48, PIXELS = 240; // a side of the map of the loss: computed, and painted
+const CELLS = 32, PIXELS = 240; // a side of the map of the loss: computed, and painted
 const BAND = 3; // bands while the loss doubles
 const SLOW = 40, MILLISECONDS = 80; // the first steps of a run, one at a time
 const BUSY = 8; // milliseconds of a frame in which a run makes steps that are not shown
@@ -78,20 +78,19 @@ export const batchOf = (samples, size, seed) =>
 const length = ([x, y]) => Math.hypot(x, y);
 const minus = (a, b) => a.map((part, i) => part - b[i]);
 const degrees = (a, b) => {
-  const cosine = (a[0] * b[0] + a[1] * b[1]) / (length(a) * length(b));
+  const cosine = (a[0] * b[0] + a[1] * b[1]) / (length(a) * length(b) || 1);
   return (180 / Math.PI) * Math.acos(Math.min(1, Math.max(-1, cosine)));
 };
 const pair = (vector) => `(${vector.map((part) => part.toFixed(3).replace("-", "−")).join(", ")})`;
 
 // Equation (1) with the numbers of a step that was made.
 function inNumbers({ from, to, v, slope, gradients, lr, momentum, before }) {
-  const some = gradients.length > 1 && gradients.length <= 4;
-  const sum = some ? `(1/${gradients.length}) [${gradients.map(pair).join(" + ")}] = ` : "";
-  const start = `ḡ = ${sum}${pair(slope)}. `;
-  if (!momentum)
-    return `${start}w ← w − ηḡ = ${pair(from)} − ${number(lr)} · ${pair(slope)} = ${pair(to)}.`;
-  return `${start}v ← mv + ḡ = ${number(momentum)} · ${pair(before)} + ${pair(slope)} = ${pair(v)}. `
-    + `w ← w − ηv = ${pair(from)} − ${number(lr)} · ${pair(v)} = ${pair(to)}.`;
+  const n = gradients.length, few = n > 1 && n <= 4;
+  const sum = few ? `(1/${n}) [${gradients.map(pair).join(" + ")}] = ` : "";
+  const carried = momentum ? `v ← mv + ḡ = ${momentum} · ${pair(before)} + ${pair(slope)} = `
+    + `${pair(v)}. ` : "";
+  return `ḡ = ${sum}${pair(slope)}. ${carried}w ← w − η${momentum ? "v" : "ḡ"} = ${pair(from)} − `
+    + `${number(lr)} · ${pair(v)} = ${pair(to)}.`;
 }
 
 // One sentence for a guess of where the step from `w` ends; `lowest` is the minimum of the loss.
@@ -102,17 +101,15 @@ export function verdict(made, { x, y }, w, lowest) {
   const point = [made.x, made.y], guess = minus(point, w);
   const off = length(minus(point, truth)), ratio = length(guess) / size;
   const apart = length(guess) ? degrees(guess, right) : 0;
-  const start = `Your point is ${number(off, 2)} from the end of the step, which is `
-    + `${number(size, 2)} long.`;
+  const start = `Your point is ${number(off, 2)} off; the step is ${number(size, 2)} long.`;
   if (off < 0.15 * size) return `${start} That is it: the step goes to the mean of the arrowheads.`;
   if (length(minus(point, lowest)) < 0.3 * length(minus(lowest, w)))
-    return `${start} You aimed at the minimum. The step knows nothing of it: it goes to the mean `
-      + "of the arrowheads.";
+    return `${start} You aimed at the minimum, of which the step knows nothing. ${ends}`;
   if (apart > 100) return `${start} Your step goes uphill: each arrow points down its own slope.`;
   if (ratio > 1.4 && apart < 35)
     return `${start} Yours is too long: the arrows are averaged, not added.`;
   if (ratio < 0.6 && apart < 35)
-    return `${start} Yours is too short: the step reaches the mean of the arrowheads.`;
+    return `${start} Yours is too short. ${ends}`;
   return `${start} ${ends}`;
 }
 
@@ -135,10 +132,9 @@ function arrow(pen, colour, from, to, width) {
 }
 
 // The loss on a grid of both weights, and a picture of its bands, the darker the higher.
-function landscape(samples) {
+function landscape(samples, best) {
   const at = linear(...VIEW, CELLS);
   const heights = at.map((y) => at.map((x) => Math.log2(loss(samples, [x, y]))));
-  const lowest = Math.log2(loss(samples, minimum(samples)));
   const canvas = Object.assign(document.createElement("canvas"), { width: PIXELS, height: PIXELS });
   let painted;
   return (ink) => {
@@ -152,7 +148,7 @@ function landscape(samples) {
       const [j, k] = [Math.floor(a), Math.floor(b)], [s, t] = [a - j, b - k];
       const [low, high] = [heights[k], heights[k + 1]].map((row) =>
         row[j] + s * (row[j + 1] - row[j]));
-      const band = Math.floor(BAND * (low + t * (high - low) - lowest));
+      const band = Math.floor(BAND * (low + t * (high - low) - Math.log2(best)));
       image.data.set([...colour, 7 * Math.min(14, band + 1)], 4 * i);
     }
     pen.putImageData(image, 0, 0);
@@ -164,7 +160,7 @@ function landscape(samples) {
 
 function render({ model, el }) {
   const samples = model.get("samples"), test = model.get("test"), n = samples.length;
-  const lowest = minimum(samples), map = landscape(samples);
+  const lowest = minimum(samples), best = loss(samples, lowest), map = landscape(samples, best);
   const settings = () => ({ lr: model.get("lr"), momentum: model.get("momentum") });
   const problem = { w: [model.get("w1"), model.get("w2")], seed: model.get("seed"), ...settings(),
     batch: batchOf(samples, model.get("batch_size"), model.get("seed")) };
@@ -189,11 +185,9 @@ function render({ model, el }) {
   page.plot.insertAdjacentHTML("afterend", '<p class="equation"></p>');
   const equation = page.root.querySelector(".equation");
 
+  const size = () => Math.min(n, model.get("batch_size"));
   // The samples of the next batch.
-  function upcoming() {
-    const size = Math.min(n, model.get("batch_size"));
-    return order.slice(position, position + size).map((i) => samples[i]);
-  }
+  const upcoming = () => order.slice(position, position + size()).map((i) => samples[i]);
   function shuffle() {
     random.shuffle(order, 0, n, n);
     position = 0;
@@ -204,7 +198,7 @@ function render({ model, el }) {
       loss(samples, w), loss(test, w)]);
   }
   function restart() {
-    if (history?.length > 1) earlier = history.map((row) => [row[0], row[7]]);
+    if (history?.length > 1) earlier = history;
     state = { w: [model.get("w1"), model.get("w2")], v: [0, 0] };
     ({ random, order } = shuffled(n, model.get("seed")));
     [epoch, position, history, last] = [0, 0, [], null];
@@ -216,39 +210,36 @@ function render({ model, el }) {
       shuffle();
       epoch++;
     }
-    const batch = upcoming(), gradients = batch.map((sample) => gradientOf(sample, state.w));
-    const slope = mean(gradients), from = state.w, before = state.v, chosen = settings();
-    const full = gradient(samples, from);
+    const { w: from, v: before } = state, chosen = settings(), full = gradient(samples, from);
+    const gradients = upcoming().map((sample) => gradientOf(sample, from)), slope = mean(gradients);
     state = step(state, slope, chosen);
-    position += batch.length;
-    const batches = Math.ceil(n / Math.min(n, model.get("batch_size")));
+    position += gradients.length;
     last = { ...chosen, gradients, slope, from, before, full, to: state.w, v: state.v,
-      fell: loss(batch, from) - loss(batch, state.w),
-      place: `batch ${Math.ceil(position / batch.length)} of ${batches} in epoch ${epoch + 1}` };
+      place: `batch ${Math.ceil(position / size())} of ${Math.ceil(n / size())} in epoch ${
+        epoch + 1}` };
     record();
   }
-  const over = () => epoch >= EPOCHS || history.length > MOST
-    || length(state.w) > 1e6;
+  const over = () => epoch >= EPOCHS || history.length > MOST || length(state.w) > 1e6;
 
+  function noise() {
+    const { gradients, slope, full } = last, b = gradients.length;
+    if (b === n) return " It follows the gradient of the whole training set: there is no noise.";
+    const turned = ` Its gradient points ${number(degrees(slope, full), 2)}° away from that of all `
+      + `${n} samples.`;
+    if (b === 1) return turned;
+    const [one, all] = [1, Math.sqrt(b)].map((by) => number(spread(gradients) / by, 2));
+    return `${turned} The ${b} gradients scatter by ${one}, so a mean of ${b} by about ${all}.`;
+  }
   function tell() {
     equation.textContent = last ? inNumbers(last) : "";
-    if (!last) {
-      const words = guess?.ready ? "Press Step." : "Commit to a prediction, or skip it, to go on.";
-      page.say(`The training loss at w = ${pair(state.w)} is ${number(history[0][7])}. ${words}`);
-      return;
-    }
+    const next = guess?.ready ? "Press Step." : "Commit to a prediction, or skip it, to go on.";
+    if (!last) return page.say(
+      `The training loss at w = ${pair(state.w)} is ${number(history[0][7])}. ${next}`);
     const [was, now] = history.slice(-2).map((row) => row[7]);
-    const { gradients, slope, full, from, to, place } = last, size = gradients.length;
-    const turned = `${number(degrees(slope, full), 2)}° from that of all ${n} samples`;
-    const scatter = spread(gradients);
-    const noise = size === n ? " It is the gradient of the whole training set: there is no noise."
-      : ` Its mean gradient points ${turned}.${size < 2 ? "" : ` The ${size} gradients scatter by `
-        + `${number(scatter, 2)} around it, so a mean of ${size} by about `
-        + `${number(scatter / Math.sqrt(size), 2)}.`}`;
-    page.say(`Update ${history.length - 1}, ${place}: a step ${number(length(minus(to, from)), 2)} `
-      + `long. The training loss ${now < was ? "fell" : "rose"} from ${number(was)} to `
-      + `${number(now)}; the lowest is ${number(loss(samples, lowest))}. Test accuracy `
-      + `${number(100 * accuracy(test, to))} %.${noise}`);
+    page.say(`Update ${history.length - 1}, ${last.place}: a step `
+      + `${number(length(minus(last.to, last.from)), 2)} long. The training loss `
+      + `${now < was ? "fell" : "rose"} from ${number(was)} to ${number(now)}; the lowest is `
+      + `${number(best)}. Test accuracy ${number(100 * accuracy(test, last.to))} %.${noise()}`);
   }
   function show() {
     tell();
@@ -256,19 +247,17 @@ function render({ model, el }) {
   }
   function changed(name) {
     if (name === "w1" || name === "w2") restart();
-    if (name === "batch_size" && position) shuffle(); // the rest of the epoch is left out
+    if (name === "batch_size" && position) shuffle(); // what is left of the epoch is skipped
     show();
   }
 
-  // ---- the picture
-
-  const side = (width) => (width > 560 ? Math.min(400, 0.54 * width - 40) : width - 44);
+  const side = (width) => (width > 560 ? Math.min(400, 0.6 * width - 50) : width - 44);
   function draw(pen, width, colours) {
-    const size = Math.floor(side(width)), { ink } = colours, wide = width > 560;
-    panel(pen, colours, [LEFT, TOP, size, size], VIEW, VIEW, { x: "w₁", y: "w₂" }, (px, py) => {
+    const across = Math.floor(side(width)), { ink } = colours;
+    panel(pen, colours, [LEFT, TOP, across, across], VIEW, VIEW, { x: "w₁", y: "w₂" }, (px, py) => {
       const at = ([x, y]) => [px(x), py(y)];
-      inPixels = { at, size };
-      pen.drawImage(map(ink), LEFT, TOP, size, size);
+      inPixels = { at, across };
+      pen.drawImage(map(ink), LEFT, TOP, across, across);
       mark(pen, ink, at(lowest), 6, { corners: 4 });
       polyline(pen, colours.blue, history.map((row) => at(row.slice(5, 7))), { width: 1 });
       drawStep(pen, colours, at);
@@ -276,21 +265,20 @@ function render({ model, el }) {
         mark(pen, colours.blue, at([guess.made.x, guess.made.y]), 7, { hollow: true });
       mark(pen, colours.orange, at(state.w), 9, { hollow: true });
     });
-    const chart = wide ? [size + 2 * LEFT + 18, TOP, width - size - 2 * LEFT - 30, size]
-      : [LEFT, size + 90, size, 130];
-    const top = Math.max(...history.map((row) => Math.max(row[7], row[8])), ...earlier
-      .map(([, height]) => height));
-    const end = Math.max(10, history.length - 1, ...earlier.map(([at]) => at));
+    const chart = width > 560
+      ? [across + 2 * LEFT + 18, TOP, width - across - 2 * LEFT - 30, across]
+      : [LEFT, across + 90, across, 130];
+    const top = Math.max(...[...history, ...earlier].map((row) => Math.max(row[7], row[8])));
+    const end = Math.max(10, history.length - 1, earlier.length - 1);
     panel(pen, colours, chart, [0, end], [0, 1.1 * Math.min(top, 8)],
       { x: "Update", y: "Mean loss" }, (px, py) => {
-        const line = (column) => history.map((row) => [px(row[0]), py(row[column])]);
-        const right = chart[0] + chart[2];
+        const line = (rows, column) => rows.map((row) => [px(row[0]), py(row[column])]);
         curves(pen, [
-          { points: earlier.map(([at, height]) => [px(at), py(height)]), colour: ink, width: 1,
-            text: earlier.length ? "earlier run" : "" },
-          { points: line(7), colour: colours.blue, text: "training" },
-          { points: line(8), colour: colours.orange, text: "test", dash: [5, 4] },
-        ], right);
+          { points: line(earlier, 7), colour: ink, width: 1, text: "earlier run" },
+          { points: line(history, 8), colour: colours.orange, text: "test", dash: [5, 4] },
+          { points: line(history, 7), colour: colours.blue, text: "training" },
+        ], chart[0] + chart[2]);
+        mark(pen, colours.blue, line(history, 7).at(-1), 4);
       });
   }
   // The fan of the batch. Until the reader has guessed, only that.
@@ -303,14 +291,9 @@ function render({ model, el }) {
     pen.globalAlpha = 1;
     if (!last) return;
     polyline(pen, colours.green, [at(from), against(last.full)], { dash: [6, 4], width: 3 });
-    if (last.momentum && length(last.before)) {
-      const carried = against(last.before.map((part) => last.momentum * part));
-      arrow(pen, colours.purple, at(from), carried, 2);
-    }
+    arrow(pen, colours.purple, at(from), against(last.before.map((v) => last.momentum * v)), 2);
     arrow(pen, colours.orange, at(from), at(last.to), 3);
   }
-
-  // ---- what the reader moves
 
   const within = (low, high) => (text) => {
     const value = text.trim() ? Number(text) : NaN;
@@ -319,11 +302,10 @@ function render({ model, el }) {
   page.follow("w1", () => {}, within(...VIEW));
   page.follow("w2", () => {}, within(...VIEW));
   page.handle("Weights w, where SGD starts", () => {
-    const [x, y] = inPixels ? inPixels.at(state.w) : [NaN, NaN];
-    return x >= LEFT && y >= TOP && x <= LEFT + inPixels.size && y <= TOP + inPixels.size
-      ? [x, y] : null;
+    const place = inPixels?.at(state.w), inside = (px) => px >= 0 && px <= inPixels.across;
+    return place && inside(place[0] - LEFT) && inside(place[1] - TOP) ? place : null;
   }, (x, y) => {
-    const shares = [(x - LEFT) / inPixels.size, 1 - (y - TOP) / inPixels.size];
+    const shares = [(x - LEFT) / inPixels.across, 1 - (y - TOP) / inPixels.across];
     shares.forEach((share, i) => {
       const value = VIEW[0] + Math.min(1, Math.max(0, share)) * (VIEW[1] - VIEW[0]);
       model.set(`w${i + 1}`, Number(value.toFixed(2)));
