@@ -152,8 +152,8 @@ def module(browser, address, code, *arguments):
 # ---- the numbers -----------------------------------------------------------------------------
 
 
-def test_the_loss_and_the_gradients_are_those_of_autograd(visit, browser, address):
-    visit()
+@pytest.mark.usefixtures("visit")
+def test_the_loss_and_the_gradients_are_those_of_autograd(browser, address):
     w = torch.tensor([-2.0, 1.5], dtype=torch.float64, requires_grad=True)
     code = """const [rows, w] = arguments;
     return [m.loss(rows, w), m.gradient(rows, w), rows.map((row) => m.gradientOf(row, w)),
@@ -176,9 +176,9 @@ def test_the_loss_and_the_gradients_are_those_of_autograd(visit, browser, addres
     assert accuracy == pytest.approx(right.double().mean().item())
 
 
+@pytest.mark.usefixtures("visit")
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_an_epoch_is_that_of_torch(visit, browser, address, momentum):
-    visit()
+def test_an_epoch_is_that_of_torch(browser, address, momentum):
     code = """const [rows, settings, size, seed] = arguments;
     const order = m.batchOf(rows.map((row, i) => [...row, i]), rows.length, seed);
     let state = { w: [-2, 1], v: [0, 0] };
@@ -198,6 +198,7 @@ def test_an_epoch_is_that_of_torch(visit, browser, address, momentum):
     assert found == pytest.approx(w.tolist(), rel=1e-9)
 
 
+@pytest.mark.usefixtures("visit")
 @pytest.mark.parametrize(
     ("point", "words"),
     [
@@ -210,8 +211,7 @@ def test_an_epoch_is_that_of_torch(visit, browser, address, momentum):
         ((0.7, 0.9), "The step ends at (1.000, 0.000)"),
     ],
 )
-def test_a_likely_guess_has_its_sentence(visit, browser, address, point, words):
-    visit()
+def test_a_likely_guess_has_its_sentence(browser, address, point, words):
     code = "return m.verdict(arguments[0], { x: 1, y: 0 }, [0, 0], [0, 4]);"
     made = point and {"x": point[0], "y": point[1]}
     assert words in module(browser, address, code, made)
