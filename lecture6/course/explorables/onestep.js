@@ -14,9 +14,9 @@ const VIEW = [-3, 7]; // of both weights
 const CELLS = 32, PIXELS = 240; // a side of the map of the loss: computed, and painted
 const BAND = 3; // bands while the loss doubles
 const SLOW = 40, MILLISECONDS = 80; // the first steps of a run, one at a time
-const BUSY = 8; // milliseconds of a frame in which a run makes steps that are not shown
+const BUSY = 8; // milliseconds of a frame for steps that are not shown
 const LEFT = 34, TOP = 22; // of the map, in px
-const EPOCHS = 40, MOST = 2000; // a run ends after so many epochs, or updates
+const EPOCHS = 40, MOST = 2000; // of a run: epochs, or updates
 
 // ---- the model ----------------------------------------------------------------------------------
 
@@ -115,7 +115,7 @@ export function verdict(made, { x, y }, w, lowest) {
 
 // ---- what is drawn ------------------------------------------------------------------------------
 
-// Where the line of an arrow ends, and the corners of its head.
+// Where the line of an arrow ends, and its head's corners.
 function headOf(from, to, width) {
   const [dx, dy] = minus(to, from), size = Math.hypot(dx, dy) || 1;
   const share = Math.min(size / 2, 4 + 2 * width) / size, [u, v] = [share * dx, share * dy];
@@ -131,7 +131,7 @@ function arrow(pen, colour, from, to, width) {
   pen.fill();
 }
 
-// The loss on a grid of both weights, and a picture of its bands, the darker the higher.
+// The loss on a grid of both weights, and a picture of its bands, the higher the stronger.
 function landscape(samples, best) {
   const at = linear(...VIEW, CELLS);
   const heights = at.map((y) => at.map((x) => Math.log2(loss(samples, [x, y]))));
@@ -174,8 +174,8 @@ function render({ model, el }) {
     legend: [["ink", "→", "steps of single samples, −η∇ℓᵢ"], ["orange", "➞", "the step"],
       ["green", "╌", "the step of all samples"], ["purple", "→", "the part of momentum"],
       ["ink", "◆", "minimum"]],
-    note: `${model.get("provenance")}. Darker is higher: each band rises by a factor of `
-      + `${number(2 ** (1 / BAND))}. Drag the ring to start elsewhere.`,
+    note: `Computed in this page: ${model.get("provenance")}. The stronger the grey, the higher `
+      + `the loss, by ${number(2 ** (1 / BAND))} a band. Drag the ring to start elsewhere.`,
     height: (width) => (width > 560 ? side(width) + 78 : side(width) + 275),
     draw,
     update: changed,
@@ -246,9 +246,9 @@ function render({ model, el }) {
     page.redraw();
   }
   function changed(name) {
-    if (name === "w1" || name === "w2") restart();
     if (name === "batch_size" && position) shuffle(); // what is left of the epoch is skipped
-    show();
+    if (name === "w1" || name === "w2") restart();
+    else show();
   }
 
   const side = (width) => (width > 560 ? Math.min(400, 0.6 * width - 50) : width - 44);
@@ -270,13 +270,14 @@ function render({ model, el }) {
       : [LEFT, across + 90, across, 130];
     const top = Math.max(...[...history, ...earlier].map((row) => Math.max(row[7], row[8])));
     const end = Math.max(10, history.length - 1, earlier.length - 1);
+    const room = history.length > end / 2; // for names
     panel(pen, colours, chart, [0, end], [0, 1.1 * Math.min(top, 8)],
-      { x: "Update", y: "Mean loss" }, (px, py) => {
+      { x: "Update", y: "Mean loss: training ━, test ╌" }, (px, py) => {
         const line = (rows, column) => rows.map((row) => [px(row[0]), py(row[column])]);
         curves(pen, [
           { points: line(earlier, 7), colour: ink, width: 1, text: "earlier run" },
-          { points: line(history, 8), colour: colours.orange, text: "test", dash: [5, 4] },
-          { points: line(history, 7), colour: colours.blue, text: "training" },
+          { points: line(history, 8), colour: colours.orange, text: room && "test", dash: [5, 4] },
+          { points: line(history, 7), colour: colours.blue, text: room && "training" },
         ], chart[0] + chart[2]);
         mark(pen, colours.blue, line(history, 7).at(-1), 4);
       });
@@ -295,12 +296,11 @@ function render({ model, el }) {
     arrow(pen, colours.orange, at(from), at(last.to), 3);
   }
 
-  const within = (low, high) => (text) => {
-    const value = text.trim() ? Number(text) : NaN;
-    return value >= low && value <= high ? value : undefined;
-  };
-  page.follow("w1", () => {}, within(...VIEW));
-  page.follow("w2", () => {}, within(...VIEW));
+  for (const name of ["w1", "w2"])
+    page.follow(name, () => {}, (text) => {
+      const value = text.trim() ? Number(text) : NaN;
+      return value >= VIEW[0] && value <= VIEW[1] ? value : undefined;
+    });
   page.handle("Weights w, where SGD starts", () => {
     const place = inPixels?.at(state.w), inside = (px) => px >= 0 && px <= inPixels.across;
     return place && inside(place[0] - LEFT) && inside(place[1] - TOP) ? place : null;
