@@ -328,8 +328,8 @@ def test_a_worker_in_trouble_is_named(what):
     """In every case the job ends, and no process or file is left (see ``nothing_left``)."""
     kind, message = TROUBLES[what]
     started = time.monotonic()
+    timeout = 20 if what in (stop, sleep) else PATIENCE
     with pytest.raises(kind) as caught:
-        timeout = 20 if what in (stop, sleep) else PATIENCE
         train_parallel(Trouble(what), DATA, workers=2, timeout=timeout, **OPTIONS)
     assert time.monotonic() - started < 90  # not the 1,000 s of sleep
     told = "\n".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
