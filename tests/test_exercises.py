@@ -109,6 +109,10 @@ def test_a_number_may_come_in_any_form(number, value):
 @pytest.mark.parametrize(
     ("number", "value"),
     [
+        ("0.1", 285 / 8 * 10),  # not whole updates
+        ("0.2", [0.025, 0.15]),  # the sum of the gradients, not their mean
+        ("0.3", [24, 1]),  # as if the noise went as 1/B
+        ("0.4", [0.5, 0.05]),  # as if momentum made every step ten times as long
         ("1.4", (0.1 * 60_000) / np.log(2)),  # without ln(1/δ)
         ("2.1", [18.43, 3.48]),  # the formula's own number where it is wrong
         ("2.2", [0.01, 0.02]),  # half of the largest
@@ -132,10 +136,10 @@ def test_the_number_of_an_exercise_may_be_a_number(number):
     [
         ("1.9", "1.1 to 1.4"),
         (4, "4.1 to 4.4"),
-        ("9.1", "1.1 to 6.5"),
-        ("", "1.1 to 6.5"),
-        (None, "1.1 to 6.5"),
-        ([1.1], "1.1 to 6.5"),
+        ("9.1", "0.1 to 6.5"),
+        ("", "0.1 to 6.5"),
+        (None, "0.1 to 6.5"),
+        ([1.1], "0.1 to 6.5"),
     ],
 )
 def test_of_an_unknown_number_it_says_which_there_are(number, known):

@@ -17,10 +17,10 @@ from setuptools import find_packages
 
 from lecture6 import toys
 from lecture6.course import explorables
-from lecture6.course.explorables import MIME_TYPE, Box, Steps, Walkers
+from lecture6.course.explorables import MIME_TYPE, Box, OneStep, Steps, Walkers
 
 ROOT = Path(__file__).parents[1]
-KINDS = [Walkers, Box, Steps]
+KINDS = [Walkers, Box, Steps, OneStep]
 
 
 @pytest.fixture(params=KINDS)
@@ -179,6 +179,8 @@ def test_the_widget_holds_its_module_and_its_start_values(kind):
         (Box, {"function": "x²"}),
         (Steps, {"k": 65}),
         (Steps, {"warmup": -1}),
+        (OneStep, {"momentum": 1.0}),
+        (OneStep, {"w1": 7.5}),
         (Walkers, {"lr": float("nan")}),
         (Walkers, {"batch_size": 8.5}),
         (Walkers, {"n_walkers": True}),

@@ -177,6 +177,11 @@ _PARABOLA = FunctionObjective(lambda w: 100 * w[0] ** 2, n_params=1)
 _PRODUCT = FunctionObjective(lambda w: 0.5 * (w[0] * w[1] - 1) ** 2, n_params=2)
 TOLERANCES = {"1.4": 1e-4, "3.1": 1e-3, "3.3": 1e-3, "3.4": 0.2, "4.2": 0.1, "5.4": 0.25}
 ANSWERS: dict[str, Callable[[], Any]] = {
+    # One step
+    "0.1": lambda: 10 * math.ceil(285 / 8),
+    "0.2": lambda: -0.1 * (0.5 * np.array([-1, -2]) + 0.5 * np.array([0.5, -1])) / 2,  # −s x/2
+    "0.3": lambda: [8 * 9, 3.0],  # the deviation of a mean goes as 1/√B
+    "0.4": lambda: [2 / 4, 2 * 1.9 / 4],  # 2(1 + m)/h: the edge of the heavy ball
     # Generalization
     "1.1": lambda: 100 * math.sqrt(0.1 * 0.9 / 10_000),  # a binomial's standard deviation
     "1.2": lambda: 100 * (1 - 0.5 * 9 / 10),  # data.Dataset.with_random_labels

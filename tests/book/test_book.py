@@ -27,6 +27,7 @@ CHAPTERS = [page for page in PAGES if page.startswith("notebooks/")]
 ALIVE = {
     "index": 1,  # how many explorables a page has
     "book/index": 1,
+    "notebooks/00_one_step": 1,
     "notebooks/02_flatness": 1,
     "notebooks/03_batch_size": 3,
     "notebooks/04_linear_scaling": 1,

@@ -294,3 +294,29 @@ class Keskar(Explorable):
     epsilon = _start(Float(1e-3, min=1e-4, max=5e-3))
     seed = _start(Int(0, min=0, max=20))
     alpha = _start(Float(0.5, min=-1.0, max=2.0))
+
+
+class OneStep(Explorable):
+    """One step of SGD, equation (1), on the loss of a logistic regression with two weights.
+
+    Traits:
+        samples, test: rows x₁, x₂, and the class, −1 or 1; to train on, and to test on
+        lr, batch_size, momentum: η, B and m
+        w1, w2: the weights w at the start
+        seed: of the mini-batches
+    """
+
+    module = "onestep"
+    about = (
+        "An explorable: the gradients of the samples of a mini-batch, their mean and the step of "
+        "SGD, on a loss of two weights, beside the training loss. It needs JavaScript."
+    )
+    samples = _start(List())
+    test = _start(List())
+    provenance = _start(Unicode())
+    lr = _start(Float(2.0, min=0.1, max=32.0))
+    batch_size = _start(Int(8, min=1))
+    momentum = _start(Float(0.0, min=0.0, max=0.98))
+    w1 = _start(Float(-2.0, min=-3.0, max=7.0))
+    w2 = _start(Float(1.0, min=-3.0, max=7.0))
+    seed = _start(Int(0, min=0, max=2**32 - 1))

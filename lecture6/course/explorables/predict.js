@@ -11,6 +11,7 @@
 //     free: "xy",               // point: the coordinates that move, "x", "y" or "xy"
 //     start: { x: 64, y: 90 },  // point: where it lies first; curve: its height at first
 //     knots: [8, 64, 512],      // curve: the x of its points
+//     behind: (px, py) => "…",  // point and curve: SVG drawn behind them; px, py: a value in px
 //     says: (made, truth) => "…",   // one sentence; `made` is null where the reader skipped
 //     onReady: (made) => {},    // the reader has committed, or skipped, now or on an earlier visit
 //     onReset: () => {},        // and wants to guess anew
@@ -164,7 +165,8 @@ export function scale({ low, high, log = false }) {
 }
 
 // Its handles are sliders for the keyboard and a screen reader. A pointer drags or draws.
-function chart(parent, { kind, axes, free = "xy", start = {}, knots }, { changed, name }) {
+function chart(parent, { kind, axes, free = "xy", start = {}, knots, behind = () => "" },
+  { changed, name }) {
   const drawing = kind === "curve", [x, y] = [scale(axes.x), scale(axes.y)];
   const first = { x: x.value(0.5), y: y.value(0.5), ...start };
   const fresh = () => (drawing ? knots : [first.x]).map((at) => [at, first.y]);
@@ -188,7 +190,7 @@ function chart(parent, { kind, axes, free = "xy", start = {}, knots }, { changed
   function paint() {
     box = { left: 52, top: 26, width: plot.clientWidth - 64, height: 190 };
     if (box.width <= 0) return;
-    grid.innerHTML = paintAxes(axes, box, px, py);
+    grid.innerHTML = paintAxes(axes, box, px, py) + behind(px, py);
     const { ready, made, truth } = shown, guessed = !ready || made !== null;
     const { blue, orange } = coloursOf(svg), parts = [];
     svg.style.setProperty("--guess", blue);
