@@ -67,6 +67,12 @@ def figure_html(figure, start):
     )
 
 
+def single_html(figure):
+    """Return a figure of the book that has no controls."""
+    figure = {key: figure[key] for key in ("data", "layout")}
+    return figure_html(figure, {"controls": [], "at": [], "figure": figure})
+
+
 class BookFigure:
     """Renders a Plotly output of a notebook as a figure of the book."""
 
@@ -77,9 +83,7 @@ class BookFigure:
         """Return the docutils nodes of one output, or None for a mime type that is not Plotly's."""
         if data.mime_type != "application/vnd.plotly.v1+json":
             return None
-        figure = {key: data.content[key] for key in ("data", "layout")}
-        html = figure_html(figure, {"controls": [], "at": [], "figure": figure})
-        return [nodes.raw("", html, format="html")]
+        return [nodes.raw("", single_html(data.content), format="html")]
 
 
 class BookExplorable:
@@ -96,14 +100,16 @@ class BookExplorable:
         """Return the docutils nodes of one output, or None for another mime type."""
         if data.mime_type != explorables.MIME_TYPE:
             return None
-        content = {key: data.content[key] for key in ("module", "start")}
-        if content["module"] == "explorer":  # a figure among the page's others
-            start = dict(content["start"])
-            html = figure_html(start.pop("figure"), start)
-            return [nodes.raw("", html, format="html")]
+        module, start = data.content["module"], dict(data.content["start"])
+        figure, answer = start.pop("figure", None), ""
+        if module == "explorer":  # a figure among the page's others
+            return [nodes.raw("", figure_html(figure, start), format="html")]
+        if figure:  # which `prediction.js` closes until the reader has guessed
+            summary = "<summary>The answer</summary>"
+            answer = f'<details class="answer" open>{summary}{single_html(figure)}</details>'
         html = (
             f'<figure class="explorable"><div>{escape(data.content["about"])}</div>'
-            f"{script(content)}</figure>"
+            f"{script({'module': module, 'start': start})}</figure>{answer}"
         )
         return [nodes.raw("", html, format="html")]
 

@@ -18,13 +18,10 @@ from typing import Any
 
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
-from traitlets import Dict, List
+from traitlets import Dict, List, Unicode, Union
 
 from lecture6 import checks
 from lecture6.course.explorables import Explorable
-
-FigureOf = Callable[..., go.Figure | None]
-Controls = Mapping[str, Sequence[float | str]]
 
 _FEW = 3  # numbers that are buttons, as words are; of more, a slider
 
@@ -41,8 +38,44 @@ class Explorer(Explorable):
     parts = List().tag(start=True)
 
 
+class Predict(Explorer):
+    """A question, and the figure that answers it once the reader has guessed, or skipped.
+
+    What is asked for is a choice, if there are ``options``, a curve, if there are ``knots``, or the
+    height of a point. ``axes`` are the chart of the latter two: ``{"x": {"label": "Batch size",
+    "low": 16, "high": 512, "log": True, "at": [16, 512]}, "y": …}``, where ``at``, the ticks, and
+    ``log`` may be left out. ``knots`` are where the curve is drawn. ``truth`` is a key of
+    ``options``, a point (x, y), or the points of a curve. ``says`` has one sentence for each key;
+    for a point that is "low", "near" or "high"; or for a curve that "rises", "falls", "peaks",
+    "dips" or is "flat". ``figure`` has a title and a description.
+
+    Raises ValueError where ``truth`` or ``says`` has a key that ``options`` has not.
+    """
+
+    module = "prediction"
+    question = Unicode().tag(sync=True, start=True)
+    options = List().tag(sync=True, start=True)  # in their order, which saving a dict may lose
+    axes = Dict().tag(sync=True, start=True)
+    knots = List().tag(sync=True, start=True)
+    truth = Union([Unicode(), List()]).tag(sync=True, start=True)
+    says = Dict().tag(sync=True, start=True)
+
+    def __init__(self, *, question: str, figure: go.Figure, **answers) -> None:
+        self.about = f"A prediction: {question} The figure below has the answer."
+        answers = json.loads(json.dumps(answers, default=float))  # plain, without NumPy's numbers
+        if options := answers.get("options"):
+            answers["options"] = [*options.items()]
+            for key in [answers["truth"], *answers["says"]]:
+                checks.one_of("truth, or what `says` has a sentence for", key, options)
+        super().__init__(question=question, figure=json.loads(figure.to_json()), **answers)
+        self.on_msg(_answer)
+
+
 def explore(
-    figure_of: FigureOf, controls: Controls, *, start: Mapping[str, int] | None = None
+    figure_of: Callable[..., go.Figure | None],
+    controls: Mapping[str, Sequence[float | str]],
+    *,
+    start: Mapping[str, int] | None = None,
 ) -> Explorer:
     """A figure, and for each of ``controls`` a slider or buttons that choose its value.
 
@@ -59,21 +92,15 @@ def explore(
     named = {label: _named(label, values) for label, values in controls.items()}
     if not named:
         raise ValueError("there is no control: a figure alone needs no explorer")
-    if unknown := [label for label in start or {} if label not in controls]:
+    start = start or {}
+    if unknown := [label for label in start if label not in controls]:
         raise ValueError(f"start names {unknown}, but the controls are {list(controls)}")
-    at = [
-        checks.whole(f"start of {label}", (start or {}).get(label, 0), least=0, most=len(names) - 1)
-        for label, names in named.items()
-    ]
-    shown = [
-        {
-            "label": label,
-            "names": list(names),
-            "buttons": len(names) <= _FEW or any(isinstance(v, str | bool) for v in names.values()),
-        }
-        for label, names in named.items()
-    ]
-    values = [list(names.values()) for names in named.values()]
+    shown, at, values = [], [], [list(names.values()) for names in named.values()]
+    for (label, names), options in zip(named.items(), values, strict=True):
+        first, most = start.get(label, 0), len(options) - 1
+        at.append(checks.whole(f"start of {label}", first, least=0, most=most))
+        buttons = most < _FEW or any(isinstance(value, str | bool) for value in options)
+        shown.append({"label": label, "names": list(names), "buttons": buttons})
 
     def figure_at(at: Sequence[int]) -> dict[str, Any] | None:
         figure = figure_of(*(options[i] for options, i in zip(values, at, strict=True)))

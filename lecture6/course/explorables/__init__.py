@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import anywidget
-from traitlets import Bool, Enum, Float, Int, TraitType
+import pandas as pd
+from traitlets import Bool, Enum, Float, Int, List, TraitType, Unicode
 
 from lecture6 import checks, toys
 
@@ -52,17 +53,15 @@ def bundle(name: str) -> str:
 
 def _inlined(path: Path, scopes: dict, importers: tuple[Path, ...]) -> str:
     """A module with its imports made constants; the modules among them become ``scopes``."""
-    importers = (*importers, path)
 
     def constant(found: re.Match) -> str:
         names, source = found.groups()
         address, _, form = source.partition("?")
         file = (path.parent / address).resolve()
-        kind, _, data = address.partition(":")
-        if kind == "dataset":
+        if address.startswith("dataset:"):
             from lecture6.course.explorables.lab import packed
 
-            value = packed(data)
+            value = packed(address.removeprefix("dataset:"))
         elif not file.is_file():
             raise ValueError(f'{path.name} imports "{source}", but there is no file {file}')
         elif form == "text":
@@ -79,11 +78,12 @@ def _inlined(path: Path, scopes: dict, importers: tuple[Path, ...]) -> str:
         return f"const {names} = {json.dumps(value)};"
 
     def _scope(file: Path) -> tuple[str, set[str]]:
-        if file in importers:
-            raise ValueError(f"imports in a circle: {', '.join(f.name for f in importers)}")
+        if file in (*importers, path):
+            raise ValueError(f"{path.name} imports {file.name}, which imports it: a circle")
         if file not in scopes:
-            text = _inlined(file, scopes, importers)
+            text = _inlined(file, scopes, (*importers, path))
             exported = set(_EXPORT.findall(text))
+            text = re.sub(r"^export default .*\n", "", text, flags=re.MULTILINE)
             body = f"{_EXPORT.sub('', text)}return {{ {', '.join(sorted(exported))} }};"
             name = f"$module{len(scopes)}"
             scopes[file] = name, exported, f"const {name} = (() => {{\n{body}\n}})();\n"
@@ -106,12 +106,9 @@ class Explorable(anywidget.AnyWidget):
     module: str
     about: str
 
-    @property
-    def _esm(self) -> str:
-        return bundle(f"{self.module}.js")
-
     def __init__(self, **start) -> None:
-        super().__init__(**{name: self._checked(name, value) for name, value in start.items()})
+        checked = {name: self._checked(name, value) for name, value in start.items()}
+        super().__init__(_esm=bundle(f"{self.module}.js"), **checked)
 
     @classmethod
     def _checked(cls, name: str, value: Any) -> Any:
@@ -208,3 +205,62 @@ class Steps(Explorable):
     curvature = _start(Float(1.0, min=0.1, max=10.0))
     k = _start(Int(8, min=1, max=64))
     warmup = _start(Int(0, min=0, max=10))
+
+
+class Scrubber(Explorable):
+    """Figure 5, one position at a time: loss and accuracy along a path between two solutions.
+
+    Traits:
+        paths: pairs of a name and its rows; made of a table of
+            :func:`lecture6.landscape.interpolate`, with a column path
+        path, alpha: the path and the position that are shown first
+        logarithmic: whether the axis of the loss is
+    """
+
+    module = "scrubber"
+    about = (
+        "An explorable: loss and accuracy, of the training and the test set, along a path between "
+        "two nets; the position on it is moved. It needs JavaScript."
+    )
+    title = _start(Unicode())
+    provenance = _start(Unicode())
+    paths = _start(List())
+    path = _start(Unicode())
+    alpha = _start(Float(0.0, min=-1.0, max=2.0))
+    logarithmic = _start(Bool(False))
+
+    def __init__(self, table: pd.DataFrame, *, title: str, provenance: str, **start) -> None:
+        found, paths = ["mean", "min", "max"], []
+        for name, rows in table.groupby("path", sort=False):
+            columns = [
+                rows[rows["split"] == split].groupby("alpha")[y].agg(found)
+                for y in ("loss", "accuracy")
+                for split in ("train", "test")
+            ]
+            at = [[alpha, *(list(c.loc[alpha]) for c in columns)] for alpha in columns[0].index]
+            paths.append([name, at])
+        first = {"path": paths[0][0], "title": title, "provenance": provenance}
+        super().__init__(paths=paths, **first | start)
+
+
+class Linked(Explorable):
+    """Figure 7, linked: a batch size is chosen and seen in accuracy, sharpness and loss at once.
+
+    Traits:
+        nets: pairs of a name and its rows, one a batch size: B, test accuracy in per cent, training
+            loss, and φ in per cent at each of ``epsilons``
+        net, epsilon, batch_size: what is shown first
+    """
+
+    module = "linked"
+    about = (
+        "An explorable: test accuracy, sharpness and training loss against the batch size, and "
+        "accuracy against sharpness, with one batch size marked in all. It needs JavaScript."
+    )
+    title = _start(Unicode())
+    provenance = _start(Unicode())
+    nets = _start(List())
+    epsilons = _start(List())
+    net = _start(Unicode())
+    epsilon = _start(Float(1e-3, min=0.0, max=1.0))
+    batch_size = _start(Int(256, min=1, max=10**6))

@@ -124,7 +124,7 @@ function table(plot, title) {
   return [["curve", ...axes.map(heading)], ...rows];
 }
 
-function render({ model, el }) {
+export function render({ model, el }) {
   const over = new AbortController(), { signal } = over;
   // The book has written this already, with the words of the first figure.
   if (!el.querySelector(".plot"))
@@ -160,7 +160,8 @@ function render({ model, el }) {
     }
     if (!next?.data) {
       const chosen = options.map(({ label, names }, j) => `${label} = ${names[at[j]]}`).join(", ");
-      title.textContent = error ?? `Not measured: ${chosen}`;
+      title.textContent = description.textContent = error ?? `Not measured: ${chosen}`;
+      if (subtitle) subtitle.textContent = "";
       return;
     }
     const { title: heading, meta } = figure.layout;
@@ -221,7 +222,8 @@ function render({ model, el }) {
   const kept = model.kept?.("at")?.split(",").map(Number);
   if (kept?.length === options.length && kept.every((i, j) => options[j].names[i] !== undefined))
     model.set("at", kept);
-  const changed = () => states && choose();
+  // A change of any is a change for all, and the last to know chooses the figure.
+  const changed = (label) => states && label === options.at(-1).label && choose();
   const { slider, choice } = controls(held, form, { signal, changed });
   for (const [j, { label, names, buttons }] of options.entries())
     if (buttons)

@@ -103,7 +103,8 @@ export function controls(model, form, { signal, changed }) {
       input.setAttribute("aria-valuetext", output.textContent);
     }, (text) => {
       const value = text.trim() ? Number(text) : NaN;
-      return value >= values[0] && value <= values.at(-1) ? value : undefined;
+      const whole = !values.every(Number.isInteger) || Number.isInteger(value);
+      return whole && value >= values[0] && value <= values.at(-1) ? value : undefined;
     });
     return row;
   };
