@@ -1,0 +1,306 @@
+// Explorable: eigenvalues of the Hessian of a net that trains on the digits (view "training"), and
+// measures of sharpness of the trained net, rescaled layer by layer (view "rescaled": Dinh's α).
+//
+// The net is 64-width-10, ReLU, without biases.
+
+import digits from "dataset:digits";
+import { Lab } from "./lab/lab.js";
+import { predict } from "./predict.js";
+import { PROVENANCE, rescaled } from "./rescaled.js";
+import { calm, curves, geometric, mark, number, panel, polyline, stage } from "./shared.js";
+
+const K = 15; // of the largest eigenvalues are followed, as in the chapter
+const BATCH_SIZE = 32;
+
+// How many stand clear, of values in descending order: the widest gap between neighbours, as a
+// ratio, is behind the last of them. And that gap, and the widest of the others.
+export function outliers(values) {
+  const positive = values.filter((value) => value > 0);
+  const ratios = positive.slice(1).map((next, i) => positive[i] / next);
+  const [gap, second] = [...ratios].sort((a, b) => b - a);
+  return { count: ratios.indexOf(gap) + 1, gap, second };
+}
+
+// The epochs after which a run of so many is looked at: the first ones, then ever fewer.
+export function moments(epochs) {
+  const found = new Set([0]);
+  for (let i = 0; i <= 12; i++) found.add(Math.round(epochs ** (i / 12)));
+  return [...found];
+}
+
+// The density at x of one vector's Gauss nodes and weights, every node a normal law of this width.
+export function density(nodes, weights, x, width) {
+  const law = (z) => Math.exp(-0.5 * z * z) / (width * Math.sqrt(2 * Math.PI));
+  return nodes.reduce((sum, node, i) => sum + weights[i] * law((x - node) / width), 0);
+}
+
+const percent = (share, digits = 3) => `${number(100 * share, digits)} %`;
+const span = (values, show) => {
+  const [low, high] = [Math.min, Math.max].map((end) => show(end(...values)));
+  return low === high ? low : `${low} to ${high}`;
+};
+
+// ---- both views: a net that is trained ----------------------------------------------------------
+
+function render({ model, el }) {
+  let job = null, lab, net;
+  const shape = () => ({ hidden: [model.get("width")], bias: false });
+  // What a view may ask: to draw again, the lab's data, its nets, and whether one is training.
+  // Who wants little motion sees what is drawn when all is done.
+  const view = (model.get("view") === "rescaled" ? rescaled : training)({
+    model, el,
+    show: () => job && calm() || page.redraw(),
+    images: () => lab.data.test,
+    trained: () => net,
+    open: (w) => lab.net({ ...shape(), w }),
+    running: () => job !== null,
+    changed: (name) => ["lr", "epochs", "width"].includes(name) && forget(),
+  });
+  const { page } = view;
+
+  const place = document.createElement("div");
+  page.plot.before(place);
+  const guess = predict(place, {
+    ...view.prediction, onReady: () => job || view.done() || forget(), onReset: () => forget(),
+  });
+  const [go, again] = page.buttons({
+    Train: () => (job ? stop("Stopped.") : start()),
+    "Again with another seed": () => {
+      model.set("seed", model.get("seed") + 1);
+      model.save_changes();
+      start();
+    },
+  });
+  function arrange() {
+    go.disabled = !guess.ready;
+    go.textContent = job ? "Stop" : "Train";
+    again.disabled = job !== null || !view.done();
+    page.redraw();
+  }
+  function stop(words) {
+    job?.abort();
+    job = null;
+    if (lab && net) net.stop();
+    page.say(words);
+    arrange();
+  }
+  // Another net is asked for, or another guess: what is known is of no use.
+  function forget() {
+    view.forget();
+    stop(guess.ready ? "Press Train." : "Make a prediction or skip it, then train the net.");
+  }
+
+  async function start() {
+    const { signal } = (job = new AbortController());
+    view.begin();
+    page.say("The net is training, and is measured.");
+    arrange();
+    try {
+      if (!lab) await connect();
+      signal.throwIfAborted();
+      net?.close();
+      net = lab.net({ ...shape(), seed: model.get("seed") });
+      const truth = await view.run((epochs) => advance(epochs, signal), signal);
+      job = null;
+      page.say(view.sentence());
+      guess.reveal(truth);
+    } catch (error) {
+      if (signal.aborted || page.over.signal.aborted) return;
+      job = null;
+      page.say(`${error.message}.`);
+    }
+    arrange();
+  }
+  async function connect() {
+    lab = await Lab.open(digits);
+    if (page.over.signal.aborted) lab.close();
+    else lab.follow(page.root);
+  }
+  // Trains on until this many epochs are done; returns how well the net does there.
+  async function advance(epochs, signal) {
+    const done = Math.round(net.rows.at(-1)?.epoch ?? 0);
+    if (epochs > done) {
+      const { reason } = await net.train({
+        batchSize: BATCH_SIZE, lr: model.get("lr"), seed: model.get("seed"),
+        evaluateEvery: 1e6, stop: { epochs: epochs - done },
+      });
+      if (reason === "diverged")
+        throw new Error("The loss is no longer finite: the net has diverged. Take a smaller η");
+    }
+    signal.throwIfAborted();
+    const [train, test] = await Promise.all(["train", "test"].map((split) =>
+      net.measure("evaluate", { split }, { signal })));
+    return { epoch: epochs, train, test };
+  }
+
+  page.slider("lr", "Learning rate η", geometric(-2, 0));
+  page.slider("epochs", "Epochs", [3, 5, 10, 20, 30, 50, 100]);
+  page.slider("width", "Hidden units", [8, 16, 32, 64, 128]);
+  page.follow("seed", () => {}, (text) => (/^\d{1,9}$/.test(text) ? Number(text) : undefined));
+  view.controls?.();
+  forget();
+  page.over.signal.addEventListener("abort", () => {
+    job?.abort();
+    guess.end();
+    lab?.close();
+  });
+  return () => page.over.abort();
+}
+
+// ---- the spectrum while training ----------------------------------------------------------------
+
+function training({ model, el, show, trained, running, changed }) {
+  let found = [], counts = [], chosen = null, onTime;
+
+  const page = stage(model, el, {
+    title: "The spectrum of the Hessian while a net trains",
+    description: "Three charts. The largest eigenvalues against the epoch; training and test loss "
+      + "against the epoch; and the density of all eigenvalues after one of these epochs.",
+    legend: [["orange", "━", `of the ${K} largest, those before the widest gap`],
+      ["ink", "━", "the others"], ["purple", "◆", "the lowest, by its size if negative"],
+      ["blue", "━", "loss, and density"]],
+    note: `${PROVENANCE}Eigenvalues are Lanczos's, from up to 60 products of the Hessian of the `
+      + "training loss; a bar shows an error that can be seen. The density is smoothed Gauss "
+      + "quadrature, a curve for each of three random vectors. Drag the line to another epoch.",
+    height: (width) => (width > 560 ? 430 : 700),
+    draw,
+    update: changed,
+    table: () => [["epoch", "quantity", "value", "error"], ...found.flatMap((at) => [
+      ...[["training loss", at.train.loss, ""], ["training accuracy", at.train.accuracy, ""],
+        ["test loss", at.test.loss, ""], ["test accuracy", at.test.accuracy, ""]],
+      ...at.largest.map(({ value, error }, i) => [`λ${i + 1}`, value, error]),
+      ["lowest eigenvalue", at.lowest.value, at.lowest.error],
+      ...at.nodes.flatMap((nodes, v) => [...nodes].map((node, i) =>
+        [`weight of vector ${v + 1} at λ = ${node}`, at.weights[v][i], ""])),
+    ].map((row) => [at.epoch, ...row]))],
+  });
+  const shown = () => found.find(({ epoch }) => epoch === chosen) ?? found.at(-1);
+  const count = (at) => outliers(at.largest.map(({ value }) => value));
+
+  async function run(advance, signal) {
+    for (const epoch of moments(model.get("epochs"))) {
+      const losses = await advance(epoch);
+      const [ends, spectrum] = await Promise.all([
+        trained().measure("eigenvalues", { k: K, ends: "both", maxProducts: 60 }, { signal }),
+        trained().measure("spectrum", { vectors: 3, steps: 30 }, { signal }),
+      ]);
+      signal.throwIfAborted();
+      found.push({ ...losses, largest: ends.largest, lowest: ends.smallest[0], ...spectrum });
+      show();
+    }
+    const { count: n } = count(found.at(-1));
+    counts.push([model.get("seed"), n]);
+    return n < 4 ? "few" : n < 8 ? "some" : n < 13 ? "classes" : "many";
+  }
+
+  function sentence() {
+    const at = shown(), { count: n, gap, second } = count(at), { lowest, nodes, weights } = at;
+    const near = nodes.map((each, v) => each.reduce((sum, node, i) =>
+      sum + (Math.abs(node) < at.largest[0].value / 100 ? weights[v][i] : 0), 0));
+    const seeds = counts.length < 2 ? "" : ` With the seeds ${counts.map(([seed]) => seed)
+      .join(", ")} it is ${counts.map(([, each]) => each).join(", ")}.`;
+    const below = lowest.value + lowest.error < 0;
+    return `After ${at.epoch} epochs the training loss is ${number(at.train.loss)}, the test `
+      + `accuracy ${percent(at.test.accuracy)}, and λ₁ = ${number(at.largest[0].value)}. Among the `
+      + `${K} largest eigenvalues the widest gap is behind number ${n}, a factor of `
+      + `${number(gap)}; the next widest is a factor of ${number(second)}.${seeds} There are 10 `
+      + `classes. The lowest eigenvalue is ${number(lowest.value)}`
+      + `${below ? ": the Hessian is not positive definite" : ""}. Of all `
+      + `${trained().nParams.toLocaleString("en")}, ${span(near, (share) => percent(share))} lie within `
+      + "λ₁/100 of zero.";
+  }
+
+  function draw(pen, width, colours) {
+    const side = width > 560, left = 62, across = side ? width / 2 - left - 16 : width - left - 16;
+    const last = model.get("epochs"), at = shown();
+    const values = found.flatMap(({ largest, lowest }) =>
+      [...largest.map(({ value }) => value), -lowest.value]).filter((value) => value > 0);
+    const losses = found.flatMap(({ train, test }) => [train.loss, test.loss]);
+    const around = (list, low, high) => [Math.min(low, ...list) / 1.3, Math.max(high, ...list) * 1.3];
+    const time = [0, last];
+    panel(pen, colours, [left, 24, across, 190], time, around(values, 0.05, 5),
+      { x: "", y: "Eigenvalue", ylog: true }, (px, py) => {
+        onTime = { px, top: 24, at: at?.epoch, left, across, last };
+        if (at) eigenvalues(pen, colours, px, py, count(at).count);
+        if (at) polyline(pen, colours.ink, [[px(at.epoch), 0], [px(at.epoch), 999]],
+          { width: 1, dash: [4, 3] });
+      });
+    panel(pen, colours, [left, 250, across, 120], time, around(losses, 0.05, 2.5),
+      { x: "Epochs", y: "Loss", ylog: true }, (px, py) => {
+        const line = (split) => found.map((each) => [px(each.epoch), py(each[split].loss)]);
+        curves(pen, [{ points: line("train"), colour: colours.blue, text: "training" },
+          { points: line("test"), colour: colours.ink, text: "test", dash: [5, 4] }],
+        left + across);
+      });
+    spectrum(pen, colours, side ? [width / 2 + left, 24, across, 346] : [left, 440, across, 205]);
+  }
+  function eigenvalues(pen, { ink, orange, purple }, px, py, n) {
+    for (let i = K - 1; i >= 0; i--) {
+      const colour = i < n ? orange : ink;
+      pen.globalAlpha = i < n ? 1 : 0.45;
+      const points = found.map(({ epoch, largest }) => [px(epoch), py(largest[i]?.value)]);
+      polyline(pen, colour, points, { width: i < n ? 2 : 1 });
+      found.forEach(({ largest }, k) => {
+        const { value, error } = largest[i] ?? {};
+        if (error > 0.02 * value)
+          polyline(pen, colour, [value - error, value + error].map((y) => [points[k][0],
+            py(Math.max(y, 1e-9))]), { width: 1 });
+      });
+    }
+    pen.globalAlpha = 1;
+    for (const { epoch, lowest } of found)
+      if (lowest.value < 0) mark(pen, purple, [px(epoch), py(-lowest.value)], 4, { corners: 4 });
+  }
+  // Eigenvalues in a unit of λ; below, those that are known one by one.
+  function spectrum(pen, colours, at) {
+    const here = shown(), n = trained()?.nParams;
+    const high = Math.max(1, ...found.map(({ largest }) => largest[0].value)) * 1.06;
+    const low = Math.min(-0.1 * high, ...found.map(({ lowest }) => 1.2 * lowest.value));
+    const width = 0.01 * (high - low);
+    const y = here ? `Eigenvalues per unit of λ, after ${here.epoch} epochs`
+      : "Eigenvalues per unit of λ";
+    panel(pen, colours, at, [low, high], [0.1, 1e5], { x: "Eigenvalue λ", y, ylog: true },
+      (px, py) => {
+        if (!here) return;
+        const grid = Array.from({ length: 201 }, (_, i) => low + ((high - low) * i) / 200);
+        here.nodes.forEach((nodes, v) => polyline(pen, colours.blue, grid.map((x) =>
+          [px(x), py(Math.max(1e-3, n * density(nodes, here.weights[v], x, width)))]),
+        { width: 1.2 }));
+        const { count: clear } = count(here), base = at[1] + at[3];
+        here.largest.forEach(({ value }, i) => polyline(pen, i < clear ? colours.orange
+          : colours.ink, [[px(value), base], [px(value), base - (i < clear ? 22 : 12)]]));
+        mark(pen, colours.purple, [px(here.lowest.value), base - 10], 6, { corners: 4 });
+      });
+  }
+
+  const handle = page.handle("Epoch", () => (onTime?.at === undefined ? null
+    : [onTime.px(onTime.at), onTime.top + 10]), (x) => {
+    const gaps = found.map(({ epoch }) => Math.abs(onTime.px(epoch) - x));
+    const step = Math.sign(Math.round(x - onTime.px(onTime.at)));
+    // An arrow key goes to the next of them, however far off that is.
+    const next = handle.held ? gaps.indexOf(Math.min(...gaps)) : found.indexOf(shown()) + step;
+    chosen = (found[next] ?? shown()).epoch;
+    if (!running()) page.say(sentence());
+    page.redraw();
+  });
+
+  return {
+    page, run, sentence,
+    begin() { [found, chosen] = [[], null]; },
+    forget() { [found, counts, chosen] = [[], [], null]; },
+    done: () => counts.length > 0,
+    prediction: {
+      id: "spectrum-training",
+      question: `The net tells 10 classes apart. After training, how many of the ${K} largest `
+        + "eigenvalues of its Hessian stand clear of the others?",
+      kind: "choice",
+      options: [["few", "1 to 3"], ["some", "4 to 7"], ["classes", "8 to 12, about as many as "
+        + "there are classes"], ["many", "13 or more"]],
+      says: (made, truth) => `${made === null ? "" : made === truth ? "Right. " : "No. "}${
+        truth === "classes" ? "The steep directions are about as many as the classes."
+          : "Here they are not about as many as the classes."}`,
+    },
+  };
+}
+
+export default { render };
