@@ -5,13 +5,10 @@ import { between } from "./predict.js";
 import { geometric, number, panel, polyline, stage } from "./shared.js";
 
 const ALPHAS = geometric(-1, 1), KNOTS = [0.1, 0.32, 1, 3.2, 10];
-const MEASURES = [
-  ["λ₁, the largest eigenvalue", "eigenvalues", { k: 1 }],
-  ["trace of the Hessian", "trace", {}],
-  ["φ of Definition 2, %", "sharpness", {}],
-  ["φ at equal layer norms, %", "sharpness", { equal: true }],
-  ["adaptive sharpness, %", "sharpness", { kind: "adaptive" }],
-];
+const MEASURES = [["eigenvalues", { k: 1 }], ["trace", {}], ["sharpness", {}],
+  ["sharpness", { equal: true }], ["sharpness", { kind: "adaptive" }]];
+const NAMES = ["‖W₁‖", "‖W₂‖", "largest output", "λ₁", "trace of H", "φ, %", "φ, equal norms, %",
+  "adaptive, %"];
 const ROW = 38; // px
 export const PROVENANCE = "The net has one hidden layer of ReLU units and no biases. SGD trains it "
   + "on 1,437 of the digits, 32 to a batch; the other 360 are the test set. All of it is computed "
@@ -52,10 +49,11 @@ export function rescaled({ model, el, show, images, trained, open, running, chan
       + "norms of the two layers, the largest output, and five measures of sharpness.",
     legend: [["blue", "▬", "norm of a layer"], ["orange", "▬", "a measure that has moved"],
       ["green", "▮", "what stands still"]],
-    note: `${PROVENANCE}Then W₁ is multiplied by α, and W₂ divided by it. φ and adaptive sharpness `
-      + "have ε = 0.001. A thin line is a standard error. Drag the end of the first bar, or use "
-      + "the slider.",
-    height: () => 14 + ROW * (3 + MEASURES.length) + 44,
+    note: `${PROVENANCE}Then W₁ is multiplied by α, and W₂ divided by it. φ is that of Definition `
+      + "2, at these weights and after both norms are made equal. The box of adaptive sharpness is "
+      + "a fraction of each weight. ε = 0.001 in all three. A thin line is a standard error. Drag "
+      + "the end of the first bar, or use the slider.",
+    height: () => 14 + ROW * NAMES.length + 44,
     draw,
     update: (name) => {
       changed(name);
@@ -75,21 +73,18 @@ export function rescaled({ model, el, show, images, trained, open, running, chan
       const [train, test, ...results] = await Promise.all([
         copy.measure("evaluate", {}, { signal }),
         copy.measure("evaluate", { split: "test", labels: true }, { signal }),
-        ...MEASURES.map(([, name, options]) => copy.measure(name, options, { signal })),
+        ...MEASURES.map(([name, options]) => copy.measure(name, options, { signal })),
       ]);
       signal.throwIfAborted();
       const outputs = logits(at, widths(), images().x, images().n);
       const before = first()?.outputs ?? outputs;
       const moved = Math.max(...outputs.map((z, i) => Math.abs(z - before[i])));
-      const rows = [
-        { name: "‖W₁‖, norm of the first layer", value: norm(at.subarray(0, cut)), error: 0 },
-        { name: "‖W₂‖, of the second", value: norm(at.subarray(cut)), error: 0 },
-        { name: "largest output", value: Math.max(...outputs.map(Math.abs)), error: moved },
-        ...results.map((result, i) => {
-          const { value, error, stderr } = result.largest?.[0] ?? result;
-          return { name: MEASURES[i][0], value, error: error ?? stderr };
-        }),
-      ];
+      const values = [norm(at.subarray(0, cut)), norm(at.subarray(cut)),
+        Math.max(...outputs.map(Math.abs)), ...results.map((result) =>
+          (result.largest?.[0] ?? result).value)];
+      const errors = [0, 0, moved, ...results.map(({ largest, stderr }) =>
+        largest?.[0].error ?? stderr)];
+      const rows = NAMES.map((name, i) => ({ name, value: values[i], error: errors[i] }));
       rows.forEach((row, i) => { row.factor = row.value / (first()?.rows[i] ?? row).value; });
       return { rows, train, test, outputs, moved };
     } finally {
@@ -124,31 +119,35 @@ export function rescaled({ model, el, show, images, trained, open, running, chan
   function sentence() {
     const { rows, test, moved } = here(), labels = first().test.labels;
     const changes = test.labels.filter((label, i) => label !== labels[i]).length;
+    const most = Math.max(...rows.map(({ factor }) => factor).filter(still)
+      .map((factor) => Math.abs(factor - 1)));
     const told = ([short, i]) => `${short} ${times(rows[i].factor)}`;
     const factors = [["λ₁", 3], ["trace", 4], ["φ", 5], ["φ at equal layer norms", 6],
       ["adaptive sharpness", 7]].map(told).join(", ");
     return `After ${end.epoch} epochs the training loss is ${number(end.train.loss)}, the test `
       + `accuracy ${number(100 * end.test.accuracy)} %. At α = ${number(model.get("alpha"))}: `
-      + `${factors}. No output moves by more than ${number(moved, 1)}, of up to `
-      + `${number(rows[2].value)}, and ${changes || "none"} of the ${images().n} test images `
-      + `${changes === 1 ? "changes" : "change"} class.`;
+      + `${factors}. What is × 1 is so to ${number(most, 1)}. The outputs go up to `
+      + `${number(rows[2].value)}, and move by ${number(moved, 1)} at most. `
+      + `${changes || "None"} of the ${images().n} test images `
+      + `${changes > 1 ? "change" : "changes"} class.`;
   }
 
   function draw(pen, width, colours) {
-    const left = 172, across = width - left - 16, { ink, blue, orange, green } = colours;
-    const names = first()?.rows ?? [];
-    const rows = here()?.rows ?? names.map(({ name }) => ({ name }));
+    const left = 130, across = width - left - 16, { ink, blue, orange, green } = colours;
+    const rows = here()?.rows ?? NAMES.map((name) => ({ name }));
     const factors = [...known.values()].flatMap((each) => each.rows.map(({ factor }) => factor));
     const range = [Math.min(0.07, ...factors) / 1.1, Math.max(150, ...factors) * 1.1];
-    const at = [left, 14, across, ROW * (3 + MEASURES.length)];
-    Object.assign(pen, { fillStyle: ink, textAlign: "left", textBaseline: "middle" });
+    const at = [left, 14, across, ROW * NAMES.length];
+    Object.assign(pen, { fillStyle: ink, globalAlpha: 1, textAlign: "left" });
+    pen.textBaseline = "middle";
     rows.forEach(({ name, value, factor }, i) => {
       pen.fillText(name, 0, at[1] + ROW * (i + 0.32));
-      const text = value === undefined ? "…" : `${number(value)}, ${times(factor)}`;
+      const waits = first() ? "…" : "";
+      const text = value === undefined ? waits : `${number(value)}, ${times(factor)}`;
       pen.fillText(text, 0, at[1] + ROW * (i + 0.7));
     });
     onBar = null;
-    const axes = { x: "Relative to the trained net (α = 1)", y: "", xlog: true, rows: 0.1 };
+    const axes = { x: "Relative to α = 1", y: "", xlog: true, rows: 0.1 };
     panel(pen, colours, at, range, [0.1, 0.9], axes, (px) => {
       const one = px(1);
       rows.forEach(({ value, factor, error }, i) => {

@@ -34,6 +34,7 @@ export function density(nodes, weights, x, width) {
   return nodes.reduce((sum, node, i) => sum + weights[i] * law((x - node) / width), 0);
 }
 
+const subscript = (i) => [...`${i}`].map((digit) => "₀₁₂₃₄₅₆₇₈₉"[digit]).join("");
 const percent = (share, digits = 3) => `${number(100 * share, digits)} %`;
 const span = (values, show) => {
   const [low, high] = [Math.min, Math.max].map((end) => show(end(...values)));
@@ -49,7 +50,7 @@ function render({ model, el }) {
   // Who wants little motion sees what is drawn when all is done.
   const view = (model.get("view") === "rescaled" ? rescaled : training)({
     model, el,
-    show: () => job && calm() || page.redraw(),
+    show: () => (job && calm() ? undefined : page.redraw()),
     images: () => lab.data.test,
     trained: () => net,
     open: (w) => lab.net({ ...shape(), w }),
@@ -116,18 +117,17 @@ function render({ model, el }) {
     if (page.over.signal.aborted) lab.close();
     else lab.follow(page.root);
   }
-  // Trains on until this many epochs are done; returns how well the net does there.
+  // Trains on until this many epochs are done; returns how well the net does there. It is one call
+  // an epoch, so that the net is the same, whatever is measured on the way.
   async function advance(epochs, signal) {
-    const done = Math.round(net.rows.at(-1)?.epoch ?? 0);
-    if (epochs > done) {
+    while ((net.rows.at(-1)?.epoch ?? 0) < epochs - 0.5) {
       const { reason } = await net.train({
-        batchSize: BATCH_SIZE, lr: model.get("lr"), seed: model.get("seed"),
-        evaluateEvery: 1e6, stop: { epochs: epochs - done },
+        batchSize: BATCH_SIZE, lr: model.get("lr"), seed: model.get("seed"), stop: { epochs: 1 },
       });
+      signal.throwIfAborted();
       if (reason === "diverged")
         throw new Error("The loss is no longer finite: the net has diverged. Take a smaller η");
     }
-    signal.throwIfAborted();
     const [train, test] = await Promise.all(["train", "test"].map((split) =>
       net.measure("evaluate", { split }, { signal })));
     return { epoch: epochs, train, test };
@@ -157,11 +157,13 @@ function training({ model, el, show, trained, running, changed }) {
     description: "Three charts. The largest eigenvalues against the epoch; training and test loss "
       + "against the epoch; and the density of all eigenvalues after one of these epochs.",
     legend: [["orange", "━", `of the ${K} largest, those before the widest gap`],
-      ["ink", "━", "the others"], ["purple", "◆", "the lowest, by its size if negative"],
-      ["blue", "━", "loss, and density"]],
+      ["ink", "━", "the rest of them"], ["purple", "◆", "the lowest; above, −λ if it is negative"],
+      ["blue", "━", "training loss; density"]],
     note: `${PROVENANCE}Eigenvalues are Lanczos's, from up to 60 products of the Hessian of the `
       + "training loss; a bar shows an error that can be seen. The density is smoothed Gauss "
-      + "quadrature, a curve for each of three random vectors. Drag the line to another epoch.",
+      + "quadrature, a curve for each of three random vectors. An eigenvalue that stands alone has "
+      + "area 1 on average. How far the curves differ shows the error. Drag the line to another "
+      + "epoch.",
     height: (width) => (width > 560 ? 430 : 700),
     draw,
     update: changed,
@@ -200,14 +202,14 @@ function training({ model, el, show, trained, running, changed }) {
     const seeds = counts.length < 2 ? "" : ` With the seeds ${counts.map(([seed]) => seed)
       .join(", ")} it is ${counts.map(([, each]) => each).join(", ")}.`;
     const below = lowest.value + lowest.error < 0;
-    return `After ${at.epoch} epochs the training loss is ${number(at.train.loss)}, the test `
+    return `After ${at.epoch} epoch${at.epoch === 1 ? "" : "s"} the training loss is ${number(at.train.loss)}, the test `
       + `accuracy ${percent(at.test.accuracy)}, and λ₁ = ${number(at.largest[0].value)}. Among the `
       + `${K} largest eigenvalues the widest gap is behind number ${n}, a factor of `
       + `${number(gap)}; the next widest is a factor of ${number(second)}.${seeds} There are 10 `
-      + `classes. The lowest eigenvalue is ${number(lowest.value)}`
+      + `classes. The lowest eigenvalue is at most ${number(lowest.value)}`
       + `${below ? ": the Hessian is not positive definite" : ""}. Of all `
-      + `${trained().nParams.toLocaleString("en")}, ${span(near, (share) => percent(share))} lie within `
-      + "λ₁/100 of zero.";
+      + `${trained().nParams.toLocaleString("en")}, ${span(near, (share) => percent(share))} lie `
+      + "within λ₁/100 of zero.";
   }
 
   function draw(pen, width, colours) {
@@ -216,14 +218,15 @@ function training({ model, el, show, trained, running, changed }) {
     const values = found.flatMap(({ largest, lowest }) =>
       [...largest.map(({ value }) => value), -lowest.value]).filter((value) => value > 0);
     const losses = found.flatMap(({ train, test }) => [train.loss, test.loss]);
-    const around = (list, low, high) => [Math.min(low, ...list) / 1.3, Math.max(high, ...list) * 1.3];
-    const time = [0, last];
+    const around = (list, low, high) =>
+      [Math.min(low, ...list) / 1.3, Math.max(high, ...list) * 1.3];
+    const time = [-0.03 * last, 1.13 * last];
     panel(pen, colours, [left, 24, across, 190], time, around(values, 0.05, 5),
       { x: "", y: "Eigenvalue", ylog: true }, (px, py) => {
-        onTime = { px, top: 24, at: at?.epoch, left, across, last };
-        if (at) eigenvalues(pen, colours, px, py, count(at).count);
-        if (at) polyline(pen, colours.ink, [[px(at.epoch), 0], [px(at.epoch), 999]],
-          { width: 1, dash: [4, 3] });
+        onTime = at && { px, at: px(at.epoch) };
+        if (!at) return;
+        polyline(pen, colours.ink, [[onTime.at, 0], [onTime.at, 999]], { width: 1, dash: [4, 3] });
+        eigenvalues(pen, colours, px, py);
       });
     panel(pen, colours, [left, 250, across, 120], time, around(losses, 0.05, 2.5),
       { x: "Epochs", y: "Loss", ylog: true }, (px, py) => {
@@ -234,20 +237,23 @@ function training({ model, el, show, trained, running, changed }) {
       });
     spectrum(pen, colours, side ? [width / 2 + left, 24, across, 346] : [left, 440, across, 205]);
   }
-  function eigenvalues(pen, { ink, orange, purple }, px, py, n) {
-    for (let i = K - 1; i >= 0; i--) {
-      const colour = i < n ? orange : ink;
-      pen.globalAlpha = i < n ? 1 : 0.45;
-      const points = found.map(({ epoch, largest }) => [px(epoch), py(largest[i]?.value)]);
-      polyline(pen, colour, points, { width: i < n ? 2 : 1 });
-      found.forEach(({ largest }, k) => {
-        const { value, error } = largest[i] ?? {};
-        if (error > 0.02 * value)
-          polyline(pen, colour, [value - error, value + error].map((y) => [points[k][0],
-            py(Math.max(y, 1e-9))]), { width: 1 });
+  function eigenvalues(pen, { ink, orange, purple }, px, py) {
+    const { count: n } = count(found.at(-1)), named = new Set([1, n, n + 1]);
+    for (let i = K; i > 0; i--) {
+      const colour = i <= n ? orange : ink;
+      const known = found.filter(({ largest }) => largest[i - 1]?.value > 0);
+      const points = known.map(({ epoch, largest }) => [px(epoch), py(largest[i - 1].value)]);
+      polyline(pen, colour, points, { width: i <= n ? 2 : 1 });
+      known.forEach(({ largest }, k) => {
+        const { value, error } = largest[i - 1], [x] = points[k];
+        const ends = [value - error, value + error].map((end) => [x, py(Math.max(end, 1e-9))]);
+        if (error > 0.02 * value) polyline(pen, colour, ends, { width: 1 });
       });
+      if (!named.has(i) || !points.length) continue;
+      const [x, y] = points.at(-1);
+      Object.assign(pen, { fillStyle: colour, textAlign: "left", textBaseline: "middle" });
+      pen.fillText(`λ${subscript(i)}`, x + 7, y);
     }
-    pen.globalAlpha = 1;
     for (const { epoch, lowest } of found)
       if (lowest.value < 0) mark(pen, purple, [px(epoch), py(-lowest.value)], 4, { corners: 4 });
   }
@@ -257,8 +263,7 @@ function training({ model, el, show, trained, running, changed }) {
     const high = Math.max(1, ...found.map(({ largest }) => largest[0].value)) * 1.06;
     const low = Math.min(-0.1 * high, ...found.map(({ lowest }) => 1.2 * lowest.value));
     const width = 0.01 * (high - low);
-    const y = here ? `Eigenvalues per unit of λ, after ${here.epoch} epochs`
-      : "Eigenvalues per unit of λ";
+    const y = `Eigenvalues per unit of λ${here ? `, epoch ${here.epoch}` : ""}`;
     panel(pen, colours, at, [low, high], [0.1, 1e5], { x: "Eigenvalue λ", y, ylog: true },
       (px, py) => {
         if (!here) return;
@@ -273,10 +278,9 @@ function training({ model, el, show, trained, running, changed }) {
       });
   }
 
-  const handle = page.handle("Epoch", () => (onTime?.at === undefined ? null
-    : [onTime.px(onTime.at), onTime.top + 10]), (x) => {
+  const handle = page.handle("Epoch", () => (found.length ? [onTime.at, 119] : null), (x) => {
     const gaps = found.map(({ epoch }) => Math.abs(onTime.px(epoch) - x));
-    const step = Math.sign(Math.round(x - onTime.px(onTime.at)));
+    const step = Math.sign(Math.round(x - onTime.at));
     // An arrow key goes to the next of them, however far off that is.
     const next = handle.held ? gaps.indexOf(Math.min(...gaps)) : found.indexOf(shown()) + step;
     chosen = (found[next] ?? shown()).epoch;
