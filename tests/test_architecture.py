@@ -120,8 +120,8 @@ def test_no_function_is_more_complex_than_15(tmp_path):
     assert complex_functions(tmp_path) == ["a.py: `f` is too complex (16 > 15)"]
 
 
-# The plan was 4,700 and 8,200, and 5,200 and 9,200 for all time. These are over it: they go down.
-@pytest.mark.parametrize(("what", "most"), [("core", 5_435), ("package", 9_680)])
+# 5,200 and 9,200 are for all time; the core has some way to go to the 4,700 of its plan.
+@pytest.mark.parametrize(("what", "most"), [("core", 5_060), ("package", 9_200)])
 def test_it_is_small(what, most):
     lines = {
         m: s.code.count("\n")

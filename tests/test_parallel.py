@@ -68,7 +68,6 @@ class Witness(nn.Module):
 @pytest.fixture(autouse=True)
 def nothing_left(tmp_path, monkeypatch):
     """After each test: no worker, no folder, no port."""
-    monkeypatch.setitem(launch.__globals__, "START", PATIENCE)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     ports = listening()
@@ -329,8 +328,9 @@ def test_a_worker_in_trouble_is_named(what):
     """In every case the job ends, and no process or file is left (see ``nothing_left``)."""
     kind, message = TROUBLES[what]
     started = time.monotonic()
+    timeout = 20 if what in (stop, sleep) else PATIENCE
     with pytest.raises(kind) as caught:
-        train_parallel(Trouble(what), DATA, workers=2, timeout=20, **OPTIONS)
+        train_parallel(Trouble(what), DATA, workers=2, timeout=timeout, **OPTIONS)
     assert time.monotonic() - started < 90  # not the 1,000 s of sleep
     told = "\n".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
     assert re.search(message, told), told

@@ -30,6 +30,11 @@ function importModule(name) {
   return modules.get(name);
 }
 
+window.PlotlyConfig = { MathJaxConfig: "local" }; // Plotly leaves the page's own MathJax alone
+const plotly = document.querySelector("figure.plotly-figure")
+  ? load("plotly.min.js").then(() => window.Plotly)
+  : null;
+
 // The state of all explorables of the page, by "name.control": only what is not as at the start.
 const kept = new URLSearchParams(location.hash.slice(1));
 for (const key of [...kept.keys()]) if (!key.includes(".")) kept.delete(key); // a section's name
@@ -70,11 +75,8 @@ class Model {
       keep(`${this.name}.${name}`, `${this.values[name]}`, `${this.start[name]}`);
     this.changed.clear();
   }
-  // Plotly is as large as all else together: it is loaded for the first figure that comes near.
-  async plotly() {
-    window.PlotlyConfig = { MathJaxConfig: "local" }; // it leaves the page's own MathJax alone
-    await load("plotly.min.js");
-    return window.Plotly;
+  plotly() {
+    return plotly;
   }
   // The text that the address has for a control.
   kept(name) {

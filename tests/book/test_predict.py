@@ -284,6 +284,26 @@ def test_a_curve_is_drawn(visit, browser):
     assert names == ["your guess", "measured"]
 
 
+@pytest.mark.parametrize("name", ["point", "curve"])
+def test_a_finger_moves_a_point_and_does_not_scroll_the_page(visit, browser, name):
+    browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": True})
+    try:
+        visit(name, width=390)
+        browser.execute_script("document.body.style.paddingBottom = '2000px'")
+        handle = all_of(browser, "[role=slider]")[-1]
+        box = handle.rect
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        touches = [("touchStart", 0), *(("touchMove", 6 * i) for i in range(1, 9)), ("touchEnd", 0)]
+        for kind, up in touches:
+            points = [] if kind == "touchEnd" else [{"x": x, "y": y - up}]
+            event = {"type": kind, "touchPoints": points}
+            browser.execute_cdp_cmd("Input.dispatchTouchEvent", event)
+        assert float(handle.get_attribute("aria-valuenow")) == pytest.approx(95, abs=0.3)
+        assert browser.execute_script("return scrollY") == 0
+    finally:
+        browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": False})
+
+
 @pytest.mark.parametrize(
     ("heights", "shape"),
     [
@@ -356,6 +376,17 @@ def test_two_predictions_of_a_page_do_not_disturb_each_other(visit, browser):
     assert [radio.is_selected() for radio in radios] == [True, False, False, True]
     radios[3].send_keys(Keys.ENTER)  # sends no form
     assert len(all_of(browser, ".commit")) == 2
+
+
+def test_the_names_of_curves_stand_apart_where_both_are_seen(visit, browser):
+    visit("empty")
+    options = {"id": "c", "question": "Draw.", "kind": "curve", "axes": AXES, "knots": [8, 64, 512]}
+    browser.execute_async_script(MADE, options | {"start": {"y": 90}})
+    all_of(browser, "[role=slider]")[0].send_keys(Keys.ARROW_UP)
+    one(browser, ".commit").click()
+    browser.execute_script("guess.reveal([[8, 85], [64, 83], [512, 1000]])")
+    guess, truth = (text.rect for text in all_of(browser, ".lines text"))
+    assert truth["y"] - guess["y"] > 40
 
 
 def test_a_point_may_move_both_ways(visit, browser):

@@ -28,7 +28,6 @@ from lecture6 import checks, toys
 HERE = Path(__file__).parent
 MIME_TYPE = "application/vnd.lecture6.explorable+json"
 
-
 _UNREAD = re.compile(r"^\s*//.*\n|^\s+", re.MULTILINE)  # lines of comment, and indentation
 _IMPORT = re.compile(r'^import\s+([^"]+?)\s+from\s+"([^"]+)";$', re.MULTILINE)
 _EXPORT = re.compile(r"^export (?=(?:const|class|(?:async )?function\*?) (\w+))", re.MULTILINE)

@@ -221,10 +221,13 @@ function chart(parent, { kind, axes, free = "xy", start = {}, knots }, { changed
       ? `<path d="M${line}" stroke="${colour}" stroke-width="3" stroke-dasharray="${dash}"/>`
       : `<path d="M${u} ${v - 10}l10 10l-10 10l-10-10z" fill="${colour}"/>`;
   }
-  // The names of guess and truth where the two are farthest apart, the one above, the other below.
+  // The names of guess and truth where the two are farthest apart, of all places at which the truth
+  // is on the axis, the one above, the other below.
   function names(guess, truth) {
     const gap = ([a, b]) => (truth ? y.share(b) - y.share(between(truth, a)) : 0);
-    const gaps = (guess || truth).map(gap), sizes = gaps.map(Math.abs);
+    const isSeen = ([a]) => !truth || Math.abs(y.share(between(truth, a)) - 0.5) <= 0.5;
+    const gaps = (guess || truth).map(gap);
+    const sizes = (guess || truth).map((point, i) => (isSeen(point) ? Math.abs(gaps[i]) : -1));
     const i = sizes.indexOf(Math.max(...sizes)), [at, value] = (guess || truth)[i];
     const write = (words, height, above) => {
       const late = x.share(at) > 0.7, u = px(at) + (late ? 9 : -9);
@@ -287,6 +290,10 @@ function chart(parent, { kind, axes, free = "xy", start = {}, knots }, { changed
     stroke = { last: null, crossed: new Set() };
     follow(event);
   });
+  // The page stays where it is: inside of a picture, browsers do not heed `touch-action`.
+  svg.addEventListener("touchstart", (event) => {
+    if (!shown.ready && (drawing || event.target.closest("[role=slider]"))) event.preventDefault();
+  }, { passive: false });
   svg.addEventListener("pointermove", (event) => {
     if (svg.hasPointerCapture(event.pointerId)) follow(event);
   });
@@ -332,9 +339,12 @@ function paintAxes(axes, { left, top, width, height }, px, py) {
   return [
     text(axes.y.label, 2, top - 12, "start"),
     text(axes.x.label, left + width / 2, top + height + 36, "middle"),
-    ...ticksOf(axes.x, width / 80).map((value) => `<path d="M${px(value)} ${top}v${height}"/>`
-      + text(number(value), px(value), top + height + 16, "middle")),
+    ...ticksOf(axes.x, width / 80).map((value) => {
+      const last = px(value) > left + width - 12; // its text must not be cut off
+      return `<path d="M${px(value)} ${top}v${height}"/>` + text(number(value, 6),
+        last ? left + width + 12 : px(value), top + height + 16, last ? "end" : "middle");
+    }),
     ...ticksOf(axes.y, 5).map((value) => `<path d="M${left} ${py(value)}h${width}"/>`
-      + text(number(value), left - 6, py(value) + 4, "end")),
+      + text(number(value, 6), left - 6, py(value) + 4, "end")),
   ].join("");
 }
