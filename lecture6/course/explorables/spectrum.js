@@ -150,7 +150,7 @@ function render({ model, el }) {
 // ---- the spectrum while training ----------------------------------------------------------------
 
 function training({ model, el, show, trained, running, changed }) {
-  let found = [], counts = [], chosen = null, onTime;
+  let found = [], counts = new Map(), chosen = null, onTime;
 
   const page = stage(model, el, {
     title: "The spectrum of the Hessian while a net trains",
@@ -191,7 +191,7 @@ function training({ model, el, show, trained, running, changed }) {
       show();
     }
     const { count: n } = count(found.at(-1));
-    counts.push([model.get("seed"), n]);
+    counts.set(model.get("seed"), n);
     return n < 4 ? "few" : n < 8 ? "some" : n < 13 ? "classes" : "many";
   }
 
@@ -199,14 +199,15 @@ function training({ model, el, show, trained, running, changed }) {
     const at = shown(), { count: n, gap, second } = count(at), { lowest, nodes, weights } = at;
     const near = nodes.map((each, v) => each.reduce((sum, node, i) =>
       sum + (Math.abs(node) < at.largest[0].value / 100 ? weights[v][i] : 0), 0));
-    const seeds = counts.length < 2 ? "" : ` With the seeds ${counts.map(([seed]) => seed)
-      .join(", ")} it is ${counts.map(([, each]) => each).join(", ")}.`;
+    const [seeds, numbers] = [counts.keys(), counts.values()].map((each) => [...each].join(", "));
+    const gaps = second ? `Among the ${K} largest eigenvalues the widest gap is behind number ${n}, `
+      + `a factor of ${number(gap)}; the next widest is a factor of ${number(second)}.`
+      : `Hardly any of the ${K} largest eigenvalues is positive.`;
     const below = lowest.value + lowest.error < 0;
-    return `After ${at.epoch} epoch${at.epoch === 1 ? "" : "s"} the training loss is ${number(at.train.loss)}, the test `
-      + `accuracy ${percent(at.test.accuracy)}, and λ₁ = ${number(at.largest[0].value)}. Among the `
-      + `${K} largest eigenvalues the widest gap is behind number ${n}, a factor of `
-      + `${number(gap)}; the next widest is a factor of ${number(second)}.${seeds} There are 10 `
-      + `classes. The lowest eigenvalue is at most ${number(lowest.value)}`
+    const done = `${at.epoch} epoch${at.epoch === 1 ? "" : "s"}`;
+    return `After ${done} the training loss is ${number(at.train.loss)}, the test `
+      + `accuracy ${percent(at.test.accuracy)}, and λ₁ = ${number(at.largest[0].value)}. ${gaps}`
+      + `${counts.size > 1 ? ` With the seeds ${seeds} it is ${numbers}.` : ""} There are 10 classes. The lowest eigenvalue is at most ${number(lowest.value)}`
       + `${below ? ": the Hessian is not positive definite" : ""}. Of all `
       + `${trained().nParams.toLocaleString("en")}, ${span(near, (share) => percent(share))} lie `
       + "within λ₁/100 of zero.";
@@ -216,7 +217,7 @@ function training({ model, el, show, trained, running, changed }) {
     const side = width > 560, left = 62, across = side ? width / 2 - left - 16 : width - left - 16;
     const last = model.get("epochs"), at = shown();
     const values = found.flatMap(({ largest, lowest }) =>
-      [...largest.map(({ value }) => value), -lowest.value]).filter((value) => value > 0);
+      [...largest.map(({ value }) => value), -lowest.value].filter((value) => value > 1e-3));
     const losses = found.flatMap(({ train, test }) => [train.loss, test.loss]);
     const around = (list, low, high) =>
       [Math.min(low, ...list) / 1.3, Math.max(high, ...list) * 1.3];
@@ -291,8 +292,8 @@ function training({ model, el, show, trained, running, changed }) {
   return {
     page, run, sentence,
     begin() { [found, chosen] = [[], null]; },
-    forget() { [found, counts, chosen] = [[], [], null]; },
-    done: () => counts.length > 0,
+    forget() { [found, counts, chosen] = [[], new Map(), null]; },
+    done: () => counts.size > 0,
     prediction: {
       id: "spectrum-training",
       question: `The net tells 10 classes apart. After training, how many of the ${K} largest `
