@@ -120,7 +120,7 @@ function render({ model, el }) {
     page.redraw();
   }
 
-  // [left, top, width, height] of the charts; the other function's magnifier has no room on a phone.
+  // [left, top, width, height] of the charts. On a phone only the function chosen is magnified.
   function places(width) {
     const flat = f.c.length === 1, wide = width > 560, left = 64, top = 24;
     const half = wide ? width / 2 - left - 16 : width - left - 16;
