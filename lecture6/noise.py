@@ -284,8 +284,9 @@ def critical_batch_size(
     f, g = covariance.objective, covariance.mean
     generator, hessian = np.random.default_rng(checks.seed(seed)), f.product(covariance.w)
     along = hessian(g)
-    bottom, e = (g @ along).item(), covariance.rounding
-    if not bottom > 2 * e * math.sqrt(_square(along)):
+    bottom = (g @ along).item()
+    unsure = 2 * covariance.rounding * math.sqrt(_square(along))  # of the bottom, by rounding
+    if not bottom > unsure:
         raise ValueError(
             f"GᵀHG = {bottom:.3g} is not positive beyond rounding: B_noise is defined where the "
             "loss curves up along the gradient; train on, or take simple_noise_scale()"
@@ -299,5 +300,6 @@ def critical_batch_size(
         for _ in range(n_products):
             v = curvature.random_signs(generator, g)
             samples.append((hessian(v) @ (covariance @ v)).item() / bottom)
-    spread = covariance.trace().stderr * math.sqrt(_square(along) / _square(g)) / bottom
-    return Estimate.mean(samples, rounding=spread)
+    top = covariance.trace().stderr * math.sqrt(_square(along) / _square(g))
+    rounding = math.hypot(top, unsure * float(np.mean(samples))) / bottom
+    return Estimate.mean(samples, rounding=rounding)

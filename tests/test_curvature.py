@@ -228,6 +228,17 @@ def test_an_eigenvalue_below_the_rounding_of_the_products_is_not_converged(small
     assert curvature.eigenvalues(Single(h), np.ones(3), 1).converged
 
 
+@pytest.mark.parametrize("end", ["largest", "smallest"])
+def test_a_covariance_of_samples_that_are_alike_is_0_within_its_error(end):
+    torch.manual_seed(5)
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    x, y = 1e8 * torch.randn(4).expand(5, 4), torch.ones(5, dtype=torch.long)
+    f = NetworkObjective(net, x.contiguous(), y)
+    found = curvature.eigenvalues(f, f.w, 2, end=end, of="covariance")
+    assert (np.abs(found.values) <= found.errors).all()
+    assert not found.converged
+
+
 def test_a_trace_whose_draws_agree_is_as_good_as_their_rounding():
     """Every draw of a diagonal matrix is its trace: what is uncertain is the sum in float32."""
     h = [1e6, *[0.01] * 50, -1e6]
