@@ -272,6 +272,28 @@ def test_sharpness_is_that_of_definition_2(visit, browser, address, name):
             assert toy.value(corner) == pytest.approx(loss + phi / 100 * (1 + loss), rel=1e-9)
 
 
+def test_the_ranking_flips_where_the_functions_are_equally_sharp(visit, browser, address):
+    visit("steps")
+    code = """const [a, b, c, d] = Object.values(m.FUNCTIONS);
+    return [[a, b, [0]], [a, b, [0.5]], [c, d, [0, 0]], [c, d, [0.2, 0.4]]].map((given) =>
+      m.crossings(...given, null));"""
+    found = module(browser, address, "box", code)
+    assert found[0] == found[2] == [pytest.approx(100 ** (1 / 6), rel=1e-9)]  # ε⁶ = 100
+    cases = [([0.5], *list(toys.FIGURE_6.values())[:2])]
+    cases += [([0.2, 0.4], *list(toys.FIGURE_6.values())[2:])]
+    for (x, f, g), flips in zip(cases, found[1::2], strict=True):
+        for epsilon in flips:
+            assert f.sharpness(x, epsilon) == pytest.approx(g.sharpness(x, epsilon), rel=1e-6)
+        steps = np.geomspace(1e-4, 3.16, 400)
+        above = [f.sharpness(x, e) > g.sharpness(x, e) for e in steps]
+        assert len(flips) == np.diff(np.array(above, int)).astype(bool).sum()
+
+
+def test_the_box_says_where_the_ranking_flips(visit, browser):
+    visit("box")
+    assert "For 100(x² + y²) φ = 0.02 %; the two change places at ε = 2.15." in state(browser)
+
+
 def test_a_column_has_its_angle_and_its_length(visit, browser, address):
     visit("steps")
     code = "return Object.values(m.FUNCTIONS).map((f) => m.columnOf(f, 30, 2));"

@@ -320,3 +320,26 @@ class OneStep(Explorable):
     w1 = _start(Float(-2.0, min=-3.0, max=7.0))
     w2 = _start(Float(1.0, min=-3.0, max=7.0))
     seed = _start(Int(0, min=0, max=2**32 - 1))
+
+
+class Spectrum(Explorable):
+    """The Hessian of a net that trains on the digits in the page, or the trained net rescaled.
+
+    Traits:
+        view: "training", the eigenvalues as they move; or "rescaled", measures of sharpness under
+            Dinh's α
+        lr, epochs, width, seed: of the training; ``width`` counts the hidden units
+        alpha: α
+    """
+
+    module = "spectrum"
+    about = (
+        "An explorable: a network trains in the page, and the largest eigenvalues of its Hessian, "
+        "or measures of sharpness of its rescaled copies, are measured. It needs JavaScript."
+    )
+    view = _start(Enum(["training", "rescaled"], default_value="training"))
+    lr = _start(Float(0.1, min=0.01, max=1.0))
+    epochs = _start(Int(30, min=3, max=100))
+    width = _start(Int(64, min=8, max=128))
+    seed = _start(Int(0, min=0, max=10**9 - 1))
+    alpha = _start(Float(1.0, min=0.1, max=10.0))
