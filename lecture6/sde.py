@@ -61,11 +61,8 @@ class _Euler:
     """Moves the walkers w in place: w ← w + f dt + G dW, or v ← m v + f dt + G dW, w ← w + v."""
 
     def __init__(self, w: np.ndarray, rule: _Rule) -> None:
-        self.drift, self.rate, self.momentum = (
-            rule.drift,
-            np.array(rule.rate, w.dtype),
-            rule.momentum,
-        )
+        self.drift, self.momentum = rule.drift, rule.momentum
+        self.rate = np.array(rule.rate, w.dtype)
         self.diffusion = rule.diffusion if callable(rule.diffusion) else None
         self.w, self.seen, self.velocity = w, w.view(), np.zeros_like(w)
         self.seen.flags.writeable = False  # a field must not move the walkers

@@ -17,10 +17,10 @@ from setuptools import find_packages
 
 from lecture6 import toys
 from lecture6.course import explorables
-from lecture6.course.explorables import MIME_TYPE, Box, OneStep, Steps, Walkers
+from lecture6.course.explorables import MIME_TYPE, Box, Keskar, OneStep, Spectrum, Steps, Walkers
 
 ROOT = Path(__file__).parents[1]
-KINDS = [Walkers, Box, Steps, OneStep]
+KINDS = [Walkers, Box, Steps, OneStep, Keskar, Spectrum]
 
 
 @pytest.fixture(params=KINDS)

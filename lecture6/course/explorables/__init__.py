@@ -1,8 +1,7 @@
 """Explorables: widgets that compute in the page, for a notebook and for the rendered book alike.
 
-Each is a JavaScript module beside this file, with what it imports in one text (:func:`bundle`),
-which anywidget shows in Jupyter and Colab. Their traits are the start values; with a kernel they
-follow the sliders, and the sliders them.
+Each is a JavaScript module beside this file, with what it imports in one text (:func:`bundle`).
+Their traits are the start values; with a kernel they follow the sliders, and the sliders them.
 
 myst-nb would show a widget with the 1 MB widget manager, which loads anywidget's front end from
 another host. So in the book (environment variable ``LECTURE6_STATIC``) a widget opens no comm, and
@@ -96,7 +95,7 @@ def _start(trait: TraitType) -> TraitType:
 
 
 class Explorable(anywidget.AnyWidget):
-    """What the three have in common: ``module`` names the file, ``about`` says what it shows.
+    """What all have in common: ``module`` names the file, ``about`` says what it shows.
 
     ``Walkers(lr=0.02)`` raises ValueError for a start value that no control can show.
     """
@@ -128,28 +127,24 @@ class Explorable(anywidget.AnyWidget):
         if not os.environ.get("LECTURE6_STATIC"):
             return super()._repr_mimebundle_(**kwargs)
         start = self.trait_values(start=True)
-        content = {"module": self.module, "about": self.about, "start": start}
-        return {MIME_TYPE: content, "text/plain": self.about}
+        about = f"An explorable: {self.about}. It needs JavaScript."
+        content = {"module": self.module, "about": about, "start": start}
+        return {MIME_TYPE: content, "text/plain": about}
 
 
 class Walkers(Explorable):
     """SGD walkers in a double well, which settle on the Gibbs law: equations (25) and (26).
 
     Traits:
-        lr: η
-        batch_size: B; in mean-loss units T = η σ²/(2B), with σ = 16
+        lr, batch_size: η and B; in mean-loss units T = η σ²/(2B), with σ = 16
         anisotropy: a: the noise of a sample's gradient has the covariance σ² diag(1 + a, 1 − a)
-        depth: how much deeper the right well is than the left one, at level 0
-        curvature: of the right well, in every direction; that of the left one is 1
-        n_walkers: which, with ``seed``, is read at each start
+        depth, curvature: of the right well; those of the left one are 0 and 1
+        n_walkers, seed: read at each start
         compact: without the chart of the loss, and the sliders of η and B only
     """
 
     module = "walkers"
-    about = (
-        "An explorable: walkers that make steps of SGD in a plane with two wells, and their "
-        "histogram beside the Gibbs law. It needs JavaScript."
-    )
+    about = "walkers that make steps of SGD in a plane with two wells, beside the Gibbs law"
     lr = _start(Float(0.016, min=0.005, max=0.1))
     batch_size = _start(Int(8, min=4, max=128))
     anisotropy = _start(Float(0.0, min=-0.9, max=0.9))
@@ -164,18 +159,13 @@ class Box(Explorable):
     """The sharpness of Definition 2 and its box, equation (3), on the functions of Figure 6.
 
     Traits:
-        function: a name of :data:`lecture6.toys.FIGURE_6`
-        epsilon: ε
-        x, y: the position; y only of a function of two parameters
-        subspace: A: "identity", or "column", one column a
-        angle, length: of a, in degrees; of a function of one parameter, a is the number ``length``
+        function, epsilon, x, y: a name of :data:`lecture6.toys.FIGURE_6`, ε, and the position
+        subspace: A: "identity", or "column", one column a of this ``angle``, in degrees, and
+            ``length``; of a function of one parameter, a is the number ``length``
     """
 
     module = "box"
-    about = (
-        "An explorable: the box of Definition 2 around a position on a function of Figure 6, its "
-        "highest points, and the sharpness φ. It needs JavaScript."
-    )
+    about = "the box of Definition 2 on a function of Figure 6, its highest points, and φ"
     function = _start(Enum(list(toys.FIGURE_6), default_value="100x² + y⁸"))
     epsilon = _start(Float(1e-3, min=1e-4, max=3.2))
     x = _start(Float(0.0, min=-1.0, max=1.0))
@@ -189,17 +179,12 @@ class Steps(Explorable):
     """k small steps of SGD against one large step on ½ h w²: equations (4) and (5).
 
     Traits:
-        lr: η of the small steps; that of the large ones is kη
-        curvature: h
-        k: ratio of the batch sizes
+        lr, curvature, k: η of the small steps, h, and the ratio of the batch sizes
         warmup: rounds in which the large steps' rate rises from η to kη
     """
 
     module = "steps"
-    about = (
-        "An explorable: the paths of k steps with rate η and of one step with rate kη on a "
-        "parabola, and their difference. It needs JavaScript."
-    )
+    about = "k steps of rate η and one step of rate kη on a parabola, and their difference"
     lr = _start(Float(0.05, min=0.001, max=1.0))
     curvature = _start(Float(1.0, min=0.1, max=10.0))
     k = _start(Int(8, min=1, max=64))
@@ -209,18 +194,12 @@ class Steps(Explorable):
 class Scrubber(Explorable):
     """Figure 5, one position at a time: loss and accuracy along a path between two solutions.
 
-    Traits:
-        paths: pairs of a name and its rows; made of a table of
-            :func:`lecture6.landscape.interpolate`, with a column path
-        path, alpha: the path and the position that are shown first
-        logarithmic: whether the axis of the loss is
+    ``table`` is that of :func:`lecture6.landscape.interpolate`, with a column path; ``path`` and
+    ``alpha`` are shown first.
     """
 
     module = "scrubber"
-    about = (
-        "An explorable: loss and accuracy, of the training and the test set, along a path between "
-        "two nets; the position on it is moved. It needs JavaScript."
-    )
+    about = "loss and accuracy at a position that is moved along a path between two nets"
     title = _start(Unicode())
     provenance = _start(Unicode())
     paths = _start(List())
@@ -245,17 +224,12 @@ class Scrubber(Explorable):
 class Linked(Explorable):
     """Figure 7, linked: a batch size is chosen and seen in accuracy, sharpness and loss at once.
 
-    Traits:
-        nets: pairs of a name and its rows, one a batch size: B, test accuracy in per cent, training
-            loss, and φ in per cent at each of ``epsilons``
-        net, epsilon, batch_size: what is shown first
+    ``nets`` are pairs of a name and its rows, one a batch size: B, test accuracy in per cent,
+    training loss, and φ in per cent at each of ``epsilons``. The last three traits are shown first.
     """
 
     module = "linked"
-    about = (
-        "An explorable: test accuracy, sharpness and training loss against the batch size, and "
-        "accuracy against sharpness, with one batch size marked in all. It needs JavaScript."
-    )
+    about = "accuracy, sharpness and training loss of a batch size, which is chosen"
     title = _start(Unicode())
     provenance = _start(Unicode())
     nets = _start(List())
@@ -269,20 +243,13 @@ class Keskar(Explorable):
     """Keskar's experiment: two nets, of a small and a large batch, trained and measured in a page.
 
     Traits:
-        small, large: B of the two nets
-        lr: η; that of the large batch is ``factor`` times it
-        rule: both stop at equal "epochs", "updates" or "loss"; "longer": ten times the epochs for
-            the large batch
-        loss: the training loss at which both stop by the rule "loss"
-        epsilon: ε of the box of φ
-        alpha: the position on the line between the nets
+        small, large, lr: B of the two nets, and η; the large batch has ``factor`` times η
+        rule: both stop at equal "epochs", "updates" or "loss", or the large batch is "longer" there
+        epsilon, alpha: of the box of φ, and of the position on the line between the nets
     """
 
     module = "keskar"
-    about = (
-        "An explorable: one net is trained with small batches and one with large, on digits; their "
-        "accuracy, training loss, λ_max and φ are compared. It needs JavaScript."
-    )
+    about = "a net of small batches and one of large, trained on digits and compared"
     small = _start(Int(8, min=4, max=1437))
     large = _start(Int(512, min=4, max=1437))
     lr = _start(Float(0.2, min=0.001, max=1.0))
@@ -301,16 +268,12 @@ class OneStep(Explorable):
 
     Traits:
         samples, test: rows x₁, x₂, and the class, −1 or 1; to train on, and to test on
-        lr, batch_size, momentum: η, B and m
+        lr, batch_size, momentum, seed: η, B, m, and the seed of the mini-batches
         w1, w2: the weights w at the start
-        seed: of the mini-batches
     """
 
     module = "onestep"
-    about = (
-        "An explorable: the gradients of the samples of a mini-batch, their mean and the step of "
-        "SGD, on a loss of two weights, beside the training loss. It needs JavaScript."
-    )
+    about = "the gradients of a mini-batch, their mean, and the step of SGD"
     samples = _start(List())
     test = _start(List())
     provenance = _start(Unicode())
@@ -326,17 +289,12 @@ class Spectrum(Explorable):
     """The Hessian of a net that trains on the digits in the page, or the trained net rescaled.
 
     Traits:
-        view: "training", the eigenvalues as they move; or "rescaled", measures of sharpness under
-            Dinh's α
+        view: "training", the eigenvalues as they move; or "rescaled", sharpness under Dinh's α
         lr, epochs, width, seed: of the training; ``width`` counts the hidden units
-        alpha: α
     """
 
     module = "spectrum"
-    about = (
-        "An explorable: a network trains in the page, and the largest eigenvalues of its Hessian, "
-        "or measures of sharpness of its rescaled copies, are measured. It needs JavaScript."
-    )
+    about = "a net that trains in the page, and the eigenvalues of its Hessian"
     view = _start(Enum(["training", "rescaled"], default_value="training"))
     lr = _start(Float(0.1, min=0.01, max=1.0))
     epochs = _start(Int(30, min=3, max=100))
