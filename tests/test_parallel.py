@@ -361,8 +361,9 @@ def test_divergence_in_a_worker_is_divergence():
 
 
 ORPHANS = """
-import sys, time
+import signal, time
 from lecture6.parallel import launch
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by what a shell starts with &
 def work(group):
     while True:
         print("working", flush=True)
@@ -387,7 +388,7 @@ def test_workers_do_not_outlive_their_parent(sent, n, tmp_path):
     workers = workers_of(parent.pid)
     assert len(workers) == n
     parent.send_signal(sent)
-    parent.wait()
+    parent.wait(timeout=PATIENCE)
     _, alive = psutil.wait_procs(workers, timeout=5)
     assert alive == []
     assert list(temporary.iterdir()) == []
