@@ -3,21 +3,21 @@
 import itertools
 import json
 import re
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import plotly
 import pytest
-from browsing import emulate, resize, served, violations
+from as_in_book import STATIC, html_of, in_the_book, with_modules
+from browsing import emulate, resize, violations
 from figure_data import assert_same_data, figure_of
-from lecture6_renderers import BookExplorable, BookFigure, write_modules
+from lecture6_renderers import BookFigure
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from lecture6.course import explorables, widgets
-from lecture6.course.explorables import MIME_TYPE
 from lecture6.course.figures import go
 
 ROOT = explorables.HERE.parents[2]
@@ -66,43 +66,19 @@ def values_at(at):
     return [options[i] for options, i in zip(CONTROLS.values(), at, strict=True)]
 
 
-def html_of(plugin, mime_type, content):
-    content = json.loads(json.dumps(content))
-    output = SimpleNamespace(mime_type=mime_type, content=content)
-    (node,) = plugin.handle_mime(None, output, inline=False)
-    return node.astext()
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder with the pages, and the files that they load."""
-    folder = tmp_path_factory.mktemp("explorers")
-    (folder / "explorables").mkdir()
-    write_modules(folder / "explorables")
-    static = ROOT / "book" / "_static"
-    for path in (
-        static / "explorables.js",
-        static / "book.css",
-        explorables.HERE / "explorables.css",
-        Path(plotly.__file__).parent / "package_data" / "plotly.min.js",
-    ):
+    folder = with_modules(tmp_path_factory.mktemp("explorers"))
+    plotly_js = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
+    for path in (STATIC / "book.css", plotly_js):
         (folder / path.name).symlink_to(path)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LECTURE6_STATIC", "1")
-        explorer = widgets.explore(curves_of, CONTROLS, start=START)
-        content = explorer._repr_mimebundle_()[MIME_TYPE]
-    figure = html_of(BookExplorable, MIME_TYPE, content)
+    figure = in_the_book(partial(widgets.explore, curves_of, CONTROLS), start=START)
     plain = json.loads(curves_of(1.0, "linear", 8).to_json())
     other = html_of(BookFigure, "application/vnd.plotly.v1+json", plain)
     (folder / "index.html").write_text(PAGE.format(figure + other), "utf8")
     (folder / "colab.html").write_text(frame_page(), "utf8")
     return folder
-
-
-@pytest.fixture(scope="module")
-def address(folder):
-    with served(folder) as address:
-        yield address
 
 
 @pytest.fixture
@@ -348,7 +324,7 @@ URL.revokeObjectURL(address);
 for (let i = 0; i < 2; i++) {{
   const el = document.createElement("div");
   document.querySelector("#output").append(el);
-  window.end = widget.render({{ model, el }});
+  (window.ends ??= []).push(widget.render({{ model, el }}));
 }}
 </script>"""
 
@@ -404,6 +380,7 @@ def test_in_a_frame_the_kernel_is_asked_for_plotly_and_for_figures(visit, browse
     assert browser.execute_script("return arguments[0].layout.font.color", plot) == (
         "rgb(238, 238, 238)"
     )
-    browser.execute_script("window.end()")
-    assert not browser.execute_script("return arguments[0].querySelector('.main-svg')", other)
+    for i, each in enumerate((figure, other)):  # one of them has asked for Plotly
+        browser.execute_script("window.ends[arguments[0]]()", i)
+        assert not browser.execute_script("return arguments[0].querySelector('.main-svg')", each)
     browser.switch_to.default_content()

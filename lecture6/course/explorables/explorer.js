@@ -16,13 +16,19 @@ const CONFIG = { displayModeBar: false }; // it would cover the legend
 async function askForPlotly(model, signal) {
   if (model.plotly) return model.plotly();
   const text = await new Promise((resolve, reject) => {
-    const answer = ({ plotly }) => plotly && resolve(plotly);
-    model.on("msg:custom", answer);
-    signal.addEventListener("abort", () => {
+    const closed = () => {
       model.off("msg:custom", answer);
       delete globalThis.lecture6Plotly; // another figure asks again
       reject(new Error("the figure was closed"));
-    });
+    };
+    const answer = ({ plotly }) => {
+      if (!plotly) return;
+      model.off("msg:custom", answer);
+      signal.removeEventListener("abort", closed); // what has come is for all figures
+      resolve(plotly);
+    };
+    model.on("msg:custom", answer);
+    signal.addEventListener("abort", closed);
     model.send({ ask: "plotly" });
   });
   const bytes = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
