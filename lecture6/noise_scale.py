@@ -16,13 +16,12 @@ from __future__ import annotations
 from typing import Any
 
 from lecture6 import checks
-
-SAMPLINGS = ("with_replacement", "without_replacement", "epoch")
+from lecture6.train import SAMPLING
 
 
 def check_batch(n_train: Any, batch_size: Any, sampling: str) -> tuple[int, int]:
     """``n_train`` and ``batch_size``; ValueError for ones, or a ``sampling``, that cannot be."""
-    checks.one_of("sampling", sampling, SAMPLINGS)
+    checks.one_of("sampling", sampling, SAMPLING)
     n_train = checks.whole("n_train", n_train, least=2)
     bounds = {} if sampling == "with_replacement" else {"most": n_train}
     return n_train, checks.whole("batch_size", batch_size, least=1, **bounds)

@@ -230,9 +230,9 @@ def test_an_eigenvalue_below_the_rounding_of_the_products_is_not_converged(small
 
 @pytest.mark.parametrize("end", ["largest", "smallest"])
 def test_a_covariance_of_samples_that_are_alike_is_0_within_its_error(end):
-    torch.manual_seed(5)
-    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
-    x, y = 1e8 * torch.randn(4).expand(5, 4), torch.ones(5, dtype=torch.long)
+    with models.local_seed(5):
+        net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+        x, y = 1e8 * torch.randn(4).expand(5, 4), torch.ones(5, dtype=torch.long)
     f = NetworkObjective(net, x.contiguous(), y)
     found = curvature.eigenvalues(f, f.w, 2, end=end, of="covariance")
     assert (np.abs(found.values) <= found.errors).all()

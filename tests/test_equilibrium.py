@@ -11,7 +11,7 @@ from scipy import integrate, linalg, stats
 
 from lecture6 import equilibrium, toys
 from lecture6.equilibrium import Gibbs
-from lecture6.noise_scale import SAMPLINGS
+from lecture6.train import SAMPLING
 
 LR, B = 0.1, 4
 
@@ -203,7 +203,7 @@ def test_variance_at_the_end_of_an_epoch_by_enumeration(n, b, lr_h):
     """Var(w) is stationary: a^2K Var(w) + the variance over all orders, from w = 0."""
     centres = torch.from_numpy(random(n, seed=3))
     variance = centres.var(correction=0).item()
-    for sampling in SAMPLINGS:
+    for sampling in SAMPLING:
         if sampling == "epoch":
             orders = torch.tensor(list(itertools.permutations(range(n))))
             steps = n // b
@@ -573,7 +573,7 @@ def test_variance_at_the_end_of_an_epoch_keeps_its_digits(lr_h, n, b):
             "with_replacement": float(each / b),
             "without_replacement": float(each * (n - b) / (b * (n - 1))),
         }
-    for sampling in SAMPLINGS:
+    for sampling in SAMPLING:
         found = equilibrium.epoch_end_variance(lr_h, n, b, sampling=sampling)
         assert found == pytest.approx(exact[sampling], rel=1e-12, abs=0)
 

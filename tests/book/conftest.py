@@ -7,7 +7,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from browsing import chromium
+from browsing import chromium, served
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "book" / "_ext"))  # as Sphinx has it
@@ -19,6 +19,13 @@ def browser(tmp_path_factory):
     """Headless Chromium that has no network."""
     with chromium(tmp_path_factory.mktemp("chromium")) as driver:
         yield driver
+
+
+@pytest.fixture(scope="module")
+def address(folder):
+    """Where a server has what is in ``folder``, a fixture of each module."""
+    with served(folder) as address:
+        yield address
 
 
 @pytest.fixture

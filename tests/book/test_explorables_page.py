@@ -4,13 +4,12 @@ import csv
 import io
 import json
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from browsing import resize, served, violations
-from lecture6_renderers import BookExplorable, write_modules
+from as_in_book import in_the_book, with_modules
+from browsing import resize, violations
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -18,11 +17,10 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from lecture6 import toys
 from lecture6.course import explorables
-from lecture6.course.explorables import MIME_TYPE, Box, Steps, Walkers
+from lecture6.course.explorables import Box, Steps, Walkers
 from lecture6.equilibrium import laplace
 from lecture6.schedules import warmup
 
-STATIC = explorables.HERE.parents[2] / "book" / "_static"
 TIMEOUT = 30  # seconds
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">
@@ -63,34 +61,14 @@ setTimeout(() => {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder that holds what the book would: pages, and the files that they load."""
-    folder = tmp_path_factory.mktemp("explorables")
-    (folder / "explorables").mkdir()
-    write_modules(folder / "explorables")
-    for path in (STATIC / "explorables.js", explorables.HERE / "explorables.css"):
-        (folder / path.name).symlink_to(path)
+    folder = with_modules(tmp_path_factory.mktemp("explorables"))
     (folder / "modules").symlink_to(explorables.HERE)  # as they are, to import one by itself
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LECTURE6_STATIC", "1")
-        column = Box(subspace="column", epsilon=0.3, x=0.5, y=-0.3)
-        pages = {"walkers": Walkers(), "box": Box(), "column": column, "steps": Steps()}
-        pages["compact"] = Walkers(compact=True)
-        figures = {name: figure(widget) for name, widget in pages.items()}
+    figures = {"walkers": in_the_book(Walkers), "box": in_the_book(Box)}
+    figures["column"] = in_the_book(Box, subspace="column", epsilon=0.3, x=0.5, y=-0.3)
+    figures |= {"steps": in_the_book(Steps), "compact": in_the_book(Walkers, compact=True)}
     for name, html in [*figures.items(), ("all", "".join(figures.values()))]:
         (folder / f"{name}.html").write_text(PAGE.format(html), "utf8")
     return folder
-
-
-def figure(widget):
-    content = widget._repr_mimebundle_()[MIME_TYPE]
-    output = SimpleNamespace(mime_type=MIME_TYPE, content=content)
-    (node,) = BookExplorable.handle_mime(None, output, inline=False)
-    return node.astext()
-
-
-@pytest.fixture(scope="module")
-def address(folder):
-    with served(folder) as address:
-        yield address
 
 
 @pytest.fixture

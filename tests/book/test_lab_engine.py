@@ -22,7 +22,7 @@ from torch import nn
 from lecture6 import curvature, data, landscape, sharpness
 from lecture6.course.explorables import HERE, bundle
 from lecture6.course.explorables.lab import packed
-from lecture6.models import flat_parameters, mlp
+from lecture6.models import flat_parameters, local_seed, mlp
 from lecture6.noise import GradientCovariance, per_sample_gradients, project_gradients
 from lecture6.objective import NetworkObjective
 from lecture6.train import train
@@ -99,10 +99,10 @@ def squared_error(z, y):
 
 
 def tanh_net(widths, bias=True):
-    torch.manual_seed(0)
     layers = [nn.Flatten()]
-    for n_in, n_out in pairwise(widths):
-        layers += [nn.Linear(n_in, n_out, bias=bias), nn.Tanh()]
+    with local_seed(0):
+        for n_in, n_out in pairwise(widths):
+            layers += [nn.Linear(n_in, n_out, bias=bias), nn.Tanh()]
     return nn.Sequential(*layers[:-1])
 
 

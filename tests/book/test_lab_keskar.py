@@ -2,21 +2,17 @@
 
 import csv
 import io
-import json
-from types import SimpleNamespace
 
 import pytest
-from browsing import THEMES, emulate, resize, served, violations
-from lecture6_renderers import BookExplorable, write_modules
+from as_in_book import in_the_book, with_modules
+from browsing import THEMES, emulate, resize, violations
 from scipy import stats
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from lecture6.course import explorables
-from lecture6.course.explorables import MIME_TYPE, Keskar
+from lecture6.course.explorables import Keskar
 
-STATIC = explorables.HERE.parents[2] / "book" / "_static"
 TIMEOUT = 60  # seconds
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>A page</title>
 <meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">
@@ -44,27 +40,12 @@ URL.createObjectURL = kept;
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder that holds what the book would: pages, and the files that they load."""
-    folder = tmp_path_factory.mktemp("keskar")
-    (folder / "explorables").mkdir()
-    write_modules(folder / "explorables")
-    for path in (STATIC / "explorables.js", explorables.HERE / "explorables.css"):
-        (folder / path.name).symlink_to(path)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LECTURE6_STATIC", "1")
-        pages = {"bench": (Keskar(), ""), "quick": (Keskar(**QUICK), "")}
-        pages["refused"] = (Keskar(**QUICK), REFUSED)
-        for name, (widget, script) in pages.items():
-            content = json.loads(json.dumps(widget._repr_mimebundle_()[MIME_TYPE]))
-            output = SimpleNamespace(mime_type=MIME_TYPE, content=content)
-            (node,) = BookExplorable.handle_mime(None, output, inline=False)
-            (folder / f"{name}.html").write_text(PAGE.format(script, node.astext()), "utf8")
+    folder = with_modules(tmp_path_factory.mktemp("keskar"))
+    pages = {"bench": ({}, ""), "quick": (QUICK, ""), "refused": (QUICK, REFUSED)}
+    for name, (start, script) in pages.items():
+        html = PAGE.format(script, in_the_book(Keskar, **start))
+        (folder / f"{name}.html").write_text(html, "utf8")
     return folder
-
-
-@pytest.fixture(scope="module")
-def address(folder):
-    with served(folder) as address:
-        yield address
 
 
 @pytest.fixture

@@ -2,15 +2,13 @@
 
 import csv
 import io
-import json
 import re
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from browsing import emulate, resize, served, violations
-from lecture6_renderers import BookExplorable, write_modules
+from as_in_book import in_the_book, with_modules
+from browsing import emulate, resize, violations
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -19,10 +17,9 @@ from torch import nn
 
 from lecture6 import curvature, data
 from lecture6.course import explorables
-from lecture6.course.explorables import MIME_TYPE, OneStep
+from lecture6.course.explorables import OneStep
 from lecture6.objective import FunctionObjective
 
-STATIC = explorables.HERE.parents[2] / "book" / "_static"
 TIMEOUT = 30  # seconds
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">
@@ -52,26 +49,11 @@ def mean_loss(w, rows=TRAIN):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder that holds what the book would: pages, and the files that they load."""
-    folder = tmp_path_factory.mktemp("onestep")
-    (folder / "explorables").mkdir()
-    write_modules(folder / "explorables")
-    for path in (STATIC / "explorables.js", explorables.HERE / "explorables.css"):
-        (folder / path.name).symlink_to(path)
+    folder = with_modules(tmp_path_factory.mktemp("onestep"))
     (folder / "modules").symlink_to(explorables.HERE)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LECTURE6_STATIC", "1")
-        bench = OneStep(samples=TRAIN.tolist(), test=TEST.tolist(), provenance="digits")
-        content = json.loads(json.dumps(bench._repr_mimebundle_()[MIME_TYPE]))
-    output = SimpleNamespace(mime_type=MIME_TYPE, content=content)
-    (node,) = BookExplorable.handle_mime(None, output, inline=False)
-    (folder / "bench.html").write_text(PAGE.format(node.astext()), "utf8")
+    start = {"samples": TRAIN.tolist(), "test": TEST.tolist(), "provenance": "digits"}
+    (folder / "bench.html").write_text(PAGE.format(in_the_book(OneStep, **start)), "utf8")
     return folder
-
-
-@pytest.fixture(scope="module")
-def address(folder):
-    with served(folder) as address:
-        yield address
 
 
 @pytest.fixture

@@ -4,23 +4,20 @@ import csv
 import io
 import json
 import re
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from browsing import emulate, resize, served, violations
-from lecture6_renderers import BookExplorable, write_modules
+from as_in_book import in_the_book, with_modules
+from browsing import emulate, resize, violations
 from scipy.stats import norm
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from lecture6 import curvature, models
-from lecture6.course import explorables
-from lecture6.course.explorables import MIME_TYPE, Spectrum, bundle
+from lecture6.course.explorables import Spectrum, bundle
 
-STATIC = explorables.HERE.parents[2] / "book" / "_static"
 TIMEOUT = 120  # seconds
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>A page</title>
 <meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">
@@ -51,29 +48,15 @@ import(`./bundles/${name}`).then((m) => done(Function("m", "given", code)(m, giv
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder that holds what the book would: pages, and the files that they load."""
-    folder = tmp_path_factory.mktemp("spectrum")
-    (folder / "explorables").mkdir()
+    folder = with_modules(tmp_path_factory.mktemp("spectrum"))
     (folder / "bundles").mkdir()
-    write_modules(folder / "explorables")
     for name in ("spectrum.js", "rescaled.js"):
         (folder / "bundles" / name).write_text(bundle(name), "utf8")
-    for path in (STATIC / "explorables.js", explorables.HERE / "explorables.css"):
-        (folder / path.name).symlink_to(path)
     (folder / "empty.html").write_text(PAGE.format(""), "utf8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LECTURE6_STATIC", "1")
-        for name, start in PAGES.items():
-            content = json.loads(json.dumps(Spectrum(**start)._repr_mimebundle_()[MIME_TYPE]))
-            output = SimpleNamespace(mime_type=MIME_TYPE, content=content)
-            (node,) = BookExplorable.handle_mime(None, output, inline=False)
-            (folder / f"{name}.html").write_text(PAGE.format(node.astext()), "utf8")
+    for name, start in PAGES.items():
+        html = PAGE.format(in_the_book(Spectrum, **start))
+        (folder / f"{name}.html").write_text(html, "utf8")
     return folder
-
-
-@pytest.fixture(scope="module")
-def address(folder):
-    with served(folder) as address:
-        yield address
 
 
 @pytest.fixture

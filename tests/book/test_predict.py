@@ -1,14 +1,13 @@
 """Predictions, and the figures of chapter 3 that move, in a real browser."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import plotly
 import plotly.graph_objects as go
 import pytest
-from browsing import THEMES, emulate, resize, served, violations
-from lecture6_renderers import BookExplorable, write_modules
+from as_in_book import in_the_book, with_modules
+from browsing import THEMES, emulate, resize, violations
 from scipy.stats import spearmanr
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
@@ -16,11 +15,10 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from lecture6.course import explorables
-from lecture6.course.explorables import MIME_TYPE, Linked, Scrubber
+from lecture6.course.explorables import Linked, Scrubber
 from lecture6.course.widgets import Predict
 from lecture6.studies import results
 
-STATIC = explorables.HERE.parents[2] / "book" / "_static"
 TIMEOUT = 30  # seconds
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>A page</title>
 <meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">
@@ -86,18 +84,10 @@ def linked():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder that holds what the book would: pages, and the files that they load."""
-    folder = tmp_path_factory.mktemp("predict")
-    (folder / "explorables").mkdir()
-    write_modules(folder / "explorables")
-    for path in (STATIC / "explorables.js", explorables.HERE / "explorables.css"):
-        (folder / path.name).symlink_to(path)
+    folder = with_modules(tmp_path_factory.mktemp("predict"))
     (folder / "plotly.min.js").write_text(plotly.offline.get_plotlyjs(), "utf8")
     (folder / "modules").symlink_to(explorables.HERE)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LECTURE6_STATIC", "1")
-        pages = {"choice": choice(), "point": point(), "curve": curve()}
-        pages |= {"scrubber": scrubber(), "linked": linked()}
-        pages = {name: in_the_book(widget) for name, widget in pages.items()}
+    pages = {make.__name__: in_the_book(make) for make in (choice, point, curve, scrubber, linked)}
     pages |= {"moved": pages["scrubber"] + pages["linked"]}
     asked = "".join(pages[name] for name in ("choice", "point", "curve"))
     pages |= {"all": asked, "empty": ""}
@@ -105,19 +95,6 @@ def folder(tmp_path_factory):
     for name, html in pages.items():
         (folder / f"{name}.html").write_text(PAGE.format(html), "utf8")
     return folder
-
-
-def in_the_book(widget):
-    content = json.loads(json.dumps(widget._repr_mimebundle_()[MIME_TYPE]))
-    output = SimpleNamespace(mime_type=MIME_TYPE, content=content)
-    (node,) = BookExplorable.handle_mime(None, output, inline=False)
-    return node.astext()
-
-
-@pytest.fixture(scope="module")
-def address(folder):
-    with served(folder) as address:
-        yield address
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import lecture6_renderers
 import plotly.graph_objects as go
 import pytest
+from as_in_book import html_of
 from lecture6_renderers import BookExplorable, BookFigure, write_modules
 from myst_nb.core.render import MIME_RENDER_ENTRY_GROUP, load_mime_renders
 
@@ -15,12 +16,6 @@ from lecture6.course import explorables
 from lecture6.course.explorables import MIME_TYPE, Box, Steps, Walkers
 
 PLOTLY = "application/vnd.plotly.v1+json"
-
-
-def html_of(plugin, mime_type, content):
-    output = SimpleNamespace(mime_type=mime_type, content=json.loads(json.dumps(content)))
-    (node,) = plugin.handle_mime(None, output, inline=False)
-    return node.astext()
 
 
 def held(html):
