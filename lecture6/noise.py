@@ -95,9 +95,9 @@ class GradientCovariance:
     def trace(self) -> Estimate:
         """tr F, exactly: the mean of ‖g_i − ḡ‖², with what rounding leaves open."""
         f, w = self.objective, self.objective.vector(self.w)
-        first, total, sums = f.per_sample(w, f.x[:1], f.y[:1]), 0.0, torch.zeros_like(w)
+        central, total, sums = f.central_gradient(w), 0.0, torch.zeros_like(w)
         for each in f.sample_gradients(w):
-            d = each.minus(first)
+            d = each.minus(central)
             total += d.squared_norms().sum().item() / f.n_samples
             sums += d.sum()
         value = max(total - _square(sums / f.n_samples), 0.0)

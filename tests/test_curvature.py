@@ -17,6 +17,7 @@ from synthetic import gaussian_classes
 from torch import nn
 
 from lecture6 import curvature, models
+from lecture6.noise import GradientCovariance
 from lecture6.objective import FunctionObjective, NetworkObjective
 from lecture6.toys import Powers, Quadratic
 
@@ -237,6 +238,26 @@ def test_a_covariance_of_samples_that_are_alike_is_0_within_its_error(end):
     found = curvature.eigenvalues(f, f.w, 2, end=end, of="covariance")
     assert (np.abs(found.values) <= found.errors).all()
     assert not found.converged
+
+
+@pytest.mark.parametrize("scale", [100, 1000])
+@pytest.mark.parametrize("outlier", [0, 1, 4095])
+def test_a_covariance_keeps_its_digits_beside_a_sample_of_large_gradient(outlier, scale):
+    """The differences from that gradient would all be as large as it is."""
+    with models.local_seed(1):
+        net, x = nn.Linear(5, 3), 0.1 * torch.randn(4096, 5)
+        y, v = torch.randint(3, (4096,)), torch.randn(18)
+    x[outlier] *= scale
+    y[outlier] = net(x[outlier]).argmin()  # a wrong one
+    delta = F.softmax(net.double()(x.double()), 1).detach() - F.one_hot(y, 3)
+    gradients = torch.cat([(delta[:, :, None] * x[:, None]).flatten(1), delta], 1)
+    gradients -= gradients.mean(0)
+    right = gradients.T @ (gradients @ v.double()) / len(x)
+    f = NetworkObjective(net, x, y, dtype=torch.float32)
+    off = f.product(f.w, of="covariance")(v).double() - right
+    assert off.norm() < 5e-6 * right.norm()
+    trace = gradients.square().sum().item() / len(x)
+    assert GradientCovariance(f, f.w).trace().value == pytest.approx(trace, rel=2e-6)
 
 
 def test_a_trace_whose_draws_agree_is_as_good_as_their_rounding():
