@@ -9,6 +9,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+from answers import ANSWERS as COMPUTED
 
 from lecture6.course.exercises import ANSWERS, TOLERANCES, check
 
@@ -21,7 +22,22 @@ each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path
 
 
 def right_answer(number):
-    return np.asarray(ANSWERS[number]())
+    return np.asarray(ANSWERS[number])
+
+
+# ---- the answers ----------------------------------------------------------------------------
+
+
+def test_the_answers_are_those_of_the_exercises():
+    assert list(ANSWERS) == list(COMPUTED)
+
+
+@each_answer
+def test_an_answer_is_what_is_computed(number):
+    right, computed = right_answer(number), np.asarray(COMPUTED[number]())
+    assert right.shape == computed.shape
+    assert (right.dtype == bool) == (computed.dtype == bool)
+    np.testing.assert_allclose(computed, right, rtol=1e-3 * TOLERANCES.get(number, 0.01))
 
 
 # ---- the check ------------------------------------------------------------------------------
