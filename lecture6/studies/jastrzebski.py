@@ -33,7 +33,7 @@ from lecture6.curvature import eigenvalues, trace
 from lecture6.data import Dataset
 from lecture6.objective import NetworkObjective
 from lecture6.studies.results import Stored, distinct_values
-from lecture6.studies.trials import Rows, Study, grids
+from lecture6.studies.trials import Rows, described
 from lecture6.train import DivergenceError, Run, train
 from lecture6.train_many import is_dense, train_many
 
@@ -260,14 +260,4 @@ def _cost(p: dict) -> float:
     return updates * 2.5e-4 + p["epochs"] * n * (7e-6 if p.get("bf16") else 1.2e-5) + curvature
 
 
-STUDY = Study(
-    name="jastrzebski",
-    about="Learning rate over batch size, and where SGD ends (Jastrzębski et al., 1711.04623)",
-    notes="Profiles evidence and gpu are run R6 of the plan, in float32. Less than the paper's: "
-    "profile full is three hidden layers of 256 on 10,000 images of Fashion-MNIST, without batch "
-    "norm, not VGG-11 on CIFAR-10 (profile cifar10, for a GPU); batches of at least 32 are trained "
-    "in bfloat16.",
-    trial=trial,
-    grids=grids("jastrzebski"),
-    cost=_cost,
-)
+STUDY = described("jastrzebski", trial, _cost)

@@ -45,7 +45,7 @@ from lecture6.sharpness import (
     worst_case,
 )
 from lecture6.studies.results import Stored, distinct_values, select
-from lecture6.studies.trials import Rows, Study, grids, papers
+from lecture6.studies.trials import Rows, described, papers
 from lecture6.train import Run, train
 
 EPSILONS = (1e-3, 5e-4)  #: Keskar et al., Tables 3 and 4
@@ -277,17 +277,4 @@ def _cost(p: dict) -> float:
     return seconds + measured * single / 1e6 + updates * per_update / 1e3
 
 
-STUDY = Study(
-    name="keskar",
-    about="Small and large batches: accuracy, sharpness, distance (Keskar et al., 1609.04836)",
-    notes="Profiles evidence and gpu are runs R1 to R3 of the plan, in float32. Profile full is "
-    "less than the paper's: a fixed number of epochs (20 for F1, 50 for F2, 40 for C1), not until "
-    "the loss ceases to improve; F2 on the TIMIT sample, 5 % of the corpus, with stand-ins for "
-    "the HMM states; C1 with stride 2, as in the paper's text, a sixth of the released code's "
-    "parameters; sharpness on 10,000 (F1), 5,000 (F2) and 2,500 (C1) training samples, by sign "
-    "ascent, and by the paper's L-BFGS-B for seed 0 of F1 and F2; training in bfloat16 where the "
-    "processor has it.",
-    trial=trial,
-    grids=grids("keskar"),
-    cost=_cost,
-)
+STUDY = described("keskar", trial, _cost)

@@ -27,7 +27,7 @@ from numpy.typing import ArrayLike
 from lecture6 import models
 from lecture6.data import Dataset
 from lecture6.studies.results import Stored, distinct_values
-from lecture6.studies.trials import Rows, Study, grids
+from lecture6.studies.trials import Rows, described
 from lecture6.train_many import train_many
 
 N_EVALUATIONS = 2  # half way and at the end
@@ -199,14 +199,4 @@ def _cost(p: dict) -> float:
     return replicas * (p["updates"] * per_update + 4e-5 * n + 1.0)
 
 
-STUDY = Study(
-    name="smith",
-    about="The optimal batch size against η and N (Smith & Le, 1710.06451)",
-    notes="Profiles evidence and gpu are run R4 of the plan, in float32. Profile full is less than "
-    "the paper's: 3,000/η updates at a momentum of 0, and 300/η at 0.9, where the paper has "
-    "10,000/η at 0.9; rates that PyTorch's initial weights can be trained with; 10,000 updates in "
-    "Figure 11, without momentum. Batches of at least 32 are trained in bfloat16.",
-    trial=trial,
-    grids=grids("smith"),
-    cost=_cost,
-)
+STUDY = described("smith", trial, _cost)

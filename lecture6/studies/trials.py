@@ -132,12 +132,17 @@ class Trial:
         return ", ".join(f"{k} {v}" for k, v in self.parameters.items())
 
 
-def grids(study: str) -> dict[str, list[dict]]:
-    """The grids of a study in ``grids.toml``, which says how to read them, by profile."""
-    return {
+def described(
+    name: str, trial: Function, cost: Callable[[dict], float], **more: Mapping[str, Function]
+) -> Study:
+    """The study of which ``grids.toml`` has the words and the grids; ``more`` is a Study's."""
+    written = dict(_written("grids.toml")[name])
+    about, notes = written.pop("about"), written.pop("notes")
+    grids = {
         profile: [parameters for block in blocks for parameters in _expanded(block, {})]
-        for profile, blocks in _written("grids.toml")[study].items()
+        for profile, blocks in written.items()
     }
+    return Study(name, about, trial, grids, cost, notes, **more)
 
 
 def papers(study: str) -> dict[str, Any]:
