@@ -10,9 +10,11 @@ column, and for more curves than colours.
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import cycle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,22 +26,10 @@ from torch import nn
 from lecture6 import checks
 from lecture6.models import count_parameters
 
-BLUE, ORANGE, GREEN, PURPLE = _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+_TEMPLATE = go.layout.Template(json.loads(Path(__file__).with_name("template.json").read_text()))
+BLUE, ORANGE, GREEN, PURPLE = _COLOURS = _TEMPLATE.layout.colorway
 _DASH = {"train": "solid", "test": "dash"}
 _BAND = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip"}
-_TEMPLATE = go.layout.Template(
-    layout={
-        "font": {"size": 13},
-        "colorway": _COLOURS,
-        "margin": {"l": 60, "r": 60, "t": 120, "b": 60},
-        "height": 460,
-        "legend": {"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0},
-        "title": {"x": 0, "xref": "paper", "y": 0.98, "yanchor": "top", "font": {"size": 15}},
-        "xaxis": {"showgrid": True, "zeroline": False, "automargin": True},
-        "yaxis": {"showgrid": True, "zeroline": False, "automargin": True},
-        "hovermode": "x unified",
-    }
-)
 
 
 def _figure(title: str, description: str, provenance: str = "") -> go.Figure:

@@ -37,13 +37,7 @@ from lecture6.data import Dataset
 from lecture6.device import choose
 from lecture6.landscape import interpolate
 from lecture6.objective import NetworkObjective
-from lecture6.sharpness import (
-    KESKAR_ITERATIONS,
-    RandomSubspace,
-    SharpnessResult,
-    adaptive,
-    worst_case,
-)
+from lecture6.sharpness import RandomSubspace, SharpnessResult, adaptive, worst_case
 from lecture6.studies.results import Stored, distinct_values, select
 from lecture6.studies.trials import Rows, described, papers
 from lecture6.train import Run, train
@@ -158,7 +152,6 @@ def _sharpness(
     nets = {"as trained": run.model}
     if invariant:
         nets["equal norms"] = equal_layer_norms(run.model)
-    settings = {"n_iterations": KESKAR_ITERATIONS, "seed": seed}
     for weights, net in nets.items():
         for solver in ("ascent", "lbfgsb") if lbfgsb else ("ascent",):
             dtype = torch.float64 if solver == "lbfgsb" else torch.float32
@@ -166,8 +159,8 @@ def _sharpness(
             for space, subspace in spaces.items():
                 where = {"weights": weights, "solver": solver, "space": space}
                 for epsilon in EPSILONS:
-                    box = {"epsilon": epsilon, "subspace": subspace}
-                    yield where, worst_case(f, f.w, method=solver, **box, **settings)
+                    box = {"epsilon": epsilon, "subspace": subspace, "seed": seed}
+                    yield where, worst_case(f, f.w, method=solver, **box)
     if invariant:
         f = NetworkObjective(run.model, part.x_train, part.y_train)
         where = {"weights": "as trained", "solver": "adaptive", "space": "full space"}
