@@ -10,6 +10,7 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache, cached_property, partial, reduce
 from itertools import zip_longest
 
@@ -106,8 +107,11 @@ class Objective(ABC):
             f"of must be 'hessian' (or, for networks, 'gauss_newton' or 'covariance'), got {of!r}"
         )
 
-    def few(self) -> Objective:
-        """The loss on a few of the samples, where it has samples: to see what rounding does."""
+    def few(self, *, exact: bool = False) -> Objective:
+        """The loss on a few of the samples, where it has samples: to see what rounding does.
+
+        ``exact``: in float64, unless the network, its loss or the device knows float32 only.
+        """
         return self
 
     def vector(self, w: Tensor) -> Tensor:
@@ -327,8 +331,17 @@ class NetworkObjective(FlatNetwork, Objective):
         self.x, self.y, self.n_samples = x, y, len(x)
         self._batches = evaluation_batches(x.to(self.device), y, self.batch_size)
 
-    def few(self) -> NetworkObjective:
-        return self.on(torch.linspace(0, self.n_samples - 1, min(TRIED, self.n_samples)).long())
+    def few(self, *, exact: bool = False) -> NetworkObjective:
+        few = self.on(torch.linspace(0, self.n_samples - 1, min(TRIED, self.n_samples)).long())
+        if exact and self.dtype != torch.float64:
+            data, loss = (self.model, few.x, few.y), None if self.classes else self.loss
+            with suppress(RuntimeError, TypeError, ValueError):
+                found = NetworkObjective(
+                    *data, loss=loss, batch_size=self.batch_size, dtype=torch.float64
+                )
+                found.grad(found.w)
+                return found
+        return few
 
     def on(self, index: Tensor) -> NetworkObjective:
         """The loss of the mini-batch of the samples with these numbers, (n,)."""
