@@ -394,6 +394,11 @@ def test_a_prediction_comes_before_the_run_and_is_answered(visit, browser):
     press(browser, "Another seed")
     assert browser.current_url.endswith("#valley.noise=label&valley.lr=0.014&valley.seed=1")
     assert said(browser).startswith("The curvature is 9.11 at the start")
+    browser.refresh()
+    until(browser, lambda: said(browser))
+    assert "This is your guess of an earlier visit" in one(browser, ".said").text
+    press(browser, "Another seed")
+    assert browser.current_url.endswith("&valley.seed=2")
 
 
 def test_a_run_is_seen_while_it_goes_and_can_be_paused(visit, browser):

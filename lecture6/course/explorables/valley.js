@@ -208,6 +208,8 @@ function render({ model, el }) {
 
   page.choice("noise", "Noise", [["both", "both"], ...Object.entries(KINDS)]);
   page.slider("lr", "Learning rate η", [0.005, 0.007, 0.01, 0.014, 0.02]);
+  page.follow("seed", () => {}, (text) =>
+    (/^\d{1,10}$/.test(text) && Number(text) < 2 ** 32 ? Number(text) : undefined));
   const [run, again] = page.buttons({
     Run: () => {
       if (over()) restart();
@@ -217,7 +219,6 @@ function render({ model, el }) {
     "Another seed": () => {
       model.set("seed", (model.get("seed") + 1) % 2 ** 32);
       model.save_changes();
-      changed();
     },
   });
   let playing = false;
