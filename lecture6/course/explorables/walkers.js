@@ -34,11 +34,11 @@ function render({ model, el }) {
       ["green", "━", compact ? "Gibbs law, equation (25)" : "Gibbs law, and its two rates"],
       ...(compact ? [] : [["purple", "╌", "Kramers' two rates"]])],
     note: `${compact ? "" : "Click in the plane, or move the ring there, to drop all walkers at a "
-      + "place. Drag the rings in the loss to change the right well. The two rates are one over the "
-      + "mean times to cross of w₁, as if w₂ were always at rest; Kramers' need T far below the "
-      + "barrier, and a round top. "}ℓ is the mean loss, σ = ${SIGMA}. The Gibbs law exp(−ℓ/T)/Z with `
-      + "T = ησ²/(2B) is right only for isotropic noise (anisotropy 0) and short steps (ηh small). "
-      + "Otherwise the histogram settles elsewhere.",
+      + "place. Drag the rings in the loss to change the right well. The two rates are one over "
+      + "the mean times to cross of w₁, as if w₂ were always at rest; Kramers' need T far below "
+      + "the barrier, and a round top. "}ℓ is the mean loss, σ = ${SIGMA}. The Gibbs law `
+      + "exp(−ℓ/T)/Z with T = ησ²/(2B) is right only for isotropic noise (anisotropy 0) and short "
+      + "steps (ηh small). Otherwise the histogram settles elsewhere.",
     height: (width) => place(width).end,
     draw,
     update: changed,
