@@ -136,23 +136,40 @@ class Walkers(Explorable):
     """SGD walkers in a double well, which settle on the Gibbs law: equations (25) and (26).
 
     Traits:
-        lr, batch_size: η and B; in mean-loss units T = η σ²/(2B), with σ = 16
+        lr, batch_size, locked: η and B (T = η σ²/(2B) with σ = 16); whether moving one keeps η/B
         anisotropy: a: the noise of a sample's gradient has the covariance σ² diag(1 + a, 1 − a)
         depth, curvature: of the right well; those of the left one are 0 and 1
-        n_walkers, seed: read at each start
-        compact: without the chart of the loss, and the sliders of η and B only
+        x, y, n_walkers, seed: where all walkers start, how many, and the seed of their noise
+        compact: without the charts of the loss and of time, and the sliders of η and B only
     """
 
     module = "walkers"
     about = "walkers that make steps of SGD in a plane with two wells, beside the Gibbs law"
     lr = _start(Float(0.016, min=0.005, max=0.1))
     batch_size = _start(Int(8, min=4, max=128))
+    locked = _start(Bool(False))
     anisotropy = _start(Float(0.0, min=-0.9, max=0.9))
     depth = _start(Float(0.1, min=-0.3, max=0.3))
     curvature = _start(Float(4.0, min=1.0, max=9.0))
+    x = _start(Float(1.0, min=-3.4, max=3.4))
+    y = _start(Float(0.0, min=-1.2, max=1.2))
     n_walkers = _start(Int(2000, min=100, max=20_000))
     seed = _start(Int(0, min=0, max=2**32 - 1))
     compact = _start(Bool(False))
+
+
+class Valley(Explorable):
+    """Noise with a shape, in the valley ½(w₁w₂ − 1)²: label noise beside isotropic noise.
+
+    Traits:
+        noise, lr, seed: which walkers are shown, "both", "label" or "isotropic"; η; and the seed
+    """
+
+    module = "valley"
+    about = "walkers in a valley of minima, whose noise is that of labels or isotropic"
+    noise = _start(Enum(["both", "label", "isotropic"], default_value="both"))
+    lr = _start(Float(0.01, min=0.005, max=0.02))
+    seed = _start(Int(0, min=0, max=2**32 - 1))
 
 
 class Box(Explorable):

@@ -1,155 +1,114 @@
 // Explorable: SGD walkers in a double well settle on the Gibbs law, equations (25) and (26).
-//
-// A step is w ← w − η (∇ℓ(w) + ξ/√B) with Cov ξ = σ² diag(1 + a, 1 − a), in mean-loss units. For
-// a = 0 and η → 0 the density at rest is exp(−ℓ/T)/Z with T = η σ²/(2B): equation (25). The loss is
-// lecture6.toys.TwoWells with round wells: curvature 1 and level 0 at (−1, 0), `curvature` and
-// level −`depth` at (1, 0).
 
-import { calm, channels, geometric, linear, number, panel, polyline, stage } from "./shared.js";
+import { BINS, EDGE, SIGMA, WIDTH, distance, gibbs, histogram, inStep, isRight, kramers,
+  laplace, loss, normals, start, step, temperature, twoRates, wells, within }
+  from "./double_well.js";
+import { calm, channels, curves, geometric, linear, mark, number, panel, polyline, stage }
+  from "./shared.js";
 
-export const SIGMA = 16, SOFTNESS = 0.05, EDGE = 3.5, BINS = 70; // bins of w₁ from −EDGE to EDGE
-const WIDTH = (2 * EDGE) / BINS;
 const STEPS = 30, MILLISECONDS = 8; // of a frame, at most
 const MEMORY = 40; // frames that the histogram is averaged over
-
-export const temperature = (lr, batchSize) => (lr * SIGMA ** 2) / (2 * batchSize);
-export const wells = (depth, curvature) => ({ h: [1, curvature], level: [0, -depth] });
-
-// How far the parabola of the left well lies above that of the right one.
-const gap = ({ h, level }, x, y) =>
-  level[0] - level[1] + 0.5 * (h[0] * ((x + 1) ** 2 + y * y) - h[1] * ((x - 1) ** 2 + y * y));
-export const isRight = (well, x, y) => gap(well, x, y) > 0;
-export function loss(well, x, y) {
-  const apart = gap(well, x, y), right = well.level[1] + 0.5 * well.h[1] * ((x - 1) ** 2 + y * y);
-  return right + Math.min(apart, 0) - SOFTNESS * Math.log1p(Math.exp(-Math.abs(apart) / SOFTNESS));
-}
-
-// Standard normal numbers: Box and Muller's method over the generator sfc32.
-export function normals(seed) {
-  let a = seed | 0, b = 0x9e3779b9 | 0, c = 0x243f6a88, d = 1;
-  const uniform = () => {
-    const t = (((a + b) | 0) + d) | 0;
-    d = (d + 1) | 0;
-    a = b ^ (b >>> 9);
-    b = (c + (c << 3)) | 0;
-    c = (((c << 21) | (c >>> 11)) + t) | 0;
-    return ((t >>> 0) + 0.5) / 2 ** 32;
-  };
-  for (let i = 0; i < 16; i++) uniform();
-  return () => Math.sqrt(-2 * Math.log(uniform())) * Math.cos(2 * Math.PI * uniform());
-}
-
-// All of them at the bottom of the right well.
-export const start = (n) => ({ x: new Float64Array(n).fill(1), y: new Float64Array(n) });
-
-export function step({ x, y }, well, { lr, batchSize, anisotropy }, normal) {
-  const noise = (lr * SIGMA) / Math.sqrt(batchSize), { h } = well;
-  const [alongX, alongY] = [1 + anisotropy, 1 - anisotropy].map((part) => noise * Math.sqrt(part));
-  for (let i = 0; i < x.length; i++) {
-    const p = 1 / (1 + Math.exp(gap(well, x[i], y[i]) / SOFTNESS)); // the weight of the left well
-    const left = p * h[0], right = (1 - p) * h[1];
-    x[i] -= lr * (left * (x[i] + 1) + right * (x[i] - 1)) + alongX * normal();
-    y[i] -= lr * y[i] * (left + right) + alongY * normal();
-  }
-}
-
-// Shares of the walkers in the bins, and in the right well.
-export function histogram({ x, y }, well) {
-  const masses = new Float64Array(BINS), one = 1 / x.length;
-  let right = 0;
-  for (let i = 0; i < x.length; i++) {
-    masses[Math.floor((x[i] + EDGE) / WIDTH)] += one; // what is beyond the bins has no effect
-    if (isRight(well, x[i], y[i])) right += one;
-  }
-  return { masses, right };
-}
-
-// The same of exp(−ℓ/T)/Z, by the midpoint rule, out to seven standard deviations.
-export function gibbs(well, t) {
-  const masses = new Float64Array(BINS), cells = 6, dx = WIDTH / cells; // of a bin
-  const reach = 7 * Math.sqrt(t / Math.min(...well.h)), lowest = Math.min(...well.level);
-  const dy = Math.min(0.05, 0.5 * Math.sqrt(t / Math.max(...well.h)));
-  const beyond = cells * Math.ceil(Math.max(0, 1 + reach - EDGE) / WIDTH);
-  let total = 0, right = 0;
-  for (let i = -beyond; i < BINS * cells + beyond; i++) {
-    const x = (i + 0.5) * dx - EDGE;
-    for (let y = dy / 2; y < reach; y += dy) {
-      const mass = Math.exp((lowest - loss(well, x, y)) / t);
-      total += mass;
-      masses[Math.floor(i / cells)] += mass;
-      if (isRight(well, x, y)) right += mass;
-    }
-  }
-  return { masses: masses.map((mass) => mass / total), right: right / total };
-}
-
-// Equation (26), corrected, for the right well: P ∝ exp(−ℓ/T)/√det H, where √det H = h.
-export const laplace = ({ h, level }, t) =>
-  1 / (1 + (h[1] / h[0]) * Math.exp((level[1] - level[0]) / t));
-
-// Total variation: the share that would have to move. What lies beyond the bins is one more bin.
-export function distance(p, q) {
-  const differences = p.map((mass, i) => mass - q[i]);
-  const beyond = differences.reduce((sum, d) => sum + d, 0);
-  return differences.reduce((sum, d) => sum + Math.abs(d), Math.abs(beyond)) / 2;
-}
+const RECORDED = 100; // points of the share against time, while the time doubles
+const RISE = 1; // of the loss, from the bottom of the right well to the handle of its width
+const SIZES = [4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128];
 
 const percent = (share) => `${number(100 * share, 2)} %`;
 const middle = (bin) => (bin + 0.5) * WIDTH - EDGE;
 
 function render({ model, el }) {
-  let told = 0, walkers, normal, steps, well, t, law, average, frames, map;
-  const compact = model.get("compact"), top = compact ? 22 : 130; // of the plane
-  const aspect = compact ? 0.36 : 0.5, rise = compact ? 100 : 140; // of the plane; of the histogram
+  let told = 0, walkers, normal, steps, well, t, law, rates, average, frames, map, past, since;
+  let ratio, inPlane, inLoss, moving = false;
+  const compact = model.get("compact"), bottom = 22 + (compact ? 0 : 140); // above the plane
+  const aspect = compact ? 0.3 : 0.38, rise = compact ? 90 : 130; // of the plane; of the histogram
+  const first = { lr: model.get("lr"), batch_size: model.get("batch_size") };
 
   const page = stage(model, el, {
     title: "SGD in a double well",
-    description: `${compact ? "Two" : "Three"} charts over w₁, the coordinate between two wells: `
-      + `${compact ? "" : "the loss; "}the plane of two weights with the walkers in it; and their `
-      + "histogram beside the Gibbs law.",
+    description: compact
+      ? "Two charts over w₁, the coordinate between two wells: the plane of two weights with the "
+        + "walkers in it; and their histogram beside the Gibbs law."
+      : "Four charts. Over w₁, the coordinate between two wells: the loss; the plane of two "
+        + "weights with the walkers in it; and their histogram beside the Gibbs law. And the share "
+        + "of the walkers in the left well against time, beside two predictions.",
     legend: [["blue", "●", "walkers in the left well"], ["orange", "●", "in the right well"],
-      ["green", "━", "Gibbs law, equation (25)"]],
-    note: `All walkers start in the right well. ℓ is the mean loss, σ = ${SIGMA}. The Gibbs law `
+      ["green", "━", compact ? "Gibbs law, equation (25)" : "Gibbs law, and its two rates"],
+      ...(compact ? [] : [["purple", "╌", "Kramers' two rates"]])],
+    note: `${compact ? "" : "Click in the plane, or move the ring there, to drop all walkers at a "
+      + "place. Drag the rings in the loss to change the right well. The two rates are one over "
+      + "the mean times to cross of w₁, as if w₂ were always at rest; Kramers' need T far below "
+      + "the barrier, and a round top. "}ℓ is the mean loss, σ = ${SIGMA}. The Gibbs law `
       + "exp(−ℓ/T)/Z with T = ησ²/(2B) is right only for isotropic noise (anisotropy 0) and short "
       + "steps (ηh small). Otherwise the histogram settles elsewhere.",
-    height: (width) => (width - 54) * aspect + top + rise + 75,
+    height: (width) => place(width).end,
     draw,
-    update: prepare,
-    table: () => [["middle of the bin of w₁", "walkers (%)", "Gibbs law (%)"],
-      ...[...law.masses].map((mass, i) => [middle(i), 100 * average.masses[i], 100 * mass])],
+    update: changed,
+    table: () => [["chart", "w₁, or time", "walkers (%)", "Gibbs law (%)", "Kramers (%)"],
+      ...[...law.masses].map((mass, i) =>
+        ["bin of w₁, its middle", middle(i), 100 * average.masses[i], 100 * mass, ""]),
+      ...past.map(([time, share]) => ["left well, against time", time, 100 * share,
+        ...[law, rates].map((each) => predicted(each, time))])],
   });
 
+  const time = () => (past.length ? past.at(-1)[0] : 0);
+  const predicted = (each, when) =>
+    (when < since.time ? "" : 100 * twoRates(each, since.share, when - since.time));
   function prepare() {
     well = wells(model.get("depth"), model.get("curvature"));
     t = temperature(model.get("lr"), model.get("batch_size"));
-    law = gibbs(well, t);
+    [law, rates] = [gibbs(well, t), kramers(well, t)];
+    since = { time: time(), share: 1 - histogram(walkers, well).right };
     frames = 0;
     map = null;
     show(0);
   }
   function restart() {
-    walkers = start(model.get("n_walkers"));
+    walkers = start(model.get("n_walkers"), model.get("x"), model.get("y"));
     normal = normals(model.get("seed"));
-    steps = 0;
+    [steps, past] = [0, []];
+    prepare();
+  }
+  function changed(name) {
+    if (moving || name === "x" || name === "y") return page.redraw();
+    if (name === "locked") ratio = model.get("lr") / model.get("batch_size");
+    else if (model.get("locked") && name in first) {
+      moving = true; // the other one follows
+      Object.entries(inStep(name, model.get(name), ratio)).forEach((pair) => model.set(...pair));
+      moving = false;
+    }
     prepare();
   }
   function advance(count, milliseconds = Infinity) {
     const [lr, batchSize, anisotropy] = ["lr", "batch_size", "anisotropy"].map((k) => model.get(k));
-    const end = performance.now() + milliseconds;
+    const end = performance.now() + milliseconds, before = steps;
     for (let i = 0; i < count && performance.now() < end; i++, steps++)
       step(walkers, well, { lr, batchSize, anisotropy }, normal);
     if (count) frames++; // where the walkers were put has no part in the mean
     const now = histogram(walkers, well), share = 1 / Math.min(frames || 1, MEMORY);
+    const clock = time() + lr * (steps - before);
+    if (past.length > 1 && clock - past.at(-2)[0] < clock / RECORDED) past.pop();
+    past.push([clock, 1 - now.right]);
     if (frames < 2) average = now;
     average.masses.forEach((mass, i) => (average.masses[i] += share * (now.masses[i] - mass)));
     average.right += share * (now.right - average.right);
   }
+  // What the challenge of the front page asks for: both moved, and the ratio as it was.
+  function ratioSaid() {
+    const [lr, size] = [model.get("lr"), model.get("batch_size")], by = size / first.batch_size;
+    const same = Math.abs(lr / size / (first.lr / first.batch_size) - 1) < 0.02;
+    return by !== 1 && same ? ` η and B are ${number(by)} times what they were, and T is the same: `
+      + "only their ratio matters, as long as the steps are short." : "";
+  }
   function tell() {
     const long = model.get("lr") * Math.max(...well.h), a = model.get("anisotropy");
+    const away = percent(distance(average.masses, law.masses));
+    const hops = compact ? "" : ` To cross takes a time of ${number(law.leftRight, 2)} from the `
+      + `left well and ${number(law.rightLeft, 2)} from the right one, by Kramers' formula `
+      + `${number(rates.leftRight, 2)} and ${number(rates.rightLeft, 2)}; so far it is `
+      + `${number(time())}.`;
     page.say(`T = ${number(t)}. In the right well: ${percent(average.right)} of `
       + `the walkers; ${percent(law.right)} by the Gibbs law, ${percent(laplace(well, t))} by `
-      + `equation (26). After ${steps.toLocaleString("en")} steps the histogram is `
-      + `${percent(distance(average.masses, law.masses))} away from the law (total variation).`
+      + `equation (26). After ${steps.toLocaleString("en")} steps the histogram is ${away} away `
+      + `from the law (total variation).${ratioSaid()}${hops}`
       + (a ? ` The noise is anisotropic, ${number(1 + a)} σ² along w₁: the law does not hold.` : "")
       + (long > 0.2 ? ` The steps are long: ηh = ${number(long)} in the narrower well makes the `
         + `variance there ${number(1 / (1 - long / 2))} times that of the law.` : ""));
@@ -174,16 +133,21 @@ function render({ model, el }) {
     pen.putImageData(image, 0, 0);
     return { canvas, width, ink };
   }
-  function draw(pen, width, colours) {
-    const { ink, blue, orange, green } = colours;
+  // Where the charts are, in px: [left, top, width, height] each.
+  function place(width) {
     const left = 44, across = Math.floor(width - left - 10), down = Math.round(across * aspect);
-    const xs = [-EDGE, EDGE], ys = xs.map((x) => aspect * x), lowest = Math.min(...well.level);
-    if (map?.width !== across || map.ink !== ink) map = bands(across, down, ink);
-    if (!compact)
-      panel(pen, colours, [left, 22, across, 80], xs, [lowest - 0.1, 2.5],
-        { y: "Mean loss ℓ where w₂ = 0", rows: 2 }, (px, py) =>
-          polyline(pen, ink, linear(...xs, 200).map((x) => [px(x), py(loss(well, x, 0))])));
-    panel(pen, colours, [left, top, across, down], xs, ys, { y: "w₂" }, (px, py) => {
+    const below = bottom + down + 28, over = below + rise + 68;
+    return { loss: [left, 22, across, 110], plane: [left, bottom, across, down],
+      bars: [left, below, across, rise], share: [left, over, across, 110],
+      end: compact ? below + rise + 45 : over + 155 };
+  }
+  function draw(pen, width, colours) {
+    const { ink, green, blue, orange } = colours, at = place(width), [left, top, across] = at.plane;
+    const xs = [-EDGE, EDGE], ys = xs.map((x) => aspect * x);
+    if (map?.width !== across || map.ink !== ink) map = bands(across, at.plane[3], ink);
+    if (!compact) drawLoss(pen, colours, at.loss);
+    panel(pen, colours, at.plane, xs, ys, { y: "w₂" }, (px, py) => {
+      inPlane = { px, py, at: at.plane };
       pen.drawImage(map.canvas, left, top);
       const { x, y } = walkers;
       for (const [side, colour] of [blue, orange].entries()) {
@@ -192,9 +156,12 @@ function render({ model, el }) {
           if (Number(isRight(well, x[i], y[i])) === side)
             pen.fillRect(px(x[i]) - 1, py(y[i]) - 1, 2, 2);
       }
+      if (!compact) mark(pen, ink, [px(model.get("x")), py(model.get("y"))], 9, { hollow: true });
     });
-    const highest = 160 * Math.max(...law.masses);
-    panel(pen, colours, [left, top + 28 + down, across, rise], xs, [0, highest],
+    // The least of the law's height, and twice, four times, … that, which shows all of each bar.
+    let highest = 160 * Math.max(...law.masses);
+    while (highest < 100 * Math.max(...average.masses)) highest *= 2;
+    panel(pen, colours, at.bars, xs, [0, Math.min(100, highest)],
       { x: "w₁", y: "Walkers in a bin of w₁, %", rows: 3 }, (px, py) => {
         average.masses.forEach((mass, i) => {
           pen.fillStyle = isRight(well, middle(i), 0) ? orange : blue;
@@ -204,15 +171,92 @@ function render({ model, el }) {
         const curve = [...law.masses].map((mass, i) => [px(middle(i)), py(100 * mass)]);
         polyline(pen, green, curve, { width: 3 });
       });
+    if (!compact) drawShare(pen, colours, at.share);
+  }
+  function drawLoss(pen, colours, at) {
+    const lowest = Math.min(...well.level), xs = [-EDGE, EDGE];
+    panel(pen, colours, at, xs, [lowest - 0.4, 2.5],
+      { y: "Mean loss ℓ where w₂ = 0", rows: 2 }, (px, py) => {
+        inLoss = { px, py, scale: [at[2] / (2 * EDGE), at[3] / (2.9 - lowest)] };
+        polyline(pen, colours.ink, linear(...xs, 200).map((x) => [px(x), py(loss(well, x, 0))]));
+        for (const end of [lowestPoint(), side()])
+          mark(pen, colours.orange, end, 8, { hollow: true });
+      });
+  }
+  function drawShare(pen, colours, at) {
+    const now = time(), end = 10 * 2 ** Math.ceil(Math.log2(Math.max(now, 10) / 10));
+    panel(pen, colours, at, [0, end], [0, 100],
+      { x: "Time t = η · steps", y: "Walkers in the left, wide well, %", rows: 4 }, (px, py) => {
+        const ahead = linear(since.time, end, 100);
+        const line = (each) => ahead.map((when) => [px(when), py(predicted(each, when))]);
+        const measured = past.map(([when, share]) => [px(when), py(100 * share)]);
+        curves(pen, [
+          { points: line(rates), colour: colours.purple, dash: [6, 4] },
+          { points: line(law), colour: colours.green, width: 3 },
+          { points: measured, colour: colours.blue },
+        ], at[0] + at[2]);
+        mark(pen, colours.blue, measured.at(-1), 4);
+      });
   }
 
+  // The handles of the loss: the bottom of the right well, and a point of its right side.
+  const lowestPoint = () => [inLoss.px(1), inLoss.py(well.level[1])];
+  const side = () =>
+    [inLoss.px(1 + Math.sqrt((2 * RISE) / well.h[1])), inLoss.py(well.level[1] + RISE)];
+  function dropAt(x, y) {
+    const { at: [left, top, across, down] } = inPlane, scale = across / (2 * EDGE);
+    const [u, v] = [x - left - across / 2, top + down / 2 - y];
+    const room = [across / 2, down / 2].map((half) => half - 9);
+    [u, v].forEach((part, i) => model.set("xy"[i],
+      Number((Math.min(room[i], Math.max(-room[i], part)) / scale).toFixed(2))));
+  }
+  function addHandles() {
+    const round = (value) => Number(value.toFixed(3));
+    page.handle("Depth of the right well", () => inLoss && lowestPoint(), (_, y) => {
+      const by = (y - lowestPoint()[1]) / inLoss.scale[1];
+      model.set("depth", round(within("depth", model.get("depth") + by)));
+    });
+    page.handle("Width of the right well", () => inLoss && side(), (x) => {
+      const half = (x - inLoss.px(1)) / inLoss.scale[0];
+      model.set("curvature", round(within("curvature", (2 * RISE) / Math.max(half, 0.1) ** 2)));
+    });
+    page.handle("Where walkers are dropped", () =>
+      inPlane && [inPlane.px(model.get("x")), inPlane.py(model.get("y"))], dropAt, restart);
+    page.plot.addEventListener("click", (event) => {
+      if (event.target.closest(".handle")) return;
+      const box = page.plot.getBoundingClientRect();
+      const [x, y] = [event.clientX - box.left, event.clientY - box.top];
+      const [, top, , down] = inPlane.at;
+      if (y < top || y > top + down) return;
+      dropAt(x, y);
+      model.save_changes();
+      restart();
+    }, { signal: page.over.signal });
+  }
+
+  for (const name of ["x", "y"])
+    page.follow(name, () => {}, (text) => {
+      const value = text.trim() ? Number(text) : NaN;
+      return Math.abs(value) <= (name === "x" ? 3.4 : 1.2) ? value : undefined;
+    });
+  const by = (name, factor) => () => {
+    model.set(name, within(name, model.get(name) * factor));
+    model.save_changes();
+  };
+  if (compact) {
+    const [first] = page.buttons({ "B × 2": by("batch_size", 2), "B ÷ 2": by("batch_size", 0.5),
+      "η × 2": by("lr", 2), "η ÷ 2": by("lr", 0.5) });
+    page.plot.before(first.parentNode); // the challenge: in sight without a scroll
+  } else addHandles();
   page.slider("lr", "Learning rate η", geometric(-2.3, -1));
-  page.slider("batch_size", "Batch size B", [4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128]);
+  page.slider("batch_size", "Batch size B", SIZES);
   if (!compact) {
+    page.choice("locked", "Moving one of η and B", [[false, "changes η/B"], [true, "keeps η/B"]]);
     page.slider("anisotropy", "Anisotropy of the noise", linear(-0.9, 0.9, 18));
     page.slider("depth", "Right well: deeper by", linear(-0.3, 0.3, 12));
     page.slider("curvature", "Right well: curvature h", linear(1, 9, 16));
   }
+  ratio = model.get("lr") / model.get("batch_size");
 
   const [play] = page.buttons({
     Play: () => toggle(),
