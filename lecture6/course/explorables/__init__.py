@@ -325,7 +325,7 @@ class Scaling(Explorable):
     module = "scaling"
     about = "a net of small batches and nets of batches k times as large, trained on digits"
     k = _start(Int(8, min=2, max=128))
-    lr = _start(Float(0.1, min=0.01, max=1.0))
+    lr = _start(Float(0.05, min=0.01, max=1.0))
     rule = _start(Enum(["linear", "sqrt", "none"], default_value="linear"))
     warmup = _start(Int(0, min=0, max=10))
     epochs = _start(Int(20, min=5, max=50))

@@ -11,7 +11,7 @@ const KS = [1, 2, 4, 8, 16, 32, 64, 128];
 const SEEDS = 5;
 const GUESS = Math.log(10); // the loss of a net that guesses
 export const MARGIN = 1.5; // the rule holds where the training loss is at most this many times
-const TOO_HIGH = `With B = ${SIZE} the net diverged, at k = 1: take a smaller η.`;
+const TOO_HIGH = `At this η the net of B = ${SIZE} does not train: take a smaller one.`;
 const RULES = { linear: ["kη", (k) => k], sqrt: ["√k η", Math.sqrt], none: ["η", () => 1] };
 export const scaled = (rule, lr, k) => lr * RULES[rule][1](k);
 // The rate after so many epochs: it rises linearly from `lr` to `full` while the warm-up lasts.
@@ -20,22 +20,31 @@ export const rateAt = (epoch, lr, full, warmup) =>
 
 // What runs say of each k: how many times the training loss of k = 1 is that of k, a geometric mean
 // over the seeds with its interval, and whether the rule "holds", "breaks", or is "open". `runs`
-// has, for each seed, the losses in the order of `ks`, of which 1 is the first; NaN: it diverged.
+// has, for each seed, the losses in the order of `ks`, of which 1 is the first; NaN: it failed.
 export function judged(runs, ks = KS) {
   return ks.map((k, i) => {
     const ratios = runs.map((losses) => losses[i] / losses[0]);
-    const diverged = ratios.filter((ratio) => !Number.isFinite(ratio)).length;
+    const failed = ratios.filter((ratio) => !Number.isFinite(ratio)).length;
     const { mean, half } = interval(ratios.map(Math.log)), width = runs.length > 1 ? half : 0;
     const [value, low, high] = [mean, mean - width, mean + width].map(Math.exp);
-    const verdict = diverged || low > MARGIN ? "breaks" : high <= MARGIN ? "holds" : "open";
-    return { k, value, low, high, diverged, verdict };
+    const verdict = failed || low > MARGIN ? "breaks" : high <= MARGIN ? "holds" : "open";
+    return { k, value, low, high, failed, verdict };
   });
 }
-// That of the last k up to which the rule holds at each; undefined where k = 1 itself diverged.
+// That of the last k up to which the rule holds at each; undefined where k = 1 itself failed.
 export function lastHeld(found) {
   const first = found.findIndex(({ verdict }) => verdict !== "holds");
   return first < 0 ? found.at(-1) : found[first - 1];
 }
+
+// The update from which on a net is no better than a guess; 0 where it ends better.
+export function lost(rows) {
+  const better = rows.findLastIndex(({ trainLoss }) => trainLoss < 0.98 * GUESS);
+  return better === rows.length - 1 ? 0 : rows[Math.max(1, better + 1)].update;
+}
+// What became of a net that does not train; of others nothing.
+const failure = ({ rows, end }) => (end ? `diverged at update ${end}`
+  : lost(rows) ? `is no better than a guess from update ${lost(rows)} on` : "");
 
 // After which epochs λ_max is measured.
 const looked = (epoch, epochs) =>
@@ -57,7 +66,7 @@ function render({ model, el }) {
       + "training loss, test accuracy, distance between their weights, and learning rate times "
       + "λ_max. Below, how many times the training loss of k = 1 is that of each k.",
     legend: [["blue", "━", `B = ${SIZE}, rate η`], ["orange", "━", "k times as large"],
-      ["blue", "┅", "large batch’s rate × small batch’s λ_max"],
+      ["blue", "- -", "large batch’s rate × small batch’s λ_max"],
       ["green", "━", "all k, after the last epoch"]],
     note: "Net 64-64-10, ReLU, cross-entropy, 4,810 weights; plain SGD on 1,437 of scikit-learn’s "
       + "digits, 360 to test. All nets of a seed start at the same weights and see equally many "
@@ -192,7 +201,7 @@ function render({ model, el }) {
   // ---- what was found ----------------------------------------------------------------------------
 
   const verdicts = () => judged(sweeps.map(({ nets }) =>
-    nets.map(({ rows, end }) => (end ? NaN : rows.at(-1).trainLoss))));
+    nets.map((net) => (failure(net) ? NaN : net.rows.at(-1).trainLoss))));
   // The k at which the rule's rate times the highest λ_max of the small batch is 2.
   function edge() {
     const highs = sweeps.map(({ lambda }) => highest(lambda));
@@ -208,29 +217,28 @@ function render({ model, el }) {
   }
   function aboutPair() {
     const { k, rule } = settings(), [small, large] = pair.nets, last = small.rows.at(-1);
-    if (small.end) return TOO_HIGH;
+    if (failure(small)) return TOO_HIGH;
     const words = `with B = ${SIZE * k} at ${RULES[rule][0]} = ${number(rate(k))}`;
     const products = pair.lambda[0].map(([epoch, value]) => [epoch, rate(k, epoch) * value]);
     const high = highest(products), begun = `After ${number(last.epoch)} epochs the training loss `
       + `is ${number(last.trainLoss)} with B = ${SIZE}`;
     const product = `The large batch’s rate times the small one’s λ_max is at most ${number(high)}, `
       + `${high > 2 ? "beyond" : "below"} 2.`;
-    if (large.end) return `${begun}. The net ${words} diverged at update ${large.end}. ${product}`;
+    if (failure(large)) return `${begun}. The net ${words} ${failure(large)}. ${product}`;
     const end = large.rows.at(-1), ratio = end.trainLoss / last.trainLoss;
-    const [own] = pair.lambda[1].slice(-1), { value: apart } = { value: pair.distance.at(-1)[1] };
+    const [epoch, own] = pair.lambda[1].at(-1), [, apart] = pair.distance.at(-1);
     return `${begun} and ${number(end.trainLoss)} ${words}, ${number(ratio)} times as much: `
-      + `${ratio > MARGIN ? "beyond" : "within"} the margin of ${MARGIN}${
-        end.trainLoss > 0.98 * GUESS ? ", and no better than a guess" : ""}. The test accuracies `
-      + `are ${percent(last.testAccuracy)} and ${percent(end.testAccuracy)}. The weights are `
+      + `${ratio > MARGIN ? "beyond" : "within"} the margin of ${MARGIN}. The test accuracies are `
+      + `${percent(last.testAccuracy)} and ${percent(end.testAccuracy)}. The weights are `
       + `${number(apart)} apart; those of B = ${SIZE} have moved ${number(last.distance)}. `
-      + `${product} With its own λ_max it ends at ${number(rate(k, own[0]) * own[1])}.`;
+      + `${product} With its own λ_max it ends at ${number(rate(k, epoch) * own)}.`;
   }
   function aboutAll() {
     const found = verdicts(), held = lastHeld(found), many = sweeps.length > 1;
     if (!held) return TOO_HIGH;
     const { rule, epochs } = settings(), { lambda, k } = edge();
-    const times = ({ value, low, high, diverged }) => (diverged
-      ? `${diverged} of ${sweeps.length} diverged` : `the loss is ${number(value)}${
+    const times = ({ value, low, high, failed }) => (failed
+      ? `${failed} of ${sweeps.length} nets do not train` : `the loss is ${number(value)}${
         many ? ` [${number(low)}, ${number(high)}]` : ""} times that of k = 1`);
     const next = found[found.indexOf(held) + 1];
     const after = next && ` At k = ${next.k} ${times(next)}: ${
@@ -289,7 +297,7 @@ function render({ model, el }) {
         lines(px, py, loss, end);
         breaks(pen, orange, px, py, at[0]);
       }, { ylog: true });
-    chart(1, [50, 100], "Test accuracy, %", (px, py, end) =>
+    chart(1, [0, 109], "Test accuracy, %", (px, py, end) =>
       lines(px, py, test.map((points) => points.map(([x, y]) => [x, 100 * y])), end));
     const apart = pair?.distance ?? [];
     chart(2, [0, Math.max(1, ...apart.map(([, value]) => value).filter(Number.isFinite)) * 1.1],
@@ -298,15 +306,15 @@ function render({ model, el }) {
     products(pen, colours, chart, level);
     against(pen, colours, at[4]);
   }
-  // Where the large batch diverged.
+  // Where the large batch failed.
   function breaks(pen, colour, px, py, [left, , across]) {
     const large = pair?.nets?.[1];
-    if (!large?.end) return;
-    const { epoch, trainLoss } = large.rows.at(-1), [x, y] = [px(epoch), py(trainLoss)];
-    const room = x < left + across / 2;
+    if (job || !large || !failure(large)) return;
+    const { rows, end } = large, at = rows.find(({ update }) => update === lost(rows));
+    const { epoch } = end ? rows.at(-1) : at, x = px(epoch), room = x < left + across / 2;
+    const words = end ? `diverged at update ${end}` : `a guess from update ${at.update} on`;
     Object.assign(pen, { fillStyle: colour, textAlign: room ? "left" : "right" });
-    pen.fillText(room ? `✗ diverged at update ${large.end}` : `diverged at update ${large.end} ✗`,
-      x, Math.max(y, py(50)) - 10);
+    pen.fillText(room ? `✗ ${words}` : `${words} ✗`, x + (room ? -4 : 4), py(GUESS) + 12);
   }
   // Learning rate × λ_max of the large batch, and of the small batch with the large one's rate.
   function products(pen, { blue, orange }, chart, level) {
@@ -339,16 +347,16 @@ function render({ model, el }) {
         polyline(pen, ink, [[x, top], [x, bottom]], { dash: [2, 4], width: 1 });
         pen.fillText("kηλ_max = 2", x - 4, top + 9);
       }
-      polyline(pen, green, found.filter(({ diverged }) => !diverged).map(({ k, value }) =>
+      polyline(pen, green, found.filter(({ failed }) => !failed).map(({ k, value }) =>
         [px(k), py(value)]));
-      for (const { k, value, low, high, diverged, verdict } of found) {
-        const [x, y] = [px(k), diverged ? top + 14 : py(value)];
+      for (const { k, value, low, high, failed, verdict } of found) {
+        const [x, y] = [px(k), failed ? top + 14 : py(value)];
         const colour = verdict === "breaks" ? orange : green;
-        if (!diverged) polyline(pen, colour, [[x, py(low)], [x, py(high)]]);
+        if (!failed) polyline(pen, colour, [[x, py(low)], [x, py(high)]]);
         mark(pen, colour, [x, y], 5, { corners: verdict === "breaks" ? 4 : 16,
           hollow: verdict === "open" });
         Object.assign(pen, { fillStyle: colour, textAlign: "center" });
-        pen.fillText(diverged ? `${k} ✗` : k, x, y + (y < top + 30 ? 15 : -13));
+        pen.fillText(failed ? `${k} ✗` : k, x, y + (y < top + 30 ? 15 : -13));
       }
     });
   }

@@ -58,6 +58,7 @@ function render({ model, el }) {
       ["purple", "●", "the curvature h"], ["ink", "◇", "large step + second order"]],
     note: "Drag the points of the curvature, or the point of the map, which is at the highest h. "
       + "One round is shown by full gradients on ℓ = ½hw², at the highest h and the full rate. "
+      + "In the light band of the map a large step overshoots. "
       + `Over all rounds gradients have noise: variance σ² for a small batch, σ²/k for a large one, `
       + `σ = ${SIGMA}. “The rule holds”: one round from w = 1 ends within ${GAP} of the small `
       + "steps’ end. On a net, a step that grows changes h; here it does not.",
@@ -101,14 +102,14 @@ function render({ model, el }) {
     const side = width > 560, left = 54, across = side ? width / 2 - left - 12 : width - left - 12;
     return [0, 1, 2, 3].map((i) => (side
       ? [left + (i % 2) * (width / 2), 24 + 238 * Math.floor(i / 2), across, 170]
-      : [left, 24 + 222 * i, across, 156]));
+      : [left, 24 + 222 * [0, 2, 1, 3][i], across, 156]));
   }
   function draw(pen, width, colours) {
-    const [curvature, map, spread, parabola] = places(width), time = [-0.02 * last, 1.02 * last];
+    const [curvature, map, spread, parabola] = places(width), time = [-0.04 * last, 1.04 * last];
     const { blue, orange, purple } = colours;
     const times = linear(0, last, 200);
     panel(pen, colours, curvature, time, [LOW, HIGH],
-      { x: "", y: "Curvature h; above the line large steps grow", ylog: true }, (px, py) => {
+      { x: "", y: "Curvature h (shaded: large steps grow)", ylog: true }, (px, py) => {
         onTime = { px, py, at: curvature };
         const edge = times.map((t) => [px(t), py(2 / largeRate(t, lr, k, warmup))]);
         shade(pen, orange, 0.2, [...edge, [px(last), -99], [px(0), -99]]);
@@ -118,11 +119,11 @@ function render({ model, el }) {
       });
     panel(pen, colours, map, STEEP, [0.9, 80], { x: "ηh", y: "k, or rate/η in a warm-up",
       xlog: true, ylog: true }, (px, py) => drawMap(pen, colours, map, px, py));
-    panel(pen, colours, spread, time, [1e-2, 1e3],
+    panel(pen, colours, spread, time, [2e-3, bounded(2 * Math.max(...small, ...large), 10, 1e6)],
       { x: "Small steps (a large one counts k)", y: "Root mean square of w", ylog: true },
       (px, py) => {
         const line = (values, each) => values.map((value, i) =>
-          [px(i * each), py(Math.min(1e6, value))]);
+          [px(i * each), py(Math.min(1e9, value))]);
         polyline(pen, blue, line(small, 1));
         polyline(pen, orange, line(large, k), { dash: [6, 4] });
       });
