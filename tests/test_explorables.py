@@ -17,10 +17,19 @@ from setuptools import find_packages
 
 from lecture6 import toys
 from lecture6.course import explorables
-from lecture6.course.explorables import MIME_TYPE, Box, Keskar, OneStep, Spectrum, Steps, Walkers
+from lecture6.course.explorables import (
+    MIME_TYPE,
+    Box,
+    Keskar,
+    OneStep,
+    Scaling,
+    Spectrum,
+    Steps,
+    Walkers,
+)
 
 ROOT = Path(__file__).parents[1]
-KINDS = [Walkers, Box, Steps, OneStep, Keskar, Spectrum]
+KINDS = [Walkers, Box, Steps, OneStep, Keskar, Spectrum, Scaling]
 
 
 @pytest.fixture(params=KINDS)
@@ -179,6 +188,12 @@ def test_the_widget_holds_its_module_and_its_start_values(kind):
         (Box, {"function": "x²"}),
         (Steps, {"k": 65}),
         (Steps, {"warmup": -1}),
+        (Steps, {"curvature": [(0, 1.0)]}),
+        (Steps, {"curvature": [1.0, 2.0]}),
+        (Steps, {"curvature": [(0, 1.0), (0, 2.0)]}),
+        (Steps, {"curvature": [(0, 1.0), (10, 31.0)]}),
+        (Scaling, {"k": 1}),
+        (Scaling, {"rule": "square"}),
         (OneStep, {"momentum": 1.0}),
         (OneStep, {"w1": 7.5}),
         (Walkers, {"lr": float("nan")}),
