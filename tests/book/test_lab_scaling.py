@@ -201,9 +201,13 @@ def test_a_net_is_lost_from_its_last_good_row_on(visit, browser):
 # ---- the story -------------------------------------------------------------------------------
 
 
+def loss_at_end(rows, k, seed):
+    return [*course(rows, "training loss", k, seed).values()][-1]
+
+
 def broken(rows, seed):
     """The first k whose loss is beyond the margin."""
-    ends = [[*course(rows, "training loss", k, seed).values()][-1] for k in KS]
+    ends = [loss_at_end(rows, k, seed) for k in KS]
     return next(k for k, loss in zip(KS, ends, strict=True) if loss > MARGIN * ends[0])
 
 
@@ -211,30 +215,30 @@ def test_the_rule_ends_beyond_the_edge_and_not_far_from_it(visit, browser):
     visit("plain", skip=False)
     assert said(browser) == "Make a prediction or skip it, then train the nets."
     assert not any(b.is_enabled() for b in buttons(browser))
-    one(browser, ".guess input").send_keys(Keys.SPACE)  # k = 2 is already too much
+    first = one(browser, ".guess label:first-of-type input")  # k = 2 is already too much
+    first.send_keys(Keys.SPACE)
     press(browser, one(browser, ".commit"))
     sentence = run(browser, 2)
     rows = table(browser)
     highs = [max(course(rows, "λ_max", 1, seed).values()) for seed in range(5)]
     edge = number(r"kηλ_max = 2 at k = (\S+)", sentence)
     assert edge == pytest.approx(2 / (0.1 * stats.gmean(highs)), rel=0.01)
-    held = number(r"holds up to k = (\d+):", sentence)
+    held = int(number(r"holds up to k = (\d+):", sentence))
     for seed in range(3):
         assert edge / 2 < broken(rows, seed) <= 8 * edge  # the text says so
     assert 2 <= held <= 16
     assert one(browser, ".said").text == "No. The rule holds for a while, and then it breaks."
     # The sentence is what the rows say.
-    ends = np.log([[[*course(rows, "training loss", k, s).values()][-1] for k in (1, held)]
-                   for s in range(5)])  # fmt: skip
+    ends = np.log([[loss_at_end(rows, k, seed) for k in (1, held)] for seed in range(5)])
     gap = ends[:, 1] - ends[:, 0]
-    assert number(rf"k = {held:g}: there the loss is (\S+)", sentence) == pytest.approx(
+    assert number(rf"k = {held}: there the loss is (\S+)", sentence) == pytest.approx(
         math.exp(gap.mean()), rel=0.01
     )
-    # At other rates of the large batch nothing is left to be broken.
+    # At the same rate the large batch falls behind from the first doublings on.
     browser.find_element(By.XPATH, "//label[span='η']/input").send_keys(Keys.SPACE)
     assert said(browser).startswith("Train a small and a large batch")
     assert "scaling.rule=none" in browser.current_url
-    assert "the rate η holds at no k > 1." in run(browser, 1)
+    assert number(r"the rate η holds (?:at no k > |up to k = )(\d+)", run(browser, 1)) <= 2
 
 
 def test_half_the_rate_has_its_edge_at_twice_the_k(visit, browser):
@@ -287,8 +291,7 @@ def test_two_nets_side_by_side(visit, browser):
 def test_what_does_not_train_is_marked(visit, browser):
     visit("wild")
     sentence = run(browser, 0)
-    assert re.search("The net with B = 512 at kη = 32 (is no better than a guess from|diverged at) "
-                     r"update \d+", sentence)  # fmt: skip
+    assert re.search(r"The net with B = 512 at kη = 32 .* (from|at) update \d+", sentence)
 
 
 # ---- wherever it is read ---------------------------------------------------------------------
