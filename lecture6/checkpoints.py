@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from lecture6 import checks
+
 _MARK = b"lecture6 checkpoint, SHA-256 "
 
 
@@ -51,7 +53,8 @@ class Checkpoint:
     """
 
     def __init__(self, path: str | os.PathLike | None, settings: dict[str, Any]) -> None:
-        self.path, self.settings = None if path is None else Path(path), settings
+        self.path = None if path is None else checks.path("checkpoint", path)
+        self.settings = settings
 
     def check_writable(self) -> None:
         """Raise OSError at once, not after hours of training, where no file could be written."""

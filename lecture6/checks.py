@@ -6,9 +6,11 @@ behind it works with, or raises a ValueError that names the value and the remedy
 
 import copy
 import operator
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -103,6 +105,13 @@ def flag(name: str, value: Any) -> bool:
 def seed(value: Any, name: str = "seed") -> int:
     """A seed: a whole number from 0 to 2⁶³ − 1, in any of the forms of :func:`whole`."""
     return whole(name, value, least=0, most=SEEDS - 1)
+
+
+def path(name: str, value: Any) -> Path:
+    """``value`` as a path: ValueError for what is none."""
+    if not isinstance(value, str | os.PathLike):
+        raise ValueError(f"{name} must be the path of a file or folder, got {value!r}")
+    return Path(value)
 
 
 def finite(name: str, values: Tensor, remedy: str) -> Tensor:

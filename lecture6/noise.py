@@ -84,20 +84,24 @@ class GradientCovariance:
 
     @cached_property
     def rounding(self) -> float:
-        """How far rounding moves a sample's gradient: rms of what a weight's last digit does."""
+        """How far rounding moves a sample's gradient, in rms over a few samples.
+
+        As far as a weight's last digit does, and as far as float32 is from float64.
+        """
         f, w = self.objective.few(), self.objective.vector(self.w)
         eps = torch.finfo(w.dtype).eps
         moved = w + eps * w * curvature.random_signs(np.random.default_rng(0), w)
-        here, there = (next(f.sample_gradients(point, most=f.n_samples)) for point in (w, moved))
-        squares = there.minus(here).squared_norms() + eps**2 * here.squared_norms()
-        return math.sqrt(squares.mean().item())
+        points = (f, w), (f, moved), (self.objective.few(exact=True), w)
+        here, *others = (next(f.sample_gradients(w, most=f.n_samples)) for f, w in points)
+        squares = sum(g.minus(here).squared_norms() for g in others)
+        return math.sqrt((squares + eps**2 * here.squared_norms()).mean().item())
 
     def trace(self) -> Estimate:
         """tr F, exactly: the mean of ‖g_i − ḡ‖², with what rounding leaves open."""
         f, w = self.objective, self.objective.vector(self.w)
-        first, total, sums = f.per_sample(w, f.x[:1], f.y[:1]), 0.0, torch.zeros_like(w)
+        central, total, sums = f.central_gradient(w), 0.0, torch.zeros_like(w)
         for each in f.sample_gradients(w):
-            d = each.minus(first)
+            d = each.minus(central)
             total += d.squared_norms().sum().item() / f.n_samples
             sums += d.sum()
         value = max(total - _square(sums / f.n_samples), 0.0)
@@ -284,8 +288,10 @@ def critical_batch_size(
     f, g = covariance.objective, covariance.mean
     generator, hessian = np.random.default_rng(checks.seed(seed)), f.product(covariance.w)
     along = hessian(g)
-    bottom = (g @ along).item()
-    unsure = 2 * covariance.rounding * math.sqrt(_square(along))  # of the bottom, by rounding
+    bottom, size = (g @ along).item(), math.sqrt(_square(g))
+    # what rounding leaves open of Hv for a unit vector v, and of the bottom
+    unit_error = curvature.product_rounding(f, covariance.w, "hessian", g / size)
+    unsure = 2 * covariance.rounding * math.sqrt(_square(along)) + unit_error * size**2
     if not bottom > unsure:
         raise ValueError(
             f"GᵀHG = {bottom:.3g} is not positive beyond rounding: B_noise is defined where the "
@@ -300,6 +306,7 @@ def critical_batch_size(
         for _ in range(n_products):
             v = curvature.random_signs(generator, g)
             samples.append((hessian(v) @ (covariance @ v)).item() / bottom)
-    top = covariance.trace().stderr * math.sqrt(_square(along) / _square(g))
+    spread = covariance.trace()
+    top = spread.stderr * math.sqrt(_square(along)) / size + spread.value * unit_error
     rounding = math.hypot(top, unsure * float(np.mean(samples))) / bottom
     return Estimate.mean(samples, rounding=rounding)

@@ -10,6 +10,7 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache, cached_property, partial, reduce
 from itertools import zip_longest
 
@@ -106,8 +107,11 @@ class Objective(ABC):
             f"of must be 'hessian' (or, for networks, 'gauss_newton' or 'covariance'), got {of!r}"
         )
 
-    def few(self) -> Objective:
-        """The loss on a few of the samples, where it has samples: to see what rounding does."""
+    def few(self, *, exact: bool = False) -> Objective:
+        """The loss on a few of the samples, where it has samples: to see what rounding does.
+
+        ``exact``: in float64, unless the network, its loss or the device knows float32 only.
+        """
         return self
 
     def vector(self, w: Tensor) -> Tensor:
@@ -327,8 +331,17 @@ class NetworkObjective(FlatNetwork, Objective):
         self.x, self.y, self.n_samples = x, y, len(x)
         self._batches = evaluation_batches(x.to(self.device), y, self.batch_size)
 
-    def few(self) -> NetworkObjective:
-        return self.on(torch.linspace(0, self.n_samples - 1, min(TRIED, self.n_samples)).long())
+    def few(self, *, exact: bool = False) -> NetworkObjective:
+        few = self.on(torch.linspace(0, self.n_samples - 1, min(TRIED, self.n_samples)).long())
+        if exact and self.dtype != torch.float64:
+            data, loss = (self.model, few.x, few.y), None if self.classes else self.loss
+            with suppress(RuntimeError, TypeError, ValueError):
+                found = NetworkObjective(
+                    *data, loss=loss, batch_size=self.batch_size, dtype=torch.float64
+                )
+                found.grad(found.w)
+                return found
+        return few
 
     def on(self, index: Tensor) -> NetworkObjective:
         """The loss of the mini-batch of the samples with these numbers, (n,)."""
@@ -353,21 +366,19 @@ class NetworkObjective(FlatNetwork, Objective):
         if of != "covariance":
             return super()._graphs(of, w)
 
-        # Of the differences from one of the gradients, not of the gradients, which may be nearly
-        # equal: what is squared is small where the covariance is.
         pieces = self._pieces(w, self.batch_size)
-        first = self.per_sample(w, self.x[:1], self.y[:1])
+        central = self.central_gradient(w)
 
         @cache
         def mean() -> Tensor:
-            parts = (self.per_sample(w, x, y).minus(first).sum() for x, y in pieces)
+            parts = (self.per_sample(w, x, y).minus(central).sum() for x, y in pieces)
             return reduce(torch.add, parts) / n
 
         def of_mean() -> tuple[Tensor, PartProduct]:
             return mean(), lambda v, more: mean() * (mean() @ v)
 
         def of_samples(x: Tensor, y: Tensor) -> tuple[SampleGradients, PartProduct]:
-            d = self.per_sample(w, x, y).minus(first)
+            d = self.per_sample(w, x, y).minus(central)
             return d, lambda v, more: d.combine(d.dot(v) / len(y))
 
         # The mean first, so that it is among what is kept.
@@ -399,6 +410,18 @@ class NetworkObjective(FlatNetwork, Objective):
         self.check_separate(w)
         size = max(1, min(most, PIECE // max(1, self.per_sample.loose)))
         return list(zip(self.x.split(size), self.y.split(size), strict=True))
+
+    def central_gradient(self, w: Tensor) -> SampleGradients:
+        """The gradient of one sample, of a few the one nearest to their mean.
+
+        A covariance is computed of the differences from it: gradients may be nearly equal, and what
+        is squared is to be small where the covariance is.
+        """
+        few = self.few()
+        g = next(few.sample_gradients(w))
+        squares = g.squared_norms()
+        i = int((squares - 2 * g.dot(g.sum() / len(squares))).argmin())
+        return self.per_sample(w, few.x[i : i + 1], few.y[i : i + 1])
 
     def sample_gradients(self, w: Tensor, *, most: int | None = None) -> Iterator[SampleGradients]:
         """The gradients of the losses of the samples at w, in their order, ``most`` at a time.

@@ -62,10 +62,10 @@ def factors(schedule: Schedule | None, epochs: int, updates: int) -> np.ndarray:
     for place in np.ndindex(found.shape):
         epoch = place[0] + place[1] / updates
         try:
-            found[place] = real("the factor", schedule(epoch), least=0)
+            found[place] = real("the factor", schedule(epoch), least=0, most=1e8)
         except Exception as error:
             raise ValueError(
                 f"the schedule fails at epoch {epoch:g} of {epochs}, where it is asked for a "
-                f"factor of 0 or more: {type(error).__name__}: {error}"
+                f"factor from 0 to 1e8: {type(error).__name__}: {error}"
             ) from error
     return found

@@ -30,6 +30,7 @@ from lecture6.schedules import Schedule, factors
 from lecture6.team import Team
 
 SAMPLING = ("epoch", "with_replacement", "without_replacement")
+LARGEST = 1e30  # lr and weight decay: float32 takes them, and times any factor of a schedule
 COLUMNS = ["epoch", "update", "split", "loss", "accuracy", "lr", "distance"]  # of a history
 
 
@@ -68,11 +69,11 @@ class Recipe:
 
     def __post_init__(self) -> None:
         found: dict[str, Any] = {
-            "lr": checks.real("lr", self.lr, above=0),
+            "lr": checks.real("lr", self.lr, above=0, most=LARGEST),
             "optimizer": checks.one_of("optimizer", self.optimizer, ("sgd", "adam")),
             "momentum": checks.real("momentum", self.momentum, least=0, below=1),
             "nesterov": checks.flag("nesterov", self.nesterov),
-            "weight_decay": checks.real("weight_decay", self.weight_decay, least=0),
+            "weight_decay": checks.real("weight_decay", self.weight_decay, least=0, most=LARGEST),
             "sampling": checks.one_of("sampling", self.sampling, SAMPLING),
             "seed": checks.seed(self.seed),
             "bf16": checks.flag("bf16", self.bf16),

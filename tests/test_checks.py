@@ -86,7 +86,8 @@ BAD_SETTINGS = [
     ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
     ({"epochs": True}, "epochs must be a whole number, got True"),
     ({"epochs": math.nan}, "epochs must be a whole number, got nan"),
-    ({"lr": math.inf}, "lr must be a finite number and above 0, got inf"),
+    ({"lr": math.inf}, "lr must be a finite number and above 0 and .*, got inf"),
+    ({"lr": 1e308}, "lr must be .* at most 1e.30, got 1e.308"),
     ({"momentum": 1}, "momentum must be .* at least 0 and below 1, got 1"),
     ({"momentum": 1.5}, "momentum must be .* below 1, got 1.5"),
     ({"momentum": -0.5}, "momentum must be .* at least 0 .*, got -0.5"),
@@ -140,10 +141,16 @@ def test_workers_refuse_the_same(settings, parts, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"weight_decay": 1e39}, "weight_decay must be .* at most 1e.30, got 1e.39"),
+        (
+            {"schedule": lambda epoch: 1e300},
+            "the factor must be .* at most 100,000,000.0, got 1e.300",
+        ),
+        ({"checkpoint": 5}, "checkpoint must be the path of a file or folder, got 5"),
         ({"patience": math.nan}, "patience must be a whole number, got nan"),
         ({"patience": 0}, "patience must be at least 1, got 0"),
         ({"micro_batch": 1.5}, "micro_batch must be a whole number, got 1.5"),
-        ({"weight_decay": -1}, "weight_decay must be .* at least 0, got -1"),
+        ({"weight_decay": -1}, "weight_decay must be .* at least 0 and at most 1e.30, got -1"),
         ({"seed": 2**63}, "seed must be at least 0 and at most"),
         ({"epochs": 10**400}, "epochs must be a whole number"),
         ({"momentum": 0.5, "nesterov": "no"}, "nesterov must be True or False, got 'no'"),

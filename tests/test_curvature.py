@@ -17,6 +17,7 @@ from synthetic import gaussian_classes
 from torch import nn
 
 from lecture6 import curvature, models
+from lecture6.noise import GradientCovariance
 from lecture6.objective import FunctionObjective, NetworkObjective
 from lecture6.toys import Powers, Quadratic
 
@@ -131,9 +132,20 @@ def test_residuals_are_reported_before_convergence():
     assert residuals.max() > 1e-3
 
 
-def test_one_product_is_not_enough_to_converge():
-    found = curvature.eigenvalues(BOWL, ZERO, 1, max_products=1)
+def test_two_products_are_not_enough_to_converge():
+    found = curvature.eigenvalues(BOWL, ZERO, 1, max_products=2)
     assert not found.converged
+
+
+@pytest.mark.parametrize("end", ["largest", "smallest"])
+@pytest.mark.parametrize("max_products", [4, 5, 7])
+def test_residuals_are_right_after_any_number_of_products(max_products, end):
+    """Half a block would leave a direction out, to which the others are coupled."""
+    found = curvature.eigenvalues(BOWL, ZERO, 3, end=end, max_products=max_products)
+    v = found.vectors.numpy()
+    residuals = np.linalg.norm(v @ BOWL.h - found.values[:, None] * v, axis=1)
+    np.testing.assert_allclose(found.residuals, residuals, rtol=1e-6)
+    assert found.n_products <= max_products
 
 
 def test_all_eigenvalues_of_a_small_matrix():
@@ -237,6 +249,50 @@ def test_a_covariance_of_samples_that_are_alike_is_0_within_its_error(end):
     found = curvature.eigenvalues(f, f.w, 2, end=end, of="covariance")
     assert (np.abs(found.values) <= found.errors).all()
     assert not found.converged
+
+
+@pytest.mark.parametrize("scale", [100, 1000])
+@pytest.mark.parametrize("outlier", [0, 1, 4095])
+def test_a_covariance_keeps_its_digits_beside_a_sample_of_large_gradient(outlier, scale):
+    """The differences from that gradient would all be as large as it is."""
+    with models.local_seed(1):
+        net, x = nn.Linear(5, 3), 0.1 * torch.randn(4096, 5)
+        y, v = torch.randint(3, (4096,)), torch.randn(18)
+    x[outlier] *= scale
+    y[outlier] = net(x[outlier]).argmin()  # a wrong one
+    delta = F.softmax(net.double()(x.double()), 1).detach() - F.one_hot(y, 3)
+    gradients = torch.cat([(delta[:, :, None] * x[:, None]).flatten(1), delta], 1)
+    gradients -= gradients.mean(0)
+    right = gradients.T @ (gradients @ v.double()) / len(x)
+    f = NetworkObjective(net, x, y, dtype=torch.float32)
+    off = f.product(f.w, of="covariance")(v).double() - right
+    assert off.norm() < 5e-6 * right.norm()
+    trace = gradients.square().sum().item() / len(x)
+    assert GradientCovariance(f, f.w).trace().value == pytest.approx(trace, rel=2e-6)
+
+
+@pytest.mark.parametrize("margin", [3.0, 8.0, 13.0])
+def test_the_rounding_of_a_net_that_fits_is_stated(margin):
+    """Of 1 − p few digits are left: no change of w's last digits does as much."""
+    with models.local_seed(2):
+        x, y = torch.randn(40, 4), torch.arange(40) % 3
+        net = nn.Linear(4, 3)
+    with torch.no_grad():
+        x[:, :3] = 1.0 + 0.1 * x[:, :3]
+        x[torch.arange(40), y] += 1.0
+        net.weight[:, :3] = margin * torch.eye(3)
+    z = x.double() @ net.weight.double().T + net.bias.double()
+    p, inputs = z.softmax(1).detach(), torch.cat([x, torch.ones(40, 1)], 1).double()
+    bend = torch.diag_embed(p) - p[:, :, None] * p[:, None]
+    right = torch.einsum("nab,ni,nj->aibj", bend, inputs, inputs).reshape(15, 15) / 40
+    f = NetworkObjective(net, x, y)
+    found = curvature.eigenvalues(f, f.w, 1)
+    off = abs(found.values[0] - torch.linalg.eigvalsh(right)[-1].item())
+    assert off <= 3 * found.errors[0] < 0.01 * found.values[0]
+    delta = (p - F.one_hot(y, 3))[:, :, None] * inputs[:, None]
+    spread = (delta - delta.mean(0)).square().sum().item() / 40
+    trace = GradientCovariance(f, f.w).trace()
+    assert abs(trace.value - spread) <= 3 * trace.stderr < 0.1 * spread
 
 
 def test_a_trace_whose_draws_agree_is_as_good_as_their_rounding():
@@ -738,7 +794,7 @@ def test_numbers_of_numpy_are_numbers():
         (lambda: curvature.eigenvalues(BOWL, ZERO, 0), "k must be at least 1 .* got 0"),
         (lambda: curvature.eigenvalues(BOWL, ZERO, 200), "k must be .* at most 124, got 200"),
         (lambda: curvature.eigenvalues(BOWL, ZERO, 2, end="top"), "got 'top'"),
-        (lambda: curvature.eigenvalues(BOWL, ZERO, 5, max_products=3), "at least 5, got 3"),
+        (lambda: curvature.eigenvalues(BOWL, ZERO, 5, max_products=5), "at least 6, got 5"),
         (lambda: curvature.eigenvalues(BOWL, ZERO, 1.5), "k must be a whole number, got 1.5"),
         (lambda: curvature.eigenvalues(BOWL, ZERO, True), "k must be a whole number, got True"),
         (lambda: curvature.eigenvalues(BOWL, ZERO, 1, tolerance=np.nan), "tolerance .* got nan"),

@@ -647,6 +647,11 @@ def test_what_is_built_in_needs_no_home_folder(monkeypatch):
             load("timit", root=root)
 
 
+def test_a_root_that_is_no_path_is_named():
+    with pytest.raises(ValueError, match="root must be the path of a file or folder, got 5"):
+        load("mnist", root=5)
+
+
 # what a Dataset can do
 
 

@@ -342,7 +342,7 @@ def spectra(example):
     random = example.random
     of, end = random.choice(MATRICES), random.choice(["largest", "smallest"])
     k, tolerance = random.integers(1, 4), 10 ** -random.uniform(1, 9)
-    options = {"max_products": random.integers(k, 60), "tolerance": tolerance}
+    options = {"max_products": random.integers(k + 1, 60), "tolerance": tolerance}
 
     def spectrum(loss):
         return np.linalg.eigvalsh(getattr(loss, of))[::-1]

@@ -288,9 +288,9 @@ def test_the_table_has_a_row_a_claim_with_margin_holm_and_verdict():
         ["+1.10 [+1.00, +1.20] points", "above 0 points", "3 seeds", "this page", "yes", "holds"],
         ["+0.60 [+0.01, +1.20]", "above 0", "3 seeds, one subset", "stored study", "no", "holds"],
         ["+0.60 [+0.01, +1.20]", "above 0", "3 seeds", "this page", "no", "holds"],
-        ["+0.00 [-0.10, +0.10] points", "0 ± 0.5 points", "3 seeds", "this page", "yes", "holds"],
+        ["+0.00 [−0.10, +0.10] points", "0 ± 0.5 points", "3 seeds", "this page", "yes", "holds"],
         ["0.995 [0.9, 1.1]", "1 ×÷ 1.25", "3 seeds", "this page", "yes", "holds"],
-        ["+0.00 [-9.00, +9.00]", "above 0", "3 seeds", "this page", "–", "cannot tell"],
+        ["+0.00 [−9.00, +9.00]", "above 0", "3 seeds", "this page", "–", "cannot tell"],
         ["equal", "–", "exact", "this page", "–", "holds"],
     ]
     assert [row[0][-2:] for row in rows[:2]] == ["er", " †"]
@@ -301,7 +301,7 @@ def test_the_table_has_a_row_a_claim_with_margin_holm_and_verdict():
     [
         (span(30, 40), {"says": "below", "than": 35}, "below 35"),
         (span(0, 1), {"says": "not above", "margin": 0.5, "unit": "points"}, "at most 0.5 points"),
-        (span(0, 1), {"says": "not below", "margin": 0.1}, "at least -0.1"),
+        (span(0, 1), {"says": "not below", "margin": 0.1}, "at least −0.1"),
         (span(1, 2, ratio=True), {"says": "not above", "than": 2, "margin": 1.5}, "at most 3"),
     ],
 )

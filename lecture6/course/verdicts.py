@@ -55,7 +55,8 @@ class Interval:
         return float(self.law.cdf(number))
 
     def __format__(self, spec: str) -> str:
-        return f"{self.mean:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+        text = f"{self.mean:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+        return text.replace("-", "−")
 
 
 def interval(values: Iterable[float], *, resolution: float = 0.0) -> Interval:
@@ -267,5 +268,5 @@ def _words(claim: Claim) -> tuple[str, str]:
         "equal": f"{claim._than:g} {sign} {claim.margin}",
     }
     both = f"{claim.found:{spec}}", claimed[claim.says]
-    here, there = (f"{words} {claim.unit}".strip() for words in both)
+    here, there = (f"{words} {claim.unit}".strip().replace("-", "−") for words in both)
     return here, there

@@ -8,6 +8,7 @@ are looked for under ``root``, else under the folder named by the environment va
 import os
 from pathlib import Path
 
+from lecture6 import checks
 from lecture6.data.dataset import Dataset
 from lecture6.data.files import REMEDY, DataError
 from lecture6.data.images import load_built_in, load_cifar10, load_cifar10_jpeg, load_mnist
@@ -41,7 +42,8 @@ def load(name: str, *, root: str | Path | None = None, download: bool = True) ->
     if name not in _IN_FILES:  # needs no folder: a container's user may have no home
         return load_built_in(name)
     try:
-        root = Path(root or os.environ.get("LECTURE6_DATA") or "~/.cache/lecture6").expanduser()
+        root = checks.path("root", root or os.environ.get("LECTURE6_DATA") or "~/.cache/lecture6")
+        root = root.expanduser()
     except RuntimeError:
         raise DataError(f"there is no home folder to keep {name} in: {REMEDY}") from None
     return _IN_FILES[name](name, root, download)
