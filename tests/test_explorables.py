@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 from nbclient import NotebookClient
 from setuptools import find_packages
@@ -217,6 +218,12 @@ def test_a_start_may_be_a_number_of_numpy():
     walkers = Walkers(lr=np.float32(0.05), batch_size=np.int64(8))
     assert (walkers.lr, walkers.batch_size) == (pytest.approx(0.05), 8)
     assert (type(walkers.lr), type(walkers.batch_size)) == (float, int)
+
+
+@pytest.mark.usefixtures("live")
+def test_the_curvature_of_the_steps_is_what_was_measured():
+    measured = pd.Series([2, 3.5], index=[0, 500])
+    assert Steps(curvature=[*measured.items()]).curvature == [[0, 2], [500, 3.5]]
 
 
 def test_the_functions_of_the_box_are_those_of_figure_6():
