@@ -263,7 +263,7 @@ def test_a_warm_up_helps_beyond_the_edge(visit, browser):
             assert large[20] > small[20]
             one(browser, "input[name=seed]").send_keys(Keys.ARROW_RIGHT)
         ends[name] = losses
-    assert np.median(ends["late"]) < np.median(ends["early"]) / 3
+    assert np.median(ends["late"]) < 0.5 < 0.9 < min(ends["early"])  # the text says so
     assert np.mean(np.log(ends["late"])) < np.mean(np.log(ends["early"]))
 
 

@@ -83,7 +83,10 @@ function render({ model, el }) {
     [, end] = path(h, [k * lr]);
     target = end + secondOrder(h, lr, k);
     const few = path(h, Array(k).fill(lr)).at(-1), edge = k * lr * h;
-    const most = (values) => number(Math.max(...values));
+    const most = (values) => {
+      const value = Math.max(...values);
+      return value > 1e6 ? "over a million" : number(value);
+    };
     page.say(`At the highest curvature, h = ${number(h)}: from w = 1, ${k} steps of η lead to `
       + `${number(few)}, one of kη to ${number(end)}. The difference is ${number(few - end)}; `
       + `η²k(k − 1)/2·h²w predicts ${number(target - end)}. kηh = ${number(edge)}: the large step `
@@ -119,7 +122,7 @@ function render({ model, el }) {
       });
     panel(pen, colours, map, STEEP, [0.9, 80], { x: "ηh", y: "k, or rate/η in a warm-up",
       xlog: true, ylog: true }, (px, py) => drawMap(pen, colours, map, px, py));
-    panel(pen, colours, spread, time, [2e-3, bounded(2 * Math.max(...small, ...large), 10, 1e6)],
+    panel(pen, colours, spread, time, [2e-3, bounded(2 * Math.max(...small, ...large), 10, 1e4)],
       { x: "Small steps (a large one counts k)", y: "Root mean square of w", ylog: true },
       (px, py) => {
         const line = (values, each) => values.map((value, i) =>
