@@ -71,7 +71,8 @@ function render({ model, el }) {
     note: "Net 64-64-10, ReLU, cross-entropy, 4,810 weights; plain SGD on 1,437 of scikit-learn’s "
       + "digits, 360 to test. All nets of a seed start at the same weights and see equally many "
       + "images. λ_max is that of the Hessian of the training loss. The rule is said to hold where "
-      + `the training loss is at most ${MARGIN} times that of B = ${SIZE}. Over seeds: geometric `
+      + `the training loss is at most ${MARGIN} times that of B = ${SIZE}. Hollow: the seeds cannot `
+      + "tell. ✗: some net is no better than a guess at the end. Over seeds: geometric "
       + "means of the paired ratio with 95 % t-intervals.",
     height: (width) => places(width).at(-1)[1] + 170,
     draw,
@@ -240,12 +241,13 @@ function render({ model, el }) {
     const times = ({ value, low, high, failed }) => (failed
       ? `${failed} of ${sweeps.length} nets do not train` : `the loss is ${number(value)}${
         many ? ` [${number(low)}, ${number(high)}]` : ""} times that of k = 1`);
-    const next = found[found.indexOf(held) + 1];
-    const after = next && ` At k = ${next.k} ${times(next)}: ${
-      next.verdict === "open" ? "these seeds cannot tell" : "it breaks"}.`;
+    const at = (each, words) => (each ? ` At k = ${each.k}, ${times(each)}: ${words}.` : "");
+    const next = found[found.indexOf(held) + 1], open = next?.verdict === "open" ? next : null;
+    const after = at(open, "these seeds cannot tell")
+      + at(found.find(({ verdict }) => verdict === "breaks"), "it breaks");
     return `${many ? `Over ${sweeps.length} seeds` : `With seed ${sweeps[0].seed}`}, after ${
       epochs} epochs, the rate ${RULES[rule][0]} ${held.k === 1 ? "holds at no k > 1."
-      : `holds up to k = ${held.k}: there ${times(held)}.`}${after ?? ""}${rule === "linear"
+      : `holds up to k = ${held.k}: there ${times(held)}.`}${after}${rule === "linear"
       ? ` The highest λ_max of the small batch is ${number(lambda)}, which makes kηλ_max = 2 at `
         + `k = ${number(k)}.` : ""}`;
   }
@@ -352,11 +354,15 @@ function render({ model, el }) {
       for (const { k, value, low, high, failed, verdict } of found) {
         const [x, y] = [px(k), failed ? top + 14 : py(value)];
         const colour = verdict === "breaks" ? orange : green;
-        if (!failed) polyline(pen, colour, [[x, py(low)], [x, py(high)]]);
-        mark(pen, colour, [x, y], 5, { corners: verdict === "breaks" ? 4 : 16,
-          hollow: verdict === "open" });
         Object.assign(pen, { fillStyle: colour, textAlign: "center" });
-        pen.fillText(failed ? `${k} ✗` : k, x, y + (y < top + 30 ? 15 : -13));
+        if (failed) pen.fillText("✗", x, y);
+        else {
+          polyline(pen, colour, [[x, py(low)], [x, py(high)]]);
+          mark(pen, colour, [x, y], 5, { corners: verdict === "breaks" ? 4 : 16,
+            hollow: verdict === "open" });
+        }
+        const above = failed ? y : Math.min(y - 4, py(high));
+        pen.fillText(k, x, above < top + 20 ? y + 15 : above - 9);
       }
     });
   }
