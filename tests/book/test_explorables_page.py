@@ -813,7 +813,7 @@ def test_axe_finds_no_serious_violation(visit, browser, theme):
 def test_a_page_that_is_opened_as_a_file_is_alive(visit, browser, folder):
     visit("all", base=folder.as_uri())
     texts = [state(browser, i) for i in range(5)]
-    assert [text.split()[0] for text in texts] == ["T", "φ", "φ", "From", "T"]
+    assert [text.split()[0] for text in texts] == ["T", "φ", "φ", "At", "T"]
 
 
 def test_every_choice_of_a_slider_is_drawn_without_an_error(visit, browser):
