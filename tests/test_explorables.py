@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 from nbclient import NotebookClient
 from setuptools import find_packages
@@ -22,6 +23,7 @@ from lecture6.course.explorables import (
     Box,
     Keskar,
     OneStep,
+    Scaling,
     Spectrum,
     Steps,
     Valley,
@@ -29,7 +31,7 @@ from lecture6.course.explorables import (
 )
 
 ROOT = Path(__file__).parents[1]
-KINDS = [Walkers, Valley, Box, Steps, OneStep, Keskar, Spectrum]
+KINDS = [Walkers, Valley, Box, Steps, OneStep, Keskar, Spectrum, Scaling]
 
 
 @pytest.fixture(params=KINDS)
@@ -188,6 +190,12 @@ def test_the_widget_holds_its_module_and_its_start_values(kind):
         (Box, {"function": "x²"}),
         (Steps, {"k": 65}),
         (Steps, {"warmup": -1}),
+        (Steps, {"curvature": [(0, 1.0)]}),
+        (Steps, {"curvature": [1.0, 2.0]}),
+        (Steps, {"curvature": [(0, 1.0), (0, 2.0)]}),
+        (Steps, {"curvature": [(0, 1.0), (10, 31.0)]}),
+        (Scaling, {"k": 1}),
+        (Scaling, {"rule": "square"}),
         (OneStep, {"momentum": 1.0}),
         (OneStep, {"w1": 7.5}),
         (Walkers, {"lr": float("nan")}),
@@ -211,6 +219,12 @@ def test_a_start_may_be_a_number_of_numpy():
     walkers = Walkers(lr=np.float32(0.05), batch_size=np.int64(8))
     assert (walkers.lr, walkers.batch_size) == (pytest.approx(0.05), 8)
     assert (type(walkers.lr), type(walkers.batch_size)) == (float, int)
+
+
+@pytest.mark.usefixtures("live")
+def test_the_curvature_of_the_steps_is_what_was_measured():
+    measured = pd.Series([2, 3.5], index=[0, 500])
+    assert Steps(curvature=[*measured.items()]).curvature == [[0, 2], [500, 3.5]]
 
 
 def test_the_functions_of_the_box_are_those_of_figure_6():

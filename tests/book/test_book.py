@@ -30,7 +30,7 @@ ALIVE = {
     "notebooks/00_one_step": 1,
     "notebooks/02_flatness": 3,
     "notebooks/03_batch_size": 3,
-    "notebooks/04_linear_scaling": 1,
+    "notebooks/04_linear_scaling": 3,
     "notebooks/06_equilibrium": 2,
 }
 CLAIMS = re.compile(r'<table[^>]*\bclass="[^"]*\bclaims\b.*?</table>', re.DOTALL)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from as_in_book import in_the_book, with_modules
 from browsing import resize, violations
+from scipy.optimize import brentq
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -18,10 +19,11 @@ from selenium.webdriver.support.ui import WebDriverWait
 from lecture6 import toys
 from lecture6.course import explorables
 from lecture6.course.explorables import Box, Steps, Walkers
-from lecture6.equilibrium import laplace
+from lecture6.equilibrium import laplace, ou_covariance
 from lecture6.schedules import warmup
 
 TIMEOUT = 30  # seconds
+SIZES = ("small", "large")
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">
 <link rel="stylesheet" href="explorables.css">
@@ -287,7 +289,7 @@ def test_a_column_has_its_angle_and_its_length(visit, browser, address):
 def test_the_paths_are_those_of_equations_4_and_5(visit, browser, address, h, lr, k):
     visit("steps")
     code = f"""
-    const small = m.path({h}, m.smallRates({lr}, {k}, 1)), large = m.path({h}, [{k} * {lr}]);
+    const small = m.path({h}, Array({k}).fill({lr})), large = m.path({h}, [{k} * {lr}]);
     return [small, large, m.secondOrder({h}, {lr}, {k})];
     """
     small, large, predicted = module(browser, address, "steps", code)
@@ -303,12 +305,43 @@ def test_the_paths_are_those_of_equations_4_and_5(visit, browser, address, h, lr
         assert abs(exact - predicted) <= third
 
 
-@pytest.mark.parametrize("rounds", [0, 1, 5, 10])
-def test_the_warm_up_is_that_of_the_trainer(visit, browser, address, rounds):
+@pytest.mark.parametrize("steps", [0, 8, 50, 1000])
+def test_the_warm_up_is_that_of_the_trainer(visit, browser, address, steps):
     visit("steps")
-    rates = module(browser, address, "steps", f"return m.largeRates(0.05, 8, 12, {rounds});")
-    factor = warmup(rounds, 1 / 8) if rounds else lambda _: 1.0
-    np.testing.assert_allclose(rates, [8 * 0.05 * factor(r) for r in range(12)], rtol=1e-12)
+    times = [*range(0, 1001, 8)]
+    code = f"return {times}.map((t) => m.largeRate(t, 0.05, 8, {steps}));"
+    factor = warmup(steps, 1 / 8)
+    found = module(browser, address, "steps", code)
+    np.testing.assert_allclose(found, [8 * 0.05 * factor(t) for t in times], rtol=1e-12)
+
+
+@pytest.mark.parametrize(("lr", "h", "k"), [(0.05, 1.0, 8), (0.3, 4.0, 1), (0.01, 0.5, 64)])
+def test_the_spread_settles_at_that_of_sgd(visit, browser, address, lr, h, k):
+    visit("steps")
+    code = f"return m.squares(Array(20000).fill([{k * lr}, {h}]), {0.01 / k}).at(-1);"
+    covariance = ou_covariance(h, 0.01, k * lr, k)
+    found = module(browser, address, "steps", code)
+    assert found == pytest.approx(covariance.item(), rel=1e-9)
+
+
+def test_the_spread_is_that_of_walkers(visit, browser, address):
+    visit("steps")
+    rng = np.random.default_rng(0)
+    rates, h = rng.uniform(0.01, 0.3, 40), rng.uniform(0.1, 8, 40)
+    pairs = np.stack([rates, h], 1).tolist()
+    found = module(browser, address, "steps", f"return m.squares({pairs}, 0.01);")
+    w = np.ones(400_000)
+    for i, (rate, curvature) in enumerate(pairs):
+        assert (w**2).mean() == pytest.approx(found[i], rel=0.02)
+        w -= rate * (curvature * w + 0.1 * rng.standard_normal(w.size))
+
+
+@pytest.mark.parametrize("k", [2, 3, 8, 64])
+def test_the_rule_holds_up_to_the_border_of_the_map(visit, browser, address, k):
+    visit("steps")
+    x = module(browser, address, "steps", f"return m.reach({k}, 0.1);")
+    border = brentq(lambda x: (1 - x) ** k - (1 - k * x) - 0.1, 0, 1)
+    assert x == pytest.approx(border, rel=1e-9)
 
 
 # ---- running and resting ---------------------------------------------------------------------
@@ -478,12 +511,60 @@ def test_the_points_of_the_box_are_saved(visit, browser, saved, name):
 def test_the_steps_are_saved(visit, browser, saved):
     visit("steps")
     head, rows = saved("k small steps against one large step")
-    assert head == ["small steps", "w by small steps", "w by large steps"]
-    k, lr, h = (Steps().trait_values(start=True)[name] for name in ("k", "lr", "curvature"))
-    for i, small, large in rows:
-        assert float(small) == pytest.approx((1 - lr * h) ** int(i), rel=1e-9)
-        assert bool(large) == (int(i) % k == 0)
-    assert float(rows[k][2]) == pytest.approx(1 - k * lr * h, rel=1e-9)
+    assert head[2:] == ["rate of the large step", *(f"rms of w by {s} steps" for s in SIZES)]
+    (k, lr), noise = (Steps().trait_values(start=True)[name] for name in ("k", "lr")), 0.1**2
+    small = large = 1.0
+    for t, (i, h, rate, *found) in enumerate(rows):
+        assert (int(i), float(h)) == (t, 1)
+        assert float(found[0]) == pytest.approx(math.sqrt(small), rel=1e-9)
+        assert bool(rate) == bool(found[1]) == (t % k == 0)
+        if rate:
+            assert float(rate) == pytest.approx(k * lr)
+            assert float(found[1]) == pytest.approx(math.sqrt(large), rel=1e-9)
+            large = (1 - k * lr) ** 2 * large + (k * lr) ** 2 * noise / k
+        small = (1 - lr) ** 2 * small + lr**2 * noise
+
+
+def test_the_curvature_and_the_map_are_dragged(visit, browser):
+    visit("steps", calm=True)
+    *curvature, reader = browser.find_elements(By.CSS_SELECTOR, ".handle")
+    assert len(curvature) == 6
+    for _ in range(6):
+        curvature[1].send_keys(Keys.ARROW_UP)
+    high = float(state(browser).split("h = ")[1].split(":")[0])
+    assert high > 3
+    assert "steps.curvature=0,1,100," in browser.current_url
+    values = [browser.find_element(By.NAME, name) for name in ("lr", "k")]
+    before = [float(v.get_attribute("value")) for v in values]
+    reader.send_keys(Keys.ARROW_UP, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
+    after = [float(v.get_attribute("value")) for v in values]
+    assert after[0] > before[0]
+    assert after[1] > before[1]
+    drag = ActionChains(browser).drag_and_drop_by_offset(reader, -60, 40)
+    drag.perform()
+    assert float(values[0].get_attribute("value")) < after[0]
+    assert float(values[1].get_attribute("value")) < after[1]
+    address = browser.current_url
+    browser.refresh()
+    WebDriverWait(browser, TIMEOUT).until(lambda _: state(browser), "it is not alive")
+    assert browser.current_url == address
+    assert state(browser).startswith(f"At the highest curvature, h = {high:g}")
+
+
+def test_a_warm_up_helps_where_the_curvature_is_high_early(visit, browser):
+    visit("steps", calm=True)
+
+    def reached():
+        return float(state(browser).split("small steps and ")[1].split(" with")[0])
+
+    assert reached() == 1
+    browser.find_element(By.XPATH, "//button[text()='High early']").click()
+    assert "kηh = 2.88: the large step grows" in state(browser)
+    assert reached() > 1000
+    for _ in range(8):  # of 50 small steps
+        browser.find_element(By.NAME, "warmup").send_keys(Keys.ARROW_RIGHT)
+    assert reached() == 1
+    assert "without the warm-up it would be" in state(browser)
 
 
 # ---- controls --------------------------------------------------------------------------------
@@ -520,7 +601,7 @@ def test_every_control_has_a_name_and_is_moved_by_keys(visit, browser, name):
             "compact": {"lr", "batch_size"},
             "box": {"epsilon", "x", "y"},
             "column": {"epsilon", "x", "y", "angle", "length"},
-            "steps": {"lr", "curvature", "k", "warmup"},
+            "steps": {"lr", "k", "warmup"},
         }[name]
     )
     for button in browser.find_elements(By.CSS_SELECTOR, "button"):
@@ -615,14 +696,14 @@ def test_what_differs_from_the_start_is_kept_in_the_address(visit, browser):
     slider.send_keys(Keys.ARROW_RIGHT)
     address = browser.current_url
     assert address.startswith(f"{base}#box.function=x")
-    assert address.endswith("&box-2.epsilon=0.0001&steps.warmup=1")
+    assert address.endswith("&box-2.epsilon=0.0001&steps.warmup=50")
     browser.refresh()
     WebDriverWait(browser, TIMEOUT).until(lambda _: state(browser, 4), "it is not alive")
     assert "At x = 0 f is" in state(browser, 1)
     assert browser.execute_script("return scrollY") > 100  # at the first that was changed
     assert browser.find_element(By.NAME, "warmup").get_attribute("value") == "1"
     browser.find_element(By.NAME, "warmup").send_keys(Keys.ARROW_LEFT)
-    assert browser.current_url == address.removesuffix("&steps.warmup=1")
+    assert browser.current_url == address.removesuffix("&steps.warmup=50")
 
 
 @pytest.mark.parametrize(
@@ -635,6 +716,8 @@ def test_what_differs_from_the_start_is_kept_in_the_address(visit, browser):
         "box.module=1",
         "a.b",
         "steps.k=8.5",
+        "steps.curvature=0,1,100,2",
+        "steps.curvature=0,1,100,1,200,1,400,1,700,1,1000,99",
     ],
 )
 def test_an_address_may_not_set_what_no_control_can_show(visit, browser, address, part):
@@ -731,7 +814,7 @@ def test_axe_finds_no_serious_violation(visit, browser, theme):
 def test_a_page_that_is_opened_as_a_file_is_alive(visit, browser, folder):
     visit("all", base=folder.as_uri())
     texts = [state(browser, i) for i in range(5)]
-    assert [text.split()[0] for text in texts] == ["T", "φ", "φ", "From", "T"]
+    assert [text.split()[0] for text in texts] == ["T", "φ", "φ", "At", "T"]
 
 
 def test_every_choice_of_a_slider_is_drawn_without_an_error(visit, browser):

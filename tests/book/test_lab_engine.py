@@ -512,6 +512,19 @@ def test_stopping(lab):
     assert (stopped["reason"], stopped["rows"]) == ("stopped", 0)
 
 
+def test_the_warm_up_rises_from_its_first_rate(lab):
+    w, v, update = lab("""
+    window.lab ??= await Lab.open(digits);
+    const [net, other] = [8, 8].map((n) => lab.net({ hidden: [n] })), batchSize = 1437;
+    const warm = { warmup: 4, warmupFrom: 0.05 };
+    const { update } = await net.train({ batchSize, lr: 0.25, ...warm, stop: { updates: 6 } });
+    for (const lr of [0.1, 0.15, 0.2, 0.25, 0.25, 0.25]) await other.step({ batchSize, lr });
+    return [...(await Promise.all([net, other].map((each) => each.weights()))), update];
+    """)
+    assert update == 6
+    near(w, v)  # full batches in another order
+
+
 def test_a_second_call_goes_on(lab):
     options = {"batchSize": 1437, "lr": 0.1, "momentum": 0.9, "stop": {"updates": 10}}
     twice = lab("""

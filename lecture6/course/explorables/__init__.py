@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import anywidget
+import numpy as np
 import pandas as pd
 from traitlets import Bool, Enum, Float, Int, List, TraitType, Unicode
 
@@ -195,17 +196,27 @@ class Box(Explorable):
 class Steps(Explorable):
     """k small steps of SGD against one large step on ½ h w²: equations (4) and (5).
 
-    Traits:
-        lr, curvature, k: η of the small steps, h, and the ratio of the batch sizes
-        warmup: rounds in which the large steps' rate rises from η to kη
+    Traits: η of the small steps, k, the small steps in which the large steps' rate rises from η to
+    kη, and pairs of a number of small steps, ascending, and the curvature h there, from 0.1 to 30.
     """
 
     module = "steps"
-    about = "k steps of rate η and one step of rate kη on a parabola, and their difference"
+    about = "k steps of rate η and one of rate kη, where the curvature changes on the way"
     lr = _start(Float(0.05, min=0.001, max=1.0))
-    curvature = _start(Float(1.0, min=0.1, max=10.0))
     k = _start(Int(8, min=1, max=64))
-    warmup = _start(Int(0, min=0, max=10))
+    warmup = _start(Int(0, min=0, max=1000))
+    curvature = _start(List([[t, 1.0] for t in (0, 100, 200, 400, 700, 1000)]))
+
+    @classmethod
+    def _checked(cls, name: str, value: Any) -> Any:
+        if name != "curvature":
+            return super()._checked(name, value)
+        pairs = checks.array(name, value)
+        good = pairs.shape[1:] == (2,) and len(pairs) > 1 and (np.diff(pairs[:, 0]) > 0).all()
+        if not good or pairs[:, 1].min() < 0.1 or pairs[:, 1].max() > 30:
+            wanted = "two or more pairs of a number of steps, ascending, and h from 0.1 to 30"
+            raise ValueError(f"curvature must be {wanted}, got {value!r}")
+        return pairs.tolist()
 
 
 class Scrubber(Explorable):
@@ -318,3 +329,21 @@ class Spectrum(Explorable):
     width = _start(Int(64, min=8, max=128))
     seed = _start(Int(0, min=0, max=10**9 - 1))
     alpha = _start(Float(1.0, min=0.1, max=10.0))
+
+
+class Scaling(Explorable):
+    """The linear scaling rule on a net that trains on the digits in the page, in batches of 8.
+
+    Traits:
+        k, rule: the ratio of the batch sizes, and the large batch's rate: kη ("linear"), √k η, η
+        lr, warmup, epochs, seed: η, and the epochs in which the large batch's rate rises from η
+    """
+
+    module = "scaling"
+    about = "a net of small batches and nets of batches k times as large, trained on digits"
+    k = _start(Int(8, min=2, max=128))
+    lr = _start(Float(0.05, min=0.01, max=1.0))
+    rule = _start(Enum(["linear", "sqrt", "none"], default_value="linear"))
+    warmup = _start(Int(0, min=0, max=10))
+    epochs = _start(Int(20, min=5, max=50))
+    seed = _start(Int(0, min=0, max=10))

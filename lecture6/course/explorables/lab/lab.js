@@ -51,13 +51,14 @@
 // net.state                     "idle", "training", "paused"; net.update: updates made
 //
 // net.train({batchSize, lr, optimizer, momentum, weightDecay, sampling, seed, warmup,
-//            measures, evaluateEvery, stop}) → Promise<{reason, row}>
+//            warmupFrom, measures, evaluateEvery, stop}) → Promise<{reason, row, update}>
 //   batchSize      B; N is gradient descent. Required, as is lr
 //   optimizer      "sgd" (default) or "adam" (β 0.9, 0.999, ε 1e-8)
 //   momentum, weightDecay   0; as in torch: v ← m v + g + λw, w ← w − η v
 //   sampling       "epoch" (default), "with_replacement", "without_replacement"
 //   seed           of the batches; 0. They depend on `update`, too: a run that goes on has new ones
-//   warmup         updates in which the rate rises from lr/warmup to lr, linearly; 0
+//   warmup         updates in which the rate rises linearly, to lr from warmupFrom, a rate: at
+//                  the i-th to warmupFrom + (lr − warmupFrom) i/warmup; 0 and 0
 //   measures       {name: options}: measures of each row, which it then has under their names, such
 //                  as {eigenvalues: {k: 3, samples: 512}}; {}
 //   evaluateEvery  updates between rows; default an epoch. A row before the first update, and one
@@ -65,7 +66,7 @@
 //   stop           {epochs, updates, trainLoss}: whichever comes first, counted from this call
 //                  (trainLoss: as soon as a row's is ≤ it). Nothing: until stop()
 //   reason         "epochs", "updates", "trainLoss", "stopped", or "diverged" (the loss is not
-//                  finite; the row before is the last); row: the last row
+//                  finite; the row before is the last); row: the last row; update: updates made
 //   A second call goes on from the weights (and the momentum) that there are.
 //   pause() and resume() keep the promise open; stop() resolves it, after a last row.
 // net.step(options, {indices}) → Promise<row>   one update, on the batch of these training images
@@ -287,8 +288,8 @@ class Net {
   async train(given) {
     this.state = "training";
     try {
-      const { reason, row } = await this.ask("start", { options: given });
-      return { reason, row: row ?? this.rows.at(-1) };
+      const { reason, row, update } = await this.ask("start", { options: given });
+      return { reason, row: row ?? this.rows.at(-1), update };
     } finally {
       this.state = "idle";
     }

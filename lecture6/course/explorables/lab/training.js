@@ -8,7 +8,8 @@ import { Random } from "./random.js";
 const SAMPLING = ["epoch", "with_replacement", "without_replacement"];
 const RECIPE = {
   batchSize: undefined, lr: undefined, optimizer: "sgd", momentum: 0, weightDecay: 0,
-  sampling: "epoch", seed: 0, warmup: 0, evaluateEvery: undefined, measures: {}, stop: {},
+  sampling: "epoch", seed: 0, warmup: 0, warmupFrom: 0, evaluateEvery: undefined, measures: {},
+  stop: {},
 };
 
 const NEVER = { epochs: Infinity, updates: Infinity, trainLoss: -Infinity };
@@ -26,6 +27,7 @@ function recipe(given, n) {
   oneOf("sampling", chosen.sampling, SAMPLING);
   whole("seed", chosen.seed, 0);
   whole("warmup", chosen.warmup, 0);
+  real("warmupFrom", chosen.warmupFrom, { least: 0 });
   chosen.evaluateEvery ??= Math.ceil(n / chosen.batchSize);
   whole("evaluateEvery", chosen.evaluateEvery, 1);
   chosen.stop = options(chosen.stop, NEVER);
@@ -66,7 +68,7 @@ export class Net {
     return this.heap.floats.slice(this.w, this.w + this.shape.size);
   }
 
-  // Yields between updates, and each new row; returns {reason, row}.
+  // Yields between updates, and each new row; returns {reason, row, update}.
   *training(given) {
     const chosen = recipe(given, this.train.n), { measures, evaluateEvery, stop } = chosen;
     const batches = this.batches(chosen), last = this.seen + stop.epochs * this.train.n;
@@ -77,7 +79,7 @@ export class Net {
       if (reason || made % evaluateEvery === 0) row = yield* this.row(measures);
       if (row.trainLoss <= stop.trainLoss && row.update === this.update) reason ??= "trainLoss";
       if (!reason && !(yield* this.step(batches.next().value, chosen, ++made))) reason = "diverged";
-      if (reason) return { reason, row };
+      if (reason) return { reason, row, update: this.update };
       yield;
     }
   }
@@ -100,7 +102,7 @@ export class Net {
   }
 
   // One update on a batch; false, and none, where its loss is not finite.
-  *step([indices, count], { lr, optimizer, momentum, weightDecay, warmup }, made) {
+  *step([indices, count], { lr, optimizer, momentum, weightDecay, warmup, warmupFrom }, made) {
     const { passes, train, w, g, v, u, shape: { size } } = this;
     const { kernel, batch, labels } = passes;
     let loss = 0;
@@ -113,7 +115,8 @@ export class Net {
       passes.backward(batch, m, g, at > 0);
     }
     if (!Number.isFinite(loss)) return false;
-    const rate = lr * Math.min(1, made / Math.max(1, warmup));
+    const risen = Math.min(1, made / Math.max(1, warmup));
+    const rate = warmupFrom + (lr - warmupFrom) * risen;
     if (optimizer === "sgd") kernel.sgd(w, g, v, size, 1 / count, rate, momentum, weightDecay);
     else {
       const t = ++this.moments, root = Math.sqrt(1 - 0.999 ** t);
