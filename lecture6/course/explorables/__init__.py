@@ -301,3 +301,38 @@ class Spectrum(Explorable):
     width = _start(Int(64, min=8, max=128))
     seed = _start(Int(0, min=0, max=10**9 - 1))
     alpha = _start(Float(1.0, min=0.1, max=10.0))
+
+
+class Collapse(Explorable):
+    """Figures 10 and 11 against B η^a (1 − m)^b N^c, whose exponents a reader moves.
+
+    ``curves`` are dictionaries with lr, momentum, n_train; points: rows of B, the gain in points,
+    its lowest and highest; and peaks: B_opt of each seed, or None. N of the first is Figure 10's.
+    ``lr``, ``momentum`` and ``size`` are the exponents a, b and c.
+    """
+
+    module = "collapse"
+    about = "measured curves against B, whose abscissa is scaled by powers of η, 1 − m and N"
+    curves = _start(List())
+    provenance = _start(Unicode())
+    lr = _start(Float(0.0, min=-2.0, max=2.0))
+    momentum = _start(Float(0.0, min=-2.0, max=2.0))
+    size = _start(Float(0.0, min=-2.0, max=2.0))
+    which = _start(Enum(["all", "rates", "sizes"], default_value="rates"))
+
+
+class NoiseScale(Explorable):
+    """g of equation (24) at any settings, and what of Collapse's ``curves`` is there.
+
+    ``g_star`` is the g of the best batch size that is predicted.
+    """
+
+    module = "noisescale"
+    about = "the noise scale, the batch size that it predicts, and what was measured"
+    curves = _start(List())
+    provenance = _start(Unicode())
+    g_star = _start(Float(1.0, min=1e-6))
+    lr = _start(Float(1.0, min=0.01, max=3.0))
+    batch_size = _start(Int(32, min=1, max=512))
+    n_train = _start(Int(1000, min=1000, max=60_000))
+    momentum = _start(Float(0.0, min=0.0, max=0.9))
