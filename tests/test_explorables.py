@@ -17,10 +17,19 @@ from setuptools import find_packages
 
 from lecture6 import toys
 from lecture6.course import explorables
-from lecture6.course.explorables import MIME_TYPE, Box, Keskar, OneStep, Spectrum, Steps, Walkers
+from lecture6.course.explorables import (
+    MIME_TYPE,
+    BestBatch,
+    Box,
+    Keskar,
+    OneStep,
+    Spectrum,
+    Steps,
+    Walkers,
+)
 
 ROOT = Path(__file__).parents[1]
-KINDS = [Walkers, Box, Steps, OneStep, Keskar, Spectrum]
+KINDS = [Walkers, Box, Steps, OneStep, Keskar, Spectrum, BestBatch]
 
 
 @pytest.fixture(params=KINDS)

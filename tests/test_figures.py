@@ -133,9 +133,7 @@ def test_no_figure_uses_mathjax(drawn, name):
     assert "$" not in drawn[name].to_json()
 
 
-@pytest.mark.parametrize(
-    "name", ["accuracy", "accuracy_and_sharpness", "curves", "contour"]
-)
+@pytest.mark.parametrize("name", ["accuracy", "accuracy_and_sharpness", "curves", "contour"])
 def test_the_subtitle_says_which_run_it_was(drawn, name):
     assert drawn[name].layout.title.subtitle.text == PROVENANCE
     assert drawn[name].layout.title.text == "A title"

@@ -1,4 +1,4 @@
-"""The noise scale and the collapse of measured curves, in a real browser."""
+"""The best batch size, the noise scale, and the collapse of curves, in a real browser."""
 
 import itertools
 import re
@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from as_in_book import in_the_book, with_modules
 from browsing import emulate, resize, violations
+from scipy import stats
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from lecture6.course.explorables import Collapse, NoiseScale, bundle
+from lecture6.course.explorables import BestBatch, Collapse, NoiseScale, bundle
 from lecture6.noise_scale import noise_scale
 
 TIMEOUT = 60  # seconds
@@ -97,12 +98,14 @@ def folder(tmp_path_factory):
     """A folder that holds what the book would: pages, and the files that they load."""
     folder = with_modules(tmp_path_factory.mktemp("batch"))
     (folder / "bundles").mkdir()
-    for name in ("collapse.js", "noisescale.js"):
+    for name in ("collapse.js", "noisescale.js", "bestbatch.js"):
         (folder / "bundles" / name).write_text(bundle(name), "utf8")
     (folder / "empty.html").write_text(PAGE.format(""), "utf8")
     for name, make in MAKE.items():
         html = PAGE.format(in_the_book(make, **COMMON))
         (folder / f"{name}.html").write_text(html, "utf8")
+    html = PAGE.format(in_the_book(BestBatch, samples=200, updates=50))
+    (folder / "best.html").write_text(html, "utf8")
     return folder
 
 
@@ -112,10 +115,14 @@ def visit(browser, address):
     browser.set_script_timeout(TIMEOUT)
     browser.get_log("browser")  # what is left of the pages before
 
-    def visit(name, *, width=1280, theme="light"):
+    def visit(name, *, width=1280, theme="light", calm=False):
         resize(browser, width)
         emulate(browser, theme=theme)
-        browser.get("about:blank")
+        browser.get(f"{address}/empty.html")
+        browser.execute_script("localStorage.clear()")
+        if calm:
+            motion = {"name": "prefers-reduced-motion", "value": "reduce"}
+            browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [motion]})
         browser.get(f"{address}/{name}.html")
         browser.execute_script("document.documentElement.dataset.theme = arguments[0]", theme)
         if "empty" not in name:
@@ -251,9 +258,65 @@ def test_theory_collapses_the_rates_and_the_best_fit_all(visit, browser):
 
 
 @pytest.mark.parametrize(("width", "theme"), [(1280, "light"), (390, "dark")])
-@pytest.mark.parametrize("name", MAKE)
+@pytest.mark.parametrize("name", [*MAKE, "best"])
 def test_axe_and_a_phone(visit, browser, name, width, theme):
     visit(name, width=width, theme=theme)
     assert violations(browser) == []
     script = "return document.documentElement.scrollWidth <= innerWidth"
     assert browser.execute_script(script)
+
+
+# ---- the bench -------------------------------------------------------------------------------
+
+
+def test_the_best_size_is_the_mean_of_the_seeds_and_no_finer_than_the_grid(visit, browser):
+    visit("empty")
+    rng = np.random.default_rng(0)
+    table = rng.integers(0, 4, (5, 6)) / 4  # ties, too
+    rows = [
+        {"seed": i, "size": 2**k, "test": float(table[i, k])}
+        for i, k in itertools.product(range(5), range(6))
+    ]
+    code = "const best = m.bestSizes(given.rows); return [best, m.bestInterval(best)];"
+    best, (centre, low, high) = call(browser, "bestbatch.js", code, rows=rows)
+    expected = [2 ** np.flatnonzero(row == row.max()).mean() for row in table]
+    assert best == pytest.approx(expected)
+    logs = np.log(expected)
+    half = stats.t.ppf(0.975, 4) * stats.sem(logs)
+    assert half > np.log(2) / 2
+    assert [centre, low, high] == pytest.approx(
+        np.exp([logs.mean(), logs.mean() - half, logs.mean() + half]), rel=1e-3
+    )
+    code = "return m.bestInterval([8, 8, 8]);"
+    assert call(browser, "bestbatch.js", code) == pytest.approx([8, 8 / 2**0.5, 8 * 2**0.5])
+
+
+def trained(browser, words):
+    """What is said when all nets have been trained."""
+    press(browser, words)
+    go = browser.find_elements(By.CSS_SELECTOR, ".controls .buttons button")[0]
+    WebDriverWait(browser, TIMEOUT, 0.1).until(lambda _: go.text == "Train")
+    return said(browser)
+
+
+@pytest.mark.parametrize("calm", [False, True])
+def test_a_prediction_a_training_another_seed_and_a_doubled_rate(visit, browser, calm):
+    visit("best", calm=calm, width=390 if calm else 1280)
+    assert "Make a prediction" in said(browser)
+    for skip in browser.find_elements(By.CSS_SELECTOR, ".skip"):
+        skip.send_keys(Keys.ENTER)
+    text = trained(browser, "Train")
+    assert text.startswith("η = 0.2: the best batch size is ")
+    assert "over 5 seeds" in text
+    size = number(r"best batch size is ([\d.]+)", text)
+    g = number(r"\(1 − m\) = ([\d.]+)", text)
+    assert g == pytest.approx(noise_scale(0.2, size, 200), rel=2e-2)
+    assert trained(browser, "Train") == text  # the same seeds, the same nets
+    assert "over 6 seeds" in trained(browser, "Again with another seed")
+    text = trained(browser, "Double η")
+    assert text.startswith("η = 0.4: ")
+    assert "With η doubled it is " in text
+    assert len(browser.find_elements(By.CSS_SELECTOR, ".said")) == 2
+    assert violations(browser) == []
+    browser.find_element(By.CSS_SELECTOR, "input[name=lr]").send_keys(Keys.ARROW_RIGHT)
+    assert said(browser) == "Press Train."

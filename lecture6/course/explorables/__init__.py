@@ -336,3 +336,18 @@ class NoiseScale(Explorable):
     batch_size = _start(Int(32, min=1, max=512))
     n_train = _start(Int(1000, min=1000, max=60_000))
     momentum = _start(Float(0.0, min=0.0, max=0.9))
+
+
+class BestBatch(Explorable):
+    """Test accuracy against the batch size, of nets that train on the digits in the page.
+
+    Traits:
+        lr, momentum, samples, updates: η, m, N, and how many updates each net makes
+    """
+
+    module = "bestbatch"
+    about = "nets of several batch sizes that train in the page, and the best of them"
+    lr = _start(Float(0.2, min=0.01, max=4.0))
+    momentum = _start(Float(0.0, min=0.0, max=0.9))
+    samples = _start(Int(1000, min=100, max=1437))
+    updates = _start(Int(500, min=50, max=2000))

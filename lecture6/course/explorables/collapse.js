@@ -1,5 +1,5 @@
-// Explorable: measured curves of test accuracy against B · η^a · (1 − m)^b · N^c, whose exponents the
-// reader moves.
+// Explorable: measured curves of test accuracy against B · η^a · (1 − m)^b · N^c, whose exponents
+// the reader moves.
 //
 // `curves` are {lr, momentum, n_train, points, peaks}: `points` are rows of a batch size, the gain
 // in test accuracy over the largest batch, in points, and its lowest and highest over the seeds;
@@ -79,9 +79,10 @@ function render({ model, el }) {
       + "curve.",
     legend: [["blue", "━", "m = 0"], ["orange", "━", "m = 0.9"], ["green", "━", "larger N"],
       ["ink", "◆", "best batch size, and its range over the seeds"]],
-    note: `${model.get("provenance")}. Curves are means over the seeds. The curves of one N have the `
-      + "same training images, so that no range holds how another training set would move a peak; nor "
-      + "do the intervals hold how far apart the batch sizes are, factors of 1.19 to 1.41 near the peaks.",
+    note: `${model.get("provenance")}. Curves are means over the seeds. The curves of one N have `
+      + "the same training images, so that no range holds how another training set would move a "
+      + "peak. Nor do the intervals hold how far apart the batch sizes are: factors of 1.19 to 1.41 "
+      + "near the peaks.",
     height: () => HEIGHT,
     draw,
     update,
@@ -97,8 +98,8 @@ function render({ model, el }) {
     const { deviation, range } = spread(pairs(), exponents());
     const seeds = bySeed().map((each) => spread(each, exponents()).deviation);
     const { mean: centre, half } = interval(seeds);
-    page.say(`Best batch sizes of ${shown().length} curves: on this axis their standard deviation `
-      + `is a factor of ${number(deviation)} (seed by seed ${number(centre)} ± ${number(half, 2)}), `
+    page.say(`Best batch sizes of ${shown().length} curves: on this axis their standard `
+      + `deviation is a factor of ${number(deviation)} (seed by seed ${number(centre)} ± ${number(half, 2)}), `
       + `and the last is ${number(range)} times the first.${fitted}`);
     page.redraw();
   }
@@ -112,7 +113,7 @@ function render({ model, el }) {
     const { exponents: found, free } = bestFit(pairs(), exponents());
     const seeds = bySeed().map((each) => bestFit(each, exponents()).exponents);
     const symbols = ["of η", "of 1 − m", "of N"];
-    const each = free.map((i) => `${symbols[i]} ${number(found[i], 2)} ± ${
+    const each = free.map((i) => `${symbols[i]} ${number(found[i])} ± ${
       number(interval(seeds.map((values) => values[i])).half, 2)}`);
     const fixed = symbols.filter((_, i) => !free.includes(i));
     take(found, ` Best fit: the exponent ${each.join(", ")} (95 % over ${seeds.length} seeds).${
@@ -126,7 +127,7 @@ function render({ model, el }) {
     const range = [Math.min(...values) / 1.2, Math.max(...values) * 1.2];
     const high = 240, low = HEIGHT - high - 90;
     panel(pen, colours, [left, 24, across, high], range, [-1.5, highest],
-      { x: "", y: "Gain in test accuracy over the largest batch, points", xlog: true, rows: 5 },
+      { x: "", y: "Gain in test accuracy, points", xlog: true, rows: 5 },
       (px, py) => list.forEach((curve, i) => {
         const points = curve.points.map(([size, gain]) => [px(size * scaled[i]), py(gain)]);
         polyline(pen, colours[colourOf(curve)], points, { width: 1.5 });
@@ -134,7 +135,7 @@ function render({ model, el }) {
       }));
     const rows = [];
     panel(pen, colours, [left, 24 + high + 22, across, low], range, [0.1, 0.9],
-      { x: "B · η^a · (1 − m)^b · N^c", y: "Best batch size, by curve", xlog: true, rows: 1 },
+      { x: "B ηᵃ (1 − m)ᵇ Nᶜ", y: "Best batch size, by curve", xlog: true, rows: 1 },
       (px, py) => list.forEach((curve, i) => {
         const y = py(0.9 - (0.8 * (i + 0.5)) / list.length), colour = colours[colourOf(curve)];
         const ends = [Math.min, Math.max].map((end) =>
@@ -143,7 +144,7 @@ function render({ model, el }) {
         mark(pen, colour, [px(typical(curve) * scaled[i]), y], 5, { corners: 4 });
         rows.push([nameOf(curve), y]);
       }));
-    Object.assign(pen, { fillStyle: colours.ink, textAlign: "right", textBaseline: "middle" });
+    Object.assign(pen, { fillStyle: colours.ink, textAlign: "right", globalAlpha: 1 });
     for (const [name, y] of rows) pen.fillText(name, left - 6, y);
   }
 

@@ -1,5 +1,5 @@
-// Explorable: the noise scale g of equation (24), the best batch size that one g* predicts, and what
-// was measured at these settings, if it was.
+// Explorable: the noise scale g of equation (24), the best batch size that one g* predicts, and
+// what was measured at these settings, if it was.
 //
 // `curves` are those of collapse.js; `g_star` is the g* of the prediction.
 
@@ -40,7 +40,7 @@ function render({ model, el }) {
     legend: [["blue", "━", "g"], ["green", "┅", "g*, and the best batch size that it predicts"],
       ["orange", "━", "measured"], ["ink", "◆", "the batch size chosen"]],
     note: `${model.get("provenance")}. The band is the range over the seeds.`,
-    height: (width) => (width > 560 ? 320 : 560),
+    height: (width) => (width > 560 ? 290 : 550),
     draw,
     update,
     table: () => {
@@ -83,7 +83,7 @@ function render({ model, el }) {
       });
     const at = side ? [width / 2 + left, 24, across, 220] : [left, 310, across, 190];
     panel(pen, colours, at, range, [LOWEST, highest], { x: "Batch size B",
-      y: "Gain in test accuracy over the largest batch, points", xlog: true, rows: 5 },
+      y: "Gain in test accuracy, points", xlog: true, rows: 5 },
     (px, py) => {
       polyline(pen, colours.green, [[px(best), at[1]], [px(best), at[1] + at[3]]], { dash: [5, 4] });
       if (curve) gains(pen, colours, curve, px, py);
