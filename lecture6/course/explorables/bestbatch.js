@@ -1,5 +1,5 @@
-// Explorable: nets that train on the digits, one a batch size, for equally many updates: which batch
-// size has the best test accuracy, and where does it go when η doubles?
+// Explorable: nets that train on the digits, one a batch size, for equally many updates: which
+// batch size has the best test accuracy, and where does it go when η doubles?
 
 import digits from "dataset:digits";
 import { Lab } from "./lab/lab.js";
@@ -48,8 +48,8 @@ function render({ model, el }) {
 
   const page = stage(model, el, {
     title: "The best batch size",
-    description: "Two charts against the batch size: test accuracy, and training loss, of nets that "
-      + "trained for equally many updates. The best batch size is marked.",
+    description: "Two charts against the batch size: test accuracy, and training loss, of nets "
+      + "that trained for equally many updates. The best batch size is marked.",
     legend: [["blue", "━", "mean over the seeds"], ["ink", "┅", "at half of this η"],
       ["orange", "◆", "the best batch size, and its interval"]],
     note: `Net 64-${HIDDEN}-10 with ReLU, on N of 1,437 digits; tested on 360, so that an image is `
@@ -139,9 +139,10 @@ function render({ model, el }) {
     const near = sizes().reduce((a, b) =>
       (Math.abs(Math.log(b / size)) < Math.abs(Math.log(a / size)) ? b : a));
     const n = best.length, lr = rows[0].lr;
-    page.say(`η = ${number(lr)}: the best batch size is ${number(size)}${range(low, high)}, over ${n} `
-      + `seed${n > 1 ? "s" : ""}; there g = η (N/B − 1)/(1 − m) = ${number(scale(size, lr))}. At B = `
-      + `${near} the nets end with test accuracy ${number(100 * meanOf(rows, near, "test"))} %, `
+    page.say(`η = ${number(lr)}: the best batch size is ${number(size)}${range(low, high)}, `
+      + `over ${n} seed${n > 1 ? "s" : ""}; there g = η (N/B − 1)/(1 − m) = ${
+        number(scale(size, lr))}. At B = ${near} the nets end with test accuracy ${
+        number(100 * meanOf(rows, near, "test"))} %, `
       + `training loss ${number(meanOf(rows, near, "loss"))}, trace of the gradients' covariance `
       + `${number(meanOf(rows, near, "trace"))} and B_simple = ${
         number(meanOf(rows, near, "simple"))}.${compared(best)}`);
@@ -166,15 +167,20 @@ function render({ model, el }) {
     const known = [...rows, ...(before?.rows ?? [])], xs = [0.8, 320];
     const top = known.length ? 100 * Math.max(...known.map(({ test }) => test)) : 100;
     const losses = known.map(({ loss }) => loss).filter((loss) => loss > 0);
-    const ys = [[top - 10, top + 1], [Math.min(0.01, ...losses) / 1.5, Math.max(3, ...losses) * 1.5]];
-    [["test", "Test accuracy, %", 100], ["loss", "Training loss", 1]].forEach(([name, y, unit], i) => {
-      const at = side ? [left + (i * width) / 2, 24, across, 200] : [left, 24 + i * 270, across, 190];
-      panel(pen, colours, at, xs, ys[i], { x: "Batch size B", y, xlog: true, ylog: i === 1 },
+    const span = [Math.min(0.01, ...losses) / 1.5, Math.max(3, ...losses) * 1.5];
+    const charts = [["test", "Test accuracy, %", 100, [top - 10, top + 1]],
+      ["loss", "Training loss", 1, span]];
+    charts.forEach(([name, y, unit, ys], i) => {
+      const at = side ? [left + (i * width) / 2, 24, across, 200]
+        : [left, 24 + i * 270, across, 190];
+      panel(pen, colours, at, xs, ys, { x: "Batch size B", y, xlog: true, ylog: i === 1 },
         (px, py) => {
-          const line = (list) => sizes().map((size) =>
-            [px(size), py(unit * meanOf(list, size, name))]).filter((p) => p.every(Number.isFinite));
+          const line = (list) => sizes()
+            .map((size) => [px(size), py(unit * meanOf(list, size, name))])
+            .filter((point) => point.every(Number.isFinite));
           if (before) polyline(pen, colours.ink, line(before.rows), { dash: [5, 4], width: 1.5 });
-          for (const row of rows) mark(pen, colours.blue, [px(row.size), py(unit * row[name])], 2.5);
+          for (const row of rows)
+            mark(pen, colours.blue, [px(row.size), py(unit * row[name])], 2.5);
           polyline(pen, colours.blue, line(rows));
           if (i === 0 && seeds(rows).length) found(pen, colours.orange, px, py(top + 0.5));
         });
@@ -194,13 +200,14 @@ function render({ model, el }) {
   };
   first = asked({
     id: "best-batch",
-    question: "Nets are trained with batches of 1 to 256, all for equally many updates. Which batch "
-      + "size has the best test accuracy?",
+    question: "Nets are trained with batches of 1 to 256, all for equally many updates. Which "
+      + "batch size has the best test accuracy?",
     options: [["small", "1 to 4"], ["middle", "8 to 32"], ["large", "64 to 256"],
       ["unknown", "five seeds cannot tell"]],
     says: (made, truth) => `${verdict(made, truth)}${{ small: "Here the noisiest are the best.",
       middle: "Noise helps here, up to a point.", large: "Here noise only hurts.",
-      unknown: "The interval is in more than one of these ranges; more seeds make it shorter." }[truth]}`,
+      unknown: "The interval is in more than one of these ranges; more seeds make it shorter.",
+    }[truth]}`,
     onReady: () => job || rows.length || forget(),
     onReset: () => forget(),
   });

@@ -81,8 +81,8 @@ function render({ model, el }) {
       ["ink", "◆", "best batch size, and its range over the seeds"]],
     note: `${model.get("provenance")}. Curves are means over the seeds. The curves of one N have `
       + "the same training images, so that no range holds how another training set would move a "
-      + "peak. Nor do the intervals hold how far apart the batch sizes are: factors of 1.19 to 1.41 "
-      + "near the peaks.",
+      + "peak. Nor do the intervals hold how far apart the batch sizes are: factors of 1.19 to "
+      + "1.41 near the peaks.",
     height: () => HEIGHT,
     draw,
     update,
@@ -99,7 +99,8 @@ function render({ model, el }) {
     const seeds = bySeed().map((each) => spread(each, exponents()).deviation);
     const { mean: centre, half } = interval(seeds);
     page.say(`Best batch sizes of ${shown().length} curves: on this axis their standard `
-      + `deviation is a factor of ${number(deviation)} (seed by seed ${number(centre)} ± ${number(half, 2)}), `
+      + `deviation is a factor of ${number(deviation)} (seed by seed ${number(centre)} ± ${
+        number(half, 2)}), `
       + `and the last is ${number(range)} times the first.${fitted}`);
     page.redraw();
   }

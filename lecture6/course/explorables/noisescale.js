@@ -34,9 +34,9 @@ function render({ model, el }) {
 
   const page = stage(model, el, {
     title: "The noise scale, its prediction, and what was measured",
-    description: "Two charts against the batch size. The noise scale g at the settings chosen, with "
-      + "the one best g*; and the measured gain in test accuracy over the largest batch, with the "
-      + "best batch size that g* predicts.",
+    description: "Two charts against the batch size. The noise scale g at the settings chosen, "
+      + "with the one best g*; and the measured gain in test accuracy over the largest batch, "
+      + "with the best batch size that g* predicts.",
     legend: [["blue", "━", "g"], ["green", "┅", "g*, and the best batch size that it predicts"],
       ["orange", "━", "measured"], ["ink", "◆", "the batch size chosen"]],
     note: `${model.get("provenance")}. The band is the range over the seeds.`,
@@ -61,8 +61,8 @@ function render({ model, el }) {
         : `; at B = ${size} the gain is ${number(gain, 2)} points.`}`
       : `Not measured: η = ${number(lr)}, m = ${momentum}, N = ${n.toLocaleString("en")}.`;
     page.say(`g = η (N/B − 1)/(1 − m) = ${number(lr)} · (${n.toLocaleString("en")}/${size} − 1)/${
-      number(1 - momentum)} = ${number(g)}. With g* = ${number(gStar)} the best batch size would be `
-      + `${number(predicted())}. ${found}`);
+      number(1 - momentum)} = ${number(g)}. With g* = ${number(gStar)} the best batch size would `
+      + `be ${number(predicted())}. ${found}`);
     page.redraw();
   }
 
@@ -85,7 +85,8 @@ function render({ model, el }) {
     panel(pen, colours, at, range, [LOWEST, highest], { x: "Batch size B",
       y: "Gain in test accuracy, points", xlog: true, rows: 5 },
     (px, py) => {
-      polyline(pen, colours.green, [[px(best), at[1]], [px(best), at[1] + at[3]]], { dash: [5, 4] });
+      const line = [at[1], at[1] + at[3]].map((y) => [px(best), y]);
+      polyline(pen, colours.green, line, { dash: [5, 4] });
       if (curve) gains(pen, colours, curve, px, py);
       const gain = curve && gainAt(curve.points, size);
       const height = Math.max(LOWEST + 0.1, gain ?? 0);
