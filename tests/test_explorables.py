@@ -20,6 +20,7 @@ from lecture6 import toys
 from lecture6.course import explorables
 from lecture6.course.explorables import (
     MIME_TYPE,
+    BestBatch,
     Box,
     Keskar,
     OneStep,
@@ -31,7 +32,7 @@ from lecture6.course.explorables import (
 )
 
 ROOT = Path(__file__).parents[1]
-KINDS = [Walkers, Valley, Box, Steps, OneStep, Keskar, Spectrum, Scaling]
+KINDS = [Walkers, Valley, Box, Steps, OneStep, Keskar, Spectrum, Scaling, BestBatch]
 
 
 @pytest.fixture(params=KINDS)

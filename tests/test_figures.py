@@ -72,11 +72,6 @@ def density():
     return pd.DataFrame({"eigenvalue": x, "density": y, "low": 0.9 * y - 1, "high": 1.1 * y})
 
 
-def scales():
-    b = np.array([1, 10, 100, 1000])
-    return pd.DataFrame({"batch_size": b, "g": 1000 / b - 1, "gain": [np.nan, -0.5, 0.4, 0.0]})
-
-
 AXES = {"xlabel": "The x", "ylabel": "The y"}
 FIGURES = {
     "schematic": lambda: figures.schematic(net(), (1, 28, 28), "A net"),
@@ -89,9 +84,6 @@ FIGURES = {
     ),
     "contour": lambda: figures.contour(bowl(), "x", "y", "z", zlabel="z", **AXES, **COMMON),
     "spectrum": lambda: figures.spectrum(density(), [3.0, 5.0], **COMMON),
-    "noise_scale_and_gain": lambda: figures.noise_scale_and_gain(
-        scales(), batch_size=10, predicted=80.0, **COMMON
-    ),
 }
 
 
@@ -141,9 +133,7 @@ def test_no_figure_uses_mathjax(drawn, name):
     assert "$" not in drawn[name].to_json()
 
 
-@pytest.mark.parametrize(
-    "name", ["accuracy", "accuracy_and_sharpness", "curves", "contour", "noise_scale_and_gain"]
-)
+@pytest.mark.parametrize("name", ["accuracy", "accuracy_and_sharpness", "curves", "contour"])
 def test_the_subtitle_says_which_run_it_was(drawn, name):
     assert drawn[name].layout.title.subtitle.text == PROVENANCE
     assert drawn[name].layout.title.text == "A title"
@@ -402,23 +392,6 @@ def test_spectrum_marks_the_outliers_and_keeps_its_logarithm_finite(drawn):
     assert "2 leading eigenvalues, from 3 to 5" in description(figure)
 
 
-def test_noise_scale_and_gain_shows_g_the_choice_the_prediction_and_what_was_measured(drawn):
-    figure = drawn["noise_scale_and_gain"]
-    named = {t.name: t for t in figure.data}
-    assert list(named["g"].x) == [1, 10, 100]  # g = 0 has no place on a logarithmic axis
-    assert (list(named["g at B"].x), list(named["g at B"].y)) == ([10], [99])
-    assert list(named["predicted optimum"].x) == [80.0, 80.0]
-    assert list(named["gain in test accuracy"].y) == [-0.5, 0.4, 0.0]
-    assert "99 at B = 10" in description(figure)
-    assert "highest at B = 100, 0.40 points above" in description(figure)
-    whole = figures.noise_scale_and_gain(scales(), batch_size=1000, predicted=80.0, **COMMON)
-    assert len(whole.data) == len(figure.data)  # frames of one explorer, though g = 0 at B
-    with pytest.raises(ValueError, match="no rows"):
-        figures.noise_scale_and_gain(
-            scales().assign(gain=np.nan), batch_size=10, predicted=80.0, **COMMON
-        )
-
-
 # ---- what cannot be shown ---------------------------------------------------------------------
 
 TABLES = {
@@ -431,10 +404,6 @@ TABLES = {
         lambda t: figures.contour(t, "x", "y", "z", zlabel="z", **AXES, **COMMON),
     ),
     "spectrum": (density, lambda t: figures.spectrum(t, [1.0], **COMMON)),
-    "noise_scale_and_gain": (
-        scales,
-        lambda t: figures.noise_scale_and_gain(t, batch_size=10, predicted=80.0, **COMMON),
-    ),
 }
 each_table = pytest.mark.parametrize("name", TABLES)
 
@@ -453,7 +422,6 @@ GAPS = {
     "accuracy": ["accuracy"],
     "accuracy_and_sharpness": ["accuracy", "sharpness"],
     "curves": ["y"],
-    "noise_scale_and_gain": ["gain"],
 }
 
 
@@ -517,15 +485,6 @@ def test_a_contour_needs_a_positive_value_at_every_point():
 def test_a_spectrum_has_leading_eigenvalues(outliers):
     with pytest.raises(ValueError, match=r"leading eigenvalue.*, got"):
         figures.spectrum(density(), outliers, **COMMON)
-
-
-@pytest.mark.parametrize("value", [0, -1, np.nan, "ten", True])
-@pytest.mark.parametrize("name", ["batch_size", "predicted"])
-def test_a_batch_size_is_positive(name, value):
-    with pytest.raises(ValueError, match=f"{name} must be a .*number.*, got"):
-        figures.noise_scale_and_gain(
-            scales(), **{"batch_size": 10, "predicted": 80.0, name: value}, **COMMON
-        )
 
 
 def test_accuracy_goes_by_epoch_or_update_and_splits_are_two():

@@ -273,45 +273,6 @@ def _scale(values: pd.Series, limits: tuple[float, float] | None, log: bool, nam
     return {"type": "log", "range": limits and [math.log10(low), math.log10(high)], **ticks}
 
 
-def noise_scale_and_gain(
-    table: pd.DataFrame, *, batch_size: int, predicted: float, title: str, provenance: str
-) -> go.Figure:
-    """Equation (24): the noise scale g (left axis) and what was measured (right axis) against B.
-
-    ``table``: columns batch_size, g, and gain, points of test accuracy over the largest batch (NaN
-    where it was not measured, but not everywhere). ``batch_size`` (or the one of the table that is
-    nearest) is marked on the curve of g, ``predicted``, a batch size, by a line.
-    """
-    table = _checked(_checked(table, "gain"), "batch_size", "g", finite=True)
-    table = table.sort_values("batch_size")
-    known = _checked(table.dropna(subset="gain"), "gain")
-    predicted = checks.real("predicted", predicted, above=0)
-    off = table["batch_size"] - checks.real("batch_size", batch_size, above=0)
-    chosen = table.loc[off.abs().idxmin()]
-    best = known.loc[known["gain"].idxmax()]
-    what = (
-        "The noise scale g against the batch size B: "
-        f"{_course(table, 'batch_size', 'g', '.3g')}; {chosen['g']:.3g} at B = "
-        f"{chosen['batch_size']:g}. The predicted optimum is B = {predicted:.3g}. The test "
-        f"accuracy measured is highest at B = {best['batch_size']:g}, {best['gain']:.2f} points "
-        "above that of the largest batch."
-    )
-    figure = _figure(title, what, provenance)
-    g = table[table["g"] > 0]  # at B = N there is no noise, and no place for it on the axis
-    figure.add_scatter(x=g["batch_size"], y=g["g"], mode="lines", name="g", line_color=BLUE)
-    at, height = [chosen["batch_size"]], [chosen["g"] if chosen["g"] > 0 else None]
-    mark = {"color": BLUE, "size": 12, "symbol": "diamond"}
-    figure.add_scatter(x=at, y=height, mode="markers", name="g at B", marker=mark)
-    line = {"mode": "lines", "name": "predicted optimum", "line": {"color": GREEN, "dash": "dash"}}
-    figure.add_scatter(x=[predicted] * 2, y=[g["g"].min(), g["g"].max()], **line)
-    line = {"mode": "lines+markers", "name": "gain in test accuracy", "line": {"color": ORANGE}}
-    figure.add_scatter(x=known["batch_size"], y=known["gain"], yaxis="y2", **line)
-    figure.update_xaxes(title_text="Batch size B", type="log", dtick=1)
-    figure.update_yaxes(title_text="Noise scale g", type="log", dtick=1, exponentformat="power")
-    title = "Gain in test accuracy, points"
-    return _right_axis(figure, title, range=[-1.5, 1], tickmode="linear", dtick=0.5)
-
-
 def contour(
     table: pd.DataFrame,
     x: str,

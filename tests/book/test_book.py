@@ -31,6 +31,7 @@ ALIVE = {
     "notebooks/02_flatness": 3,
     "notebooks/03_batch_size": 3,
     "notebooks/04_linear_scaling": 3,
+    "notebooks/05_noise_scale": 3,
     "notebooks/06_equilibrium": 2,
 }
 CLAIMS = re.compile(r'<table[^>]*\bclass="[^"]*\bclaims\b.*?</table>', re.DOTALL)

@@ -347,3 +347,53 @@ class Scaling(Explorable):
     warmup = _start(Int(0, min=0, max=10))
     epochs = _start(Int(20, min=5, max=50))
     seed = _start(Int(0, min=0, max=10))
+
+
+class Collapse(Explorable):
+    """Figures 10 and 11 against B η^a (1 − m)^b N^c, whose exponents a reader moves.
+
+    ``curves`` are dictionaries with lr, momentum, n_train; points: rows of B, the gain in points,
+    its lowest and highest; and peaks: B_opt of each seed, or None. N of the first is Figure 10's.
+    ``lr``, ``momentum`` and ``size`` are the exponents a, b and c.
+    """
+
+    module = "collapse"
+    about = "measured curves against B, whose abscissa is scaled by powers of η, 1 − m and N"
+    curves = _start(List())
+    provenance = _start(Unicode())
+    lr = _start(Float(0.0, min=-2.0, max=2.0))
+    momentum = _start(Float(0.0, min=-2.0, max=2.0))
+    size = _start(Float(0.0, min=-2.0, max=2.0))
+    which = _start(Enum(["all", "rates", "sizes"], default_value="rates"))
+
+
+class NoiseScale(Explorable):
+    """g of equation (24) at any settings, and what of Collapse's ``curves`` is there.
+
+    ``g_star`` is the g of the best batch size that is predicted.
+    """
+
+    module = "noisescale"
+    about = "the noise scale, the batch size that it predicts, and what was measured"
+    curves = _start(List())
+    provenance = _start(Unicode())
+    g_star = _start(Float(1.0, min=1e-6))
+    lr = _start(Float(1.0, min=0.01, max=3.0))
+    batch_size = _start(Int(32, min=1, max=512))
+    n_train = _start(Int(1000, min=1000, max=60_000))
+    momentum = _start(Float(0.0, min=0.0, max=0.9))
+
+
+class BestBatch(Explorable):
+    """Test accuracy against the batch size, of nets that train on the digits in the page.
+
+    Traits:
+        lr, momentum, samples, updates: η, m, N, and how many updates each net makes
+    """
+
+    module = "bestbatch"
+    about = "nets of several batch sizes that train in the page, and the best of them"
+    lr = _start(Float(0.2, min=0.01, max=4.0))
+    momentum = _start(Float(0.0, min=0.0, max=0.9))
+    samples = _start(Int(1000, min=100, max=1437))
+    updates = _start(Int(500, min=50, max=2000))
