@@ -17,10 +17,19 @@ from setuptools import find_packages
 
 from lecture6 import toys
 from lecture6.course import explorables
-from lecture6.course.explorables import MIME_TYPE, Box, Keskar, OneStep, Spectrum, Steps, Walkers
+from lecture6.course.explorables import (
+    MIME_TYPE,
+    Box,
+    Edge,
+    Keskar,
+    OneStep,
+    Spectrum,
+    Steps,
+    Walkers,
+)
 
 ROOT = Path(__file__).parents[1]
-KINDS = [Walkers, Box, Steps, OneStep, Keskar, Spectrum]
+KINDS = [Walkers, Box, Steps, OneStep, Keskar, Spectrum, Edge]
 
 
 @pytest.fixture(params=KINDS)
@@ -181,6 +190,7 @@ def test_the_widget_holds_its_module_and_its_start_values(kind):
         (Steps, {"warmup": -1}),
         (OneStep, {"momentum": 1.0}),
         (OneStep, {"w1": 7.5}),
+        (Edge, {"batch_size": 501}),
         (Walkers, {"lr": float("nan")}),
         (Walkers, {"batch_size": 8.5}),
         (Walkers, {"n_walkers": True}),

@@ -32,6 +32,7 @@ ALIVE = {
     "notebooks/03_batch_size": 3,
     "notebooks/04_linear_scaling": 1,
     "notebooks/06_equilibrium": 1,
+    "notebooks/07_beyond": 1,
 }
 CLAIMS = re.compile(r'<table[^>]*\bclass="[^"]*\bclaims\b.*?</table>', re.DOTALL)
 WIDTHS = tuple(THEMES)
