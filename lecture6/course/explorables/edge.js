@@ -50,9 +50,9 @@ function render({ model, el }) {
       + "with the edge 2/η as a dashed line, and the training loss. Earlier runs are thin lines.",
     legend: [["orange", "━", "λ_max of this run"], ["green", "╌", "the edge 2/η"],
       ["blue", "━", "training loss of this run"], ["ink", "─", "runs before it"]],
-    note: `The net has 64 inputs and 10 outputs. It learns the first ${N} of the digits, each pixel `
-      + "less its mean. The loss is half the squared error, summed over the outputs. The net tanh "
-      + "or ReLU has two hidden layers of 32 such units, and the wide one a layer of 64 tanh units. "
+    note: `The net has 64 inputs and 10 outputs. It learns the first ${N} of the digits, each `
+      + "pixel less its mean. The loss is half the squared error, summed over the outputs. The "
+      + "net tanh or ReLU has two hidden layers of 32 such units, the wide one 64 tanh units. "
       + `λ_max is Lanczos's, to 1 %. Gradient flow is followed by steps of η/${FINER}, of which `
       + `${FINER} count as one update. All of it is computed here, in the page.`,
     height: () => 450,
@@ -179,7 +179,7 @@ function render({ model, el }) {
   function sentence(run) {
     const { lr, batchSize, rows } = run, edge = 2 / lr, end = rows.at(-1);
     if (run.diverged)
-      return `${nameOf(run)}: the loss is no longer finite after ${end.at} updates. The net started `
+      return `${nameOf(run)}: the loss is not finite after ${end.at} updates. The net started `
         + `at λ_max = ${number(rows[0].value)}, and 2/η = ${number(edge)}. Take a smaller η.`;
     const stays = level(rows), off = stays / edge - 1;
     const where = Math.abs(off) < 0.005 ? "at the edge" : `${percent(Math.abs(off))} ${
