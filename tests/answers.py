@@ -128,4 +128,9 @@ ANSWERS: dict[str, Callable[[], Any]] = {
     "6.3": lambda: brentq(lambda T: equilibrium.kramers_time(1.0, -1.0, 1.0, T) - 1e4, 0.05, 1.0),
     "6.4": lambda: sum(h * equilibrium.ou_covariance(h, h, 0.05, 1).item() / 2 for h in (1, 30)),
     "6.5": _without_a_drift,
+    # Beyond
+    "7.1": lambda: 2 / 0.4,
+    "7.2": lambda: 2 * (1 + 0.9) / 0.05,
+    "7.3": lambda: math.ceil(math.log(1000) / math.log(1.1)),  # |1 − ηλ| = 1.1
+    "7.4": lambda: [4 / 10, 4.0],  # of the mean of ten, and of one
 }

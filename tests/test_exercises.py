@@ -136,6 +136,10 @@ def test_a_number_may_come_in_any_form(number, value):
         ("3.3", np.log(0.01) / np.log(0.9)),  # the same
         ("4.3", 7),  # as the chapter rounds it
         ("6.2", [0.7213, 0.7213]),  # by (26) twice
+        ("7.1", 20),  # as if the rate did not matter
+        ("7.2", 2 / (0.05 * 10)),  # the effective rate in the place of η
+        ("7.3", 3 / 0.05),  # as if it grew linearly
+        ("7.4", [0.4, 0.4]),  # the training loss twice
     ],
 )
 def test_the_answer_of_a_likely_mistake_is_wrong(number, value):
@@ -152,10 +156,10 @@ def test_the_number_of_an_exercise_may_be_a_number(number):
     [
         ("1.9", "1.1 to 1.4"),
         (4, "4.1 to 4.4"),
-        ("9.1", "0.1 to 6.5"),
-        ("", "0.1 to 6.5"),
-        (None, "0.1 to 6.5"),
-        ([1.1], "0.1 to 6.5"),
+        ("9.1", "0.1 to 7.4"),
+        ("", "0.1 to 7.4"),
+        (None, "0.1 to 7.4"),
+        ([1.1], "0.1 to 7.4"),
     ],
 )
 def test_of_an_unknown_number_it_says_which_there_are(number, known):

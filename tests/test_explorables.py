@@ -22,6 +22,7 @@ from lecture6.course.explorables import (
     MIME_TYPE,
     BestBatch,
     Box,
+    Edge,
     Keskar,
     OneStep,
     Scaling,
@@ -32,7 +33,7 @@ from lecture6.course.explorables import (
 )
 
 ROOT = Path(__file__).parents[1]
-KINDS = [Walkers, Valley, Box, Steps, OneStep, Keskar, Spectrum, Scaling, BestBatch]
+KINDS = [Walkers, Valley, Box, Steps, OneStep, Keskar, Spectrum, Scaling, BestBatch, Edge]
 
 
 @pytest.fixture(params=KINDS)
@@ -199,6 +200,7 @@ def test_the_widget_holds_its_module_and_its_start_values(kind):
         (Scaling, {"rule": "square"}),
         (OneStep, {"momentum": 1.0}),
         (OneStep, {"w1": 7.5}),
+        (Edge, {"batch_size": 501}),
         (Walkers, {"lr": float("nan")}),
         (Walkers, {"batch_size": 8.5}),
         (Walkers, {"n_walkers": True}),

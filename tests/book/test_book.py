@@ -33,6 +33,7 @@ ALIVE = {
     "notebooks/04_linear_scaling": 3,
     "notebooks/05_noise_scale": 3,
     "notebooks/06_equilibrium": 2,
+    "notebooks/07_beyond": 1,
 }
 CLAIMS = re.compile(r'<table[^>]*\bclass="[^"]*\bclaims\b.*?</table>', re.DOTALL)
 WIDTHS = tuple(THEMES)

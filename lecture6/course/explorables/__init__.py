@@ -397,3 +397,22 @@ class BestBatch(Explorable):
     momentum = _start(Float(0.0, min=0.0, max=0.9))
     samples = _start(Int(1000, min=100, max=1437))
     updates = _start(Int(500, min=50, max=2000))
+
+
+class Edge(Explorable):
+    """The edge of stability: λ_max of a net that trains in the page, against 2/η.
+
+    Traits:
+        lr, batch_size, updates, seed: of the training, on 500 images
+        net: hidden layers of 32 and 32 "tanh" or "relu" units, or a "wide" one of 64 tanh units
+        axis: λ_max as an "eigenvalue", or "relative" to the edge, λ_max η/2
+    """
+
+    module = "edge"
+    about = "the largest eigenvalue of the Hessian while a net trains, and the edge 2/η"
+    lr = _start(Float(0.4, min=0.2, max=1.0))
+    batch_size = _start(Int(500, min=4, max=500))
+    updates = _start(Int(600, min=200, max=2000))
+    net = _start(Enum(["tanh", "relu", "wide"], default_value="tanh"))
+    axis = _start(Enum(["eigenvalue", "relative"], default_value="eigenvalue"))
+    seed = _start(Int(0, min=0, max=10**9 - 1))

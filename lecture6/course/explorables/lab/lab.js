@@ -17,10 +17,11 @@
 //
 // ---- Lab ---------------------------------------------------------------------------------------
 //
-// Lab.open(data, {place, kernel}) → Promise<Lab>
+// Lab.open(data, {place, kernel, prepare}) → Promise<Lab>
 //   data    what `import digits from "dataset:digits"` gives (or "dataset:mnist14")
 //   place   "worker" or "page": default a worker, and the page where workers are refused
 //   kernel  "wasm" or "js": default WebAssembly, and plain JavaScript where its SIMD is missing
+//   prepare called with lab.data before any net sees it; may change its x in place
 // lab.place, lab.kernel         which of these it has become
 // lab.data                      {name, inputs, classes, train: {n, x, y}, test: {n, x, y}}: x is a
 //                               Float32Array (n × inputs) of values in [0, 1], y a Uint8Array (n)
@@ -158,11 +159,12 @@ function startWorker(data, kernel) {
 }
 
 export class Lab {
-  static async open(text, { place, kernel } = {}) {
+  static async open(text, { place, kernel, prepare } = {}) {
     if (place !== undefined) oneOf("place", place, ["worker", "page"]);
     if (kernel !== undefined) oneOf("kernel", kernel, ["wasm", "js"]);
     const lab = new Lab();
     lab.data = await unpacked(text);
+    prepare?.(lab.data);
     if (place !== "page")
       try {
         const { worker, kind } = await startWorker(lab.data, kernel);
