@@ -6,17 +6,15 @@ import json
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
-from contextlib import contextmanager
 from itertools import pairwise
-from time import monotonic, sleep
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from browsing import firefox
 from torch import nn
 
 from lecture6 import curvature, data, landscape, sharpness
@@ -779,64 +777,9 @@ def test_a_part_of_mnist(lab):
 # ---- Firefox -------------------------------------------------------------------------------------
 
 
-@contextmanager
-def firefox(profile):
-    """Headless Firefox by its protocol, Marionette: a function (command, parameters) → value."""
-    binary = shutil.which("firefox-esr") or shutil.which("firefox")
-    if not binary:
-        pytest.skip("no Firefox: on Debian, `apt-get install firefox-esr`")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    (profile / "user.js").write_text(f'user_pref("marionette.port", {port});\n')
-    command = [binary, "--headless", "--marionette", "--no-remote", "--profile", str(profile)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        with connected(port) as (stream, send):
-            read(stream)  # its greeting
-
-            def command(name, parameters):
-                send(json.dumps([0, 1, f"WebDriver:{name}", parameters]).encode())
-                _, _, error, value = read(stream)
-                assert error is None, error
-                return value
-
-            yield command
-    finally:
-        process.terminate()
-        process.wait()
-
-
-@contextmanager
-def connected(port):
-    end = monotonic() + 120
-    while True:
-        try:
-            with socket.create_connection(("127.0.0.1", port)) as connection:
-                connection.settimeout(TIMEOUT)
-                stream = connection.makefile("rb")
-                yield stream, lambda text: connection.sendall(b"%d:%s" % (len(text), text))
-                return
-        except ConnectionRefusedError:
-            assert monotonic() < end, "Firefox does not answer"
-            sleep(0.2)
-
-
-def read(stream):
-    """A message: its length, a colon, JSON."""
-    size = b""
-    while (byte := stream.read(1)) != b":":
-        assert byte, "Firefox has ended"
-        size += byte
-    return json.loads(stream.read(int(size)))
-
-
 def test_in_firefox(lab, tmp_path):
     options = {"batchSize": 64, "lr": 0.1, "stop": {"updates": 60}}
-    (tmp_path / "profile").mkdir()
     with firefox(tmp_path / "profile") as command:
-        wanted = {"timeouts": {"script": 1000 * TIMEOUT}}
-        command("NewSession", {"capabilities": {"alwaysMatch": wanted}})
         command("Navigate", {"url": page(tmp_path, with_data())})
 
         def execute(script, *given):
