@@ -1,11 +1,18 @@
 """Every explorable where readers meet it: in frames like Colab's, Firefox and JupyterLab."""
 
 import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
 
+import nbformat
 import pandas as pd
 import pytest
 from as_in_book import in_the_book, with_modules
 from browsing import firefox
+from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
@@ -205,3 +212,115 @@ def test_in_firefox_from_a_file(fox, folder, kind):
     assert_alive(Firefox(fox))
     if kind is explorables.Keskar:
         until_trained(Firefox(fox))
+
+
+# ---- JupyterLab ------------------------------------------------------------------------------
+
+CELLS = [
+    """
+import json
+from pathlib import Path
+
+import plotly.graph_objects as go
+
+from lecture6.course.explorables import Keskar
+from lecture6.course.widgets import explore
+
+bench = Keskar(epochs=5, small=64)
+keep = lambda _: Path("bench.json").write_text(json.dumps([bench.small, bench.seed]))
+bench.observe(keep, ["small", "seed"])
+bench
+""",
+    """
+def line(slope):
+    layout = {"title": {"text": f"A line of slope {slope}"}, "meta": {"description": "A line."}}
+    return go.Figure(go.Scatter(x=[0, 1], y=[0, slope]), layout)
+
+explore(line, {"slope": [1, 2, 3, 4]})
+""",
+]
+
+
+@pytest.fixture(scope="module")
+def notebook(tmp_path_factory):
+    """The folder of a notebook, and its address in a JupyterLab that is at work there."""
+    pytest.importorskip("jupyterlab", reason="no JupyterLab: pip install jupyterlab")
+    folder = tmp_path_factory.mktemp("jupyterlab")
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    cells = [nbformat.v4.new_code_cell(cell.strip()) for cell in CELLS]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), folder / "course.ipynb")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    token = secrets.token_hex()
+    options = {
+        "ServerApp.ip": "127.0.0.1",
+        "ServerApp.port": port,
+        "ServerApp.port_retries": 0,
+        "ServerApp.root_dir": folder,
+        "ServerApp.allow_root": True,
+        "IdentityProvider.token": token,
+        "LabApp.expose_app_in_browser": True,
+    }
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser"]
+    command += [f"--{name}={value}" for name, value in options.items()]
+    own = {f"JUPYTER_{kind}_DIR": str(folder / kind) for kind in ("CONFIG", "DATA", "RUNTIME")}
+    env = {name: value for name, value in os.environ.items() if name != "LECTURE6_STATIC"} | own
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+    try:
+        yield folder, f"http://127.0.0.1:{port}/lab/tree/course.ipynb?token={token}"
+    finally:
+        process.terminate()  # it ends its kernels
+        process.wait()
+
+
+RUN_ALL = """
+const app = window.jupyterapp, [panel] = app?.shell.widgets("main") ?? [];
+if (panel?.sessionContext?.session?.kernel?.connectionStatus !== "connected") return false;
+app.shell.activateById(panel.id);
+app.commands.execute("notebook:run-all-cells");
+return true;
+"""
+
+
+KESKAR = ".lecture6-explorable:has(canvas):has(input[type=range])"
+
+
+def answers(browser, address):
+    """Opens an address; whether a server is there."""
+    try:
+        browser.get(address)
+    except WebDriverException:  # the connection is refused
+        return False
+    return True
+
+
+@pytest.mark.slow
+def test_in_jupyterlab_the_kernel_follows(browser, notebook):
+    folder, address = notebook
+    until(lambda: answers(browser, address), "JupyterLab does not answer")
+    until(lambda: browser.execute_script(RUN_ALL), "the kernel does not start")
+    bench = until(lambda: browser.find_elements(By.CSS_SELECTOR, KESKAR), "there is no bench")[0]
+    browser.execute_script(GUESS)
+    slider = bench.find_element(By.CSS_SELECTOR, "input[type=range]")
+    before = browser.execute_script(SEEN)
+    slider.send_keys(Keys.ARROW_RIGHT)
+    assert browser.execute_script(SEEN)[0] != before[0]
+    kept = folder / "bench.json"
+    until(kept.exists, "the kernel does not follow")
+    assert json.loads(kept.read_text())[0] > 64
+    browser.execute_script(f"document.querySelector('{BUTTON}').click()")
+    until_trained(Chromium(browser))
+    assert browser.execute_script(SEEN)[1] != before[1]
+
+    figure = browser.find_element(By.CSS_SELECTOR, "figure.lecture6-explorable")
+    browser.execute_script("arguments[0].scrollIntoView()", figure)  # out of view it is not drawn
+    drawn = "[aria-busy=false]"
+    until(lambda: figure.find_elements(By.CSS_SELECTOR, drawn), "no figure is drawn")
+    title = figure.find_element(By.CLASS_NAME, "title")
+    assert title.text == "A line of slope 1"
+    figure.find_element(By.CSS_SELECTOR, "input[type=range]").send_keys(Keys.END)
+    until(lambda: title.text == "A line of slope 4", "the kernel draws no other figure")
+    plotted = "return arguments[0].querySelector('.plot').data[0].y"
+    until(lambda: list(browser.execute_script(plotted, figure)) == [0, 4], "nor does the page")

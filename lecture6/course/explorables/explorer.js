@@ -140,7 +140,7 @@ function table(plot, title) {
   return [["curve", ...axes.map(heading)], ...rows];
 }
 
-export function render({ model, el }) {
+export function drawFigure({ model, el }) {
   const over = new AbortController(), { signal } = over;
   // The book has written this already, with the words of the first figure.
   if (!el.querySelector(".plot"))
@@ -289,4 +289,4 @@ export function render({ model, el }) {
   };
 }
 
-export default { render };
+export default { render: drawFigure };
