@@ -62,7 +62,7 @@ def test_a_module_is_one_file_that_loads_nothing(kind):
     text = source(kind)
     assert not re.search(r"\bimport\b|\brequire\b|https?:|\bfetch\b|url\(", text)
     assert text.count("export function stage") == 0 < text.count("function stage")
-    assert text.endswith("export default { render };\n")
+    assert text.endswith("export default{render};\n")
 
 
 @pytest.fixture
@@ -120,22 +120,45 @@ export const third = () => twice(next()) + n;
     assert bundled(main, count_js=COUNT, third_js=third) == [1, 14, 3, 3, 8, "mine", "mine too"]
 
 
-def test_a_module_a_file_and_a_data_set_may_be_imported_as_a_string(bundled, monkeypatch, tmp_path):
+def test_a_module_may_be_a_function_and_a_file_or_data_a_string(bundled, monkeypatch, tmp_path):
     (tmp_path / "kernel.wasm").write_bytes(bytes(range(256)))
     lab = SimpleNamespace(packed=lambda name: f"<{name}>")
     monkeypatch.setitem(sys.modules, "lecture6.course.explorables.lab", lab)
     main = """
-import worker from "./worker.js?text";
+import engine from "./engine.js?function";
 import bytes from "./kernel.wasm?base64";
 import digits from "dataset:digits";
-const run = async () => (await import(`data:text/javascript,${encodeURIComponent(worker)}`)).x;
-export default [await run(), bytes, digits];
+const text = encodeURIComponent(`export default (${engine})().x;`);
+const elsewhere = await import(`data:text/javascript,${text}`);
+export default [engine().x, elsewhere.default, bytes, digits];
 """
-    worker = 'import { twice } from "./count.js";\nexport const x = `</script>${twice(21)}`;\n'
-    x, kernel, digits = bundled(main, count_js=COUNT, worker_js=worker)
-    assert x == "</script>42"
+    engine = 'import { twice } from "./count.js";\nexport const x = `</script>${twice(21)}`;\n'
+    here, elsewhere, kernel, digits = bundled(main, count_js=COUNT, engine_js=engine)
+    assert here == elsewhere == "</script>42"
     assert base64.b64decode(kernel) == bytes(range(256))
     assert digits == "<digits>"
+
+
+SPACED = """
+const i = 3, list = [1, 2]; // a comment
+function* both({ first = "a  =  b", ...rest }) {
+  yield first + " + " + rest.second; // here
+  yield `two
+   lines  =  and ${list.map((x) => `{ ${x} }`).join(", ")}
+ three ; three`;
+  yield [i - -i, i + +i, i * -i, i > -1 ? i : -i, /a = {2} b/.test("a =   b"), "x // y"];
+}
+export default [...both({ second: "c , d" })];
+"""
+
+
+def test_only_spaces_that_mean_nothing_are_left_out(bundled):
+    lines = "two\nlines  =  and { 1 }, { 2 }\nthree ; three"
+    found = bundled(SPACED)
+    assert found == ["a  =  b + c , d", lines, [6, 6, -9, 3, True, "x // y"]]
+    text = explorables.bundle("main.js")
+    assert "const i=3,list=[1,2];" in text
+    assert "comment" not in text
 
 
 @pytest.mark.parametrize(
@@ -143,7 +166,7 @@ export default [await run(), bytes, digits];
     [
         ('import { a } from "./none.js";', r'main.js imports "./none.js", but there is no file'),
         ('import a from "./none.wasm?base64";', "but there is no file"),
-        ('import a from "./none.js?text";', "but there is no file"),
+        ('import a from "./none.js?function";', "but there is no file"),
         ('import { next, a } from "./count.js";', r"\['a'\], not exported by count.js"),
         (
             'import { main } from "./main.js";',

@@ -4,8 +4,12 @@ import contextlib
 import functools
 import http.server
 import importlib.resources
+import json
 import shutil
+import socket
+import subprocess
 import threading
+import time
 
 import pytest
 from selenium import webdriver
@@ -22,6 +26,7 @@ ARGUMENTS = (
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
 
+ANSWER = 300  # seconds for Firefox to answer
 THEMES = {1280: "light", 390: "dark"}  # the widths of a desk and a phone, and the theme on each
 AXE = importlib.resources.files("axe_playwright_python") / "axe.min.js"
 VIOLATIONS = """
@@ -83,6 +88,61 @@ def chromium(profile):
         yield driver
     finally:
         driver.quit()
+
+
+@contextlib.contextmanager
+def firefox(profile):
+    """Headless Firefox by its protocol, Marionette: a function (command, parameters) → value."""
+    binary = shutil.which("firefox-esr") or shutil.which("firefox")
+    if not binary:
+        pytest.skip("no Firefox: on Debian, `apt-get install firefox-esr`")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    profile.mkdir()
+    (profile / "user.js").write_text(f'user_pref("marionette.port", {port});\n')
+    command = [binary, "--headless", "--marionette", "--no-remote", "--profile", str(profile)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        with connected(port) as (stream, send):
+            read(stream)  # its greeting
+
+            def command(name, parameters):
+                send(json.dumps([0, 1, f"WebDriver:{name}", parameters]).encode())
+                _, _, error, value = read(stream)
+                assert error is None, error
+                return value
+
+            wanted = {"timeouts": {"script": 1000 * ANSWER}}
+            command("NewSession", {"capabilities": {"alwaysMatch": wanted}})
+            yield command
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@contextlib.contextmanager
+def connected(port):
+    end = time.monotonic() + 120
+    while True:
+        try:
+            with socket.create_connection(("127.0.0.1", port)) as connection:
+                connection.settimeout(ANSWER)
+                stream = connection.makefile("rb")
+                yield stream, lambda text: connection.sendall(b"%d:%s" % (len(text), text))
+                return
+        except ConnectionRefusedError:
+            assert time.monotonic() < end, "Firefox does not answer"
+            time.sleep(0.2)
+
+
+def read(stream):
+    """A message: its length, a colon, JSON."""
+    size = b""
+    while (byte := stream.read(1)) != b":":
+        assert byte, "Firefox has ended"
+        size += byte
+    return json.loads(stream.read(int(size)))
 
 
 def resize(browser, width):

@@ -78,6 +78,7 @@ def folder(tmp_path_factory):
     other = html_of(BookFigure, "application/vnd.plotly.v1+json", plain)
     (folder / "index.html").write_text(PAGE.format(figure + other), "utf8")
     (folder / "colab.html").write_text(frame_page(), "utf8")
+    (folder / "closing.html").write_text(frame_page("true"), "utf8")
     return folder
 
 
@@ -300,6 +301,7 @@ FRAME = """<!doctype html><html lang="en"><meta charset="utf-8"><style>{css}</st
 <script type="application/json">{content}</script><script type="module">
 const {{ esm, state, answers, plotly }} = JSON.parse(document.querySelector("script").textContent);
 const listeners = [];
+window.closing = {closing};
 const emit = (name, ...values) =>
   listeners.filter(([event]) => event === name).forEach(([, act]) => act(...values));
 const model = {{
@@ -315,6 +317,8 @@ const model = {{
   }},
   send({{ ask }}) {{
     window.asked = (window.asked ?? 0) + 1;
+    // The first figure that asks is closed before the answer comes.
+    if (window.closing && window.asked === 1) return setTimeout(() => window.ends[0](), 50);
     if (ask === "plotly") setTimeout(() => emit("msg:custom", {{ plotly }}, []), 50);
   }},
 }};
@@ -329,7 +333,7 @@ for (let i = 0; i < 2; i++) {{
 </script>"""
 
 
-def frame_page():
+def frame_page(closing="false"):
     """A page with a frame, in which is an explorer as a kernel would have it, two times."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("LECTURE6_STATIC", raising=False)
@@ -343,7 +347,7 @@ def frame_page():
     content |= {"plotly": widgets._plotly()}
     css = (explorables.HERE / "explorables.css").read_text("utf8")
     text = json.dumps(content).replace("<", "\\u003c")
-    html = FRAME.format(css=css, content=text, ground="#111", ink="#eee")
+    html = FRAME.format(css=css, content=text, ground="#111", ink="#eee", closing=closing)
     quoted = html.replace("&", "&amp;").replace('"', "&quot;")
     return (
         '<!doctype html><html lang="en"><title>A notebook</title><link rel="icon" href="data:,">'
@@ -383,4 +387,18 @@ def test_in_a_frame_the_kernel_is_asked_for_plotly_and_for_figures(visit, browse
     for i, each in enumerate((figure, other)):  # one of them has asked for Plotly
         browser.execute_script("window.ends[arguments[0]]()", i)
         assert not browser.execute_script("return arguments[0].querySelector('.main-svg')", each)
+    browser.switch_to.default_content()
+
+
+def test_a_figure_that_waits_for_plotly_asks_again_where_the_one_that_asked_is_closed(
+    visit, browser
+):
+    visit("closing.html")
+    browser.switch_to.frame(browser.find_element(By.TAG_NAME, "iframe"))
+    wait, drawn = WebDriverWait(browser, TIMEOUT), "figure:has([aria-busy=false])"
+    (figure,) = wait.until(
+        lambda _: browser.find_elements(By.CSS_SELECTOR, drawn), "no figure is drawn"
+    )
+    expect(browser, figure, [0, 1, 2])
+    assert browser.execute_script("return window.asked") == 2
     browser.switch_to.default_content()

@@ -6,17 +6,15 @@ import json
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
-from contextlib import contextmanager
 from itertools import pairwise
-from time import monotonic, sleep
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from browsing import firefox
 from torch import nn
 
 from lecture6 import curvature, data, landscape, sharpness
@@ -533,8 +531,31 @@ def test_a_second_call_goes_on(lab):
       return { w: await net.weights(), updates: net.rows.map((row) => row.update) };
     """, options)  # fmt: skip
     once = lab(RUN, {}, {"hidden": [8]}, {**options, "stop": {"updates": 20}})
-    near(twice["w"], once["w"])  # full batches in another order
+    near(twice["w"], once["w"])
     assert twice["updates"] == list(range(21))
+
+
+@pytest.mark.parametrize("sampling", ["epoch", "with_replacement", "without_replacement"])
+def test_the_batches_do_not_depend_on_where_calls_were_cut(lab, sampling):
+    options = {"batchSize": 300, "lr": 0.1, "momentum": 0.9, "sampling": sampling}
+    cut = lab("""
+      const lab = await Lab.open(digits), net = lab.net({ hidden: [8] }), [options] = given;
+      const train = (updates) => net.train({ ...options, stop: { updates } });
+      await train(3);
+      await train(8);
+      await net.step(options);
+      const w = await net.weights();
+      await net.step(options, { indices: [5, 6] });
+      await net.reset();
+      await train(12);
+      const again = await net.weights();
+      await train(12);
+      const fresh = await net.weights();
+      return { w, again, fresh };
+    """, options)  # fmt: skip
+    once = lab(RUN, {}, {"hidden": [8]}, {**options, "stop": {"updates": 12}})
+    assert cut["w"] == once["w"] == cut["again"]
+    assert cut["fresh"] != cut["w"]
 
 
 def test_measures_of_a_row_and_cancelling(lab):
@@ -746,7 +767,9 @@ def test_it_is_small():
     kernel = (LAB / "kernel.wasm").read_bytes()
     assert len(kernel) <= 8_000
     # 15,000 was the plan; it would need shorter names than one reads.
-    assert len(gzip.compress(bundle("lab/worker.js").encode() + kernel)) <= 18_000
+    assert len(gzip.compress(bundle("lab/engine.js").encode() + kernel)) <= 17_400
+    assert len(gzip.compress(bundle("lab/lab.js").encode())) <= 21_000  # what a page has of it
+    assert len(gzip.compress(bundle("shared.js").encode())) <= 6_000
     assert len(packed("digits")) <= 62_000
     assert len(packed("mnist14")) <= 150_000
 
@@ -767,64 +790,9 @@ def test_a_part_of_mnist(lab):
 # ---- Firefox -------------------------------------------------------------------------------------
 
 
-@contextmanager
-def firefox(profile):
-    """Headless Firefox by its protocol, Marionette: a function (command, parameters) → value."""
-    binary = shutil.which("firefox-esr") or shutil.which("firefox")
-    if not binary:
-        pytest.skip("no Firefox: on Debian, `apt-get install firefox-esr`")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    (profile / "user.js").write_text(f'user_pref("marionette.port", {port});\n')
-    command = [binary, "--headless", "--marionette", "--no-remote", "--profile", str(profile)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        with connected(port) as (stream, send):
-            read(stream)  # its greeting
-
-            def command(name, parameters):
-                send(json.dumps([0, 1, f"WebDriver:{name}", parameters]).encode())
-                _, _, error, value = read(stream)
-                assert error is None, error
-                return value
-
-            yield command
-    finally:
-        process.terminate()
-        process.wait()
-
-
-@contextmanager
-def connected(port):
-    end = monotonic() + 120
-    while True:
-        try:
-            with socket.create_connection(("127.0.0.1", port)) as connection:
-                connection.settimeout(TIMEOUT)
-                stream = connection.makefile("rb")
-                yield stream, lambda text: connection.sendall(b"%d:%s" % (len(text), text))
-                return
-        except ConnectionRefusedError:
-            assert monotonic() < end, "Firefox does not answer"
-            sleep(0.2)
-
-
-def read(stream):
-    """A message: its length, a colon, JSON."""
-    size = b""
-    while (byte := stream.read(1)) != b":":
-        assert byte, "Firefox has ended"
-        size += byte
-    return json.loads(stream.read(int(size)))
-
-
 def test_in_firefox(lab, tmp_path):
     options = {"batchSize": 64, "lr": 0.1, "stop": {"updates": 60}}
-    (tmp_path / "profile").mkdir()
     with firefox(tmp_path / "profile") as command:
-        wanted = {"timeouts": {"script": 1000 * TIMEOUT}}
-        command("NewSession", {"capabilities": {"alwaysMatch": wanted}})
         command("Navigate", {"url": page(tmp_path, with_data())})
 
         def execute(script, *given):

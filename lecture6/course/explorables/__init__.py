@@ -28,9 +28,11 @@ from lecture6 import checks, toys
 HERE = Path(__file__).parent
 MIME_TYPE = "application/vnd.lecture6.explorable+json"
 
-_UNREAD = re.compile(r"^\s*//.*\n|^\s+", re.MULTILINE)  # lines of comment, and indentation
+_UNREAD = re.compile(r"^\s*//.*\n|^\s+| +// [^\"`\n]*$", re.MULTILINE)  # comments, indentation
+# Spaces beside punctuation, and around operators that are not next to a sign.
+_SPACES = re.compile(r" ?([][{}(),;:?=<>&|!]) ?| ([-+*]) (?=[\w([])")
 _IMPORT = re.compile(r'^import\s+([^"]+?)\s+from\s+"([^"]+)";$', re.MULTILINE)
-_EXPORT = re.compile(r"^export (?=(?:const|class|(?:async )?function\*?) (\w+))", re.MULTILINE)
+_EXPORT = re.compile(r"^export (?=(?:const|class|(?:async )?function)[ *]+(\w+))", re.MULTILINE)
 
 
 @functools.cache
@@ -38,9 +40,10 @@ def bundle(name: str) -> str:
     """The module of this name and all that it imports, as one module that loads nothing.
 
     An import may name another module (``"./shared.js"``), which keeps a scope of its own; a module
-    as a string, for a worker (``"./worker.js?text"``); the bytes of a file, in base64
-    (``"./kernel.wasm?base64"``); or a data set (``"dataset:digits"``). What is imported exports
-    constants, functions and classes, each where it is declared, one name a declaration.
+    as a function that returns its exports, whose text a worker runs (``"./engine.js?function"``);
+    the bytes of a file, in base64 (``"./kernel.wasm?base64"``); or a data set
+    (``"dataset:digits"``). What is imported exports constants, functions and classes, each where
+    it is declared, one name a declaration. Comments and spaces that mean nothing are left out.
 
     Raises ValueError for an import of a file that is not there, of a name that is not exported, or
     in a circle.
@@ -63,8 +66,9 @@ def _inlined(path: Path, scopes: dict, importers: tuple[Path, ...]) -> str:
             value = packed(address.removeprefix("dataset:"))
         elif not file.is_file():
             raise ValueError(f'{path.name} imports "{source}", but there is no file {file}')
-        elif form == "text":
-            value = bundle(os.path.relpath(file, HERE))
+        elif form == "function":
+            body, _ = _body(bundle(os.path.relpath(file, HERE)))
+            return f"const {names}=()=>{{\n{body}\n}};"
         elif form == "base64":
             value = base64.b64encode(file.read_bytes()).decode()
         else:
@@ -80,15 +84,29 @@ def _inlined(path: Path, scopes: dict, importers: tuple[Path, ...]) -> str:
         if file in (*importers, path):
             raise ValueError(f"{path.name} imports {file.name}, which imports it: a circle")
         if file not in scopes:
-            text = _inlined(file, scopes, (*importers, path))
-            exported = set(_EXPORT.findall(text))
-            text = re.sub(r"^export default .*\n", "", text, flags=re.MULTILINE)
-            body = f"{_EXPORT.sub('', text)}return {{ {', '.join(sorted(exported))} }};"
+            body, exported = _body(_inlined(file, scopes, (*importers, path)))
             name = f"$module{len(scopes)}"
             scopes[file] = name, exported, f"const {name} = (() => {{\n{body}\n}})();\n"
         return scopes[file][:2]
 
-    return _IMPORT.sub(constant, _UNREAD.sub("", path.read_text("utf8")))
+    return _tightened(_IMPORT.sub(constant, _UNREAD.sub("", path.read_text("utf8"))))
+
+
+def _tightened(text: str) -> str:
+    """The text without spaces that mean nothing, on lines where all is code."""
+    lines, in_template = [], False
+    for line in text.split("\n"):
+        is_code = not in_template and not re.search(r"[\"'`/]", line)
+        lines.append(_SPACES.sub(r"\1\2", line) if is_code else line)
+        in_template ^= line.count("`") % 2 == 1
+    return "\n".join(lines)
+
+
+def _body(text: str) -> tuple[str, set[str]]:
+    """A module as the body of a function that returns what it exports, and the names of that."""
+    exported = set(_EXPORT.findall(text))
+    text = re.sub(r"^export default\b.*\n", "", text, flags=re.MULTILINE)
+    return f"{_EXPORT.sub('', text)}return {{ {', '.join(sorted(exported))} }};", exported
 
 
 def _start(trait: TraitType) -> TraitType:

@@ -5,7 +5,7 @@
 // `figure`. A page of the book has all figures: `states`, by the options of the last control first,
 // each built of `parts` that they share. Where nothing was measured, the figure is null.
 
-import { channels, coloursOf, controls, escaped, onTheme, save } from "./shared.js";
+import { channels, coloursOf, controls, onTheme, save } from "./shared.js";
 
 const NARROWEST = 576; // px; below it the margins shrink
 const PAPER = 600; // px, the width of a figure in print: it fits A4 and Letter
@@ -40,7 +40,17 @@ async function askForPlotly(model, signal) {
   return import(address).then((plotly) => plotly.default)
     .finally(() => URL.revokeObjectURL(address));
 }
-const plotlyFor = (model, signal) => (globalThis.lecture6Plotly ??= askForPlotly(model, signal));
+async function plotlyFor(model, signal) {
+  for (;;) {
+    const asked = (globalThis.lecture6Plotly ??= askForPlotly(model, signal));
+    try {
+      return await asked;
+    } catch (error) {
+      // The figure that asked was closed meanwhile: one of those that wait asks again.
+      if (signal.aborted || globalThis.lecture6Plotly === asked) throw error;
+    }
+  }
+}
 
 // What a figure has of `states` is built of parts: numbers of entries of `parts`.
 function built(parts, state) {
@@ -130,7 +140,7 @@ function table(plot, title) {
   return [["curve", ...axes.map(heading)], ...rows];
 }
 
-export function render({ model, el }) {
+export function drawFigure({ model, el }) {
   const over = new AbortController(), { signal } = over;
   // The book has written this already, with the words of the first figure.
   if (!el.querySelector(".plot"))
@@ -279,4 +289,4 @@ export function render({ model, el }) {
   };
 }
 
-export default { render };
+export default { render: drawFigure };

@@ -1,6 +1,6 @@
 // Explorable: a question about a figure, which comes when the reader has guessed, or skipped.
 
-import { render as drawFigure } from "./explorer.js";
+import { drawFigure } from "./explorer.js";
 import { between, predict, scale } from "./predict.js";
 import { number } from "./shared.js";
 

@@ -57,7 +57,8 @@
 //   optimizer      "sgd" (default) or "adam" (β 0.9, 0.999, ε 1e-8)
 //   momentum, weightDecay   0; as in torch: v ← m v + g + λw, w ← w − η v
 //   sampling       "epoch" (default), "with_replacement", "without_replacement"
-//   seed           of the batches; 0. They depend on `update`, too: a run that goes on has new ones
+//   seed           of the batches; 0. A run that goes on with the same batchSize, sampling and seed
+//                  has the batches that it would have had without a break; others depend on `update`
 //   warmup         updates in which the rate rises linearly, to lr from warmupFrom, a rate: at
 //                  the i-th to warmupFrom + (lr − warmupFrom) i/warmup; 0 and 0
 //   measures       {name: options}: measures of each row, which it then has under their names, such
@@ -68,7 +69,7 @@
 //                  (trainLoss: as soon as a row's is ≤ it). Nothing: until stop()
 //   reason         "epochs", "updates", "trainLoss", "stopped", or "diverged" (the loss is not
 //                  finite; the row before is the last); row: the last row; update: updates made
-//   A second call goes on from the weights (and the momentum) that there are.
+//   A second call goes on from the weights, the momentum and the batches that there are.
 //   pause() and resume() keep the promise open; stop() resolves it, after a last row.
 // net.step(options, {indices}) → Promise<row>   one update, on the batch of these training images
 //                               (numbers from 0), or on a random one; options as of train
@@ -101,8 +102,8 @@
 //   "sharpness"    {kind: "worst_case" | "adaptive", epsilon: 1e-3, starts: 1, iterations: 10,
 //                   equal: false, split, seed, start}
 //                  → {value, stderr, loss, lossMax, gap, epsilon, converged, evaluations, norms}: φ
-//                     by sign ascent, stderr by rounding; `equal`: after the layers' norms were made equal, which keeps the function of
-//                     a ReLU net; "adaptive": the box |δ_i| ≤ ε |w_i|, 20 iterations by default;
+//                     by sign ascent, stderr by rounding; `equal`: after the layers' norms were made
+//                     equal, which keeps the function of a ReLU net; "adaptive": the box |δ_i| ≤ ε |w_i|, 20 iterations by default;
 //                     `start`: a point u of [−1, 1]^nParams instead of random ones; norms: of the
 //                     layers' weights
 //   "noise"        {split, directions: 0, seed} → {trace, gradientNorm2, scale, stderr, projections}:
@@ -119,12 +120,9 @@
 //   "distance"     {to: Net or w} → {value, norm}: ‖w − w′‖ and ‖w‖
 
 import bytes from "./kernel.wasm?base64";
-import source from "./worker.js?text";
-import { oneOf, options, real, whole } from "./checks.js";
-import { createKernel, decoded } from "./kernel.js";
-import { Shape } from "./network.js";
-import { Session } from "./session.js";
+import engine from "./engine.js?function";
 
+const { Session, Shape, createKernel, decoded, oneOf, options, real, whole } = engine().parts;
 const PATIENCE = 5000; // ms until a worker that does not answer counts as refused
 
 // A data set as `packed` of the Python package writes it.
@@ -144,7 +142,7 @@ async function unpacked(text) {
 
 // A worker of the lab that is ready, and its kernel; rejects where workers are refused.
 function startWorker(data, kernel) {
-  const address = URL.createObjectURL(new Blob([source], { type: "text/javascript" }));
+  const address = URL.createObjectURL(new Blob([`(${engine})().serve();`], { type: "text/javascript" }));
   let worker;
   const ready = new Promise((resolve, reject) => {
     worker = new Worker(address);

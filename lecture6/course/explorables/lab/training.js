@@ -54,6 +54,7 @@ export class Net {
   reset() {
     this.set(this.first);
     this.update = this.seen = 0;
+    this.drawing = null; // {key, batches}: where the batches come from, and what they are of
   }
 
   set(w) {
@@ -71,7 +72,7 @@ export class Net {
   // Yields between updates, and each new row; returns {reason, row, update}.
   *training(given) {
     const chosen = recipe(given, this.train.n), { measures, evaluateEvery, stop } = chosen;
-    const batches = this.batches(chosen), last = this.seen + stop.epochs * this.train.n;
+    const batches = this.drawn(chosen), last = this.seen + stop.epochs * this.train.n;
     this.stopping = false;
     for (let made = 0, row; ; ) {
       let reason = this.stopping ? "stopped" : made >= stop.updates ? "updates" : undefined;
@@ -84,8 +85,16 @@ export class Net {
     }
   }
 
+  // The batches of a run: those that go on where the last ones ended, if they are of the same kind.
+  drawn({ batchSize, sampling, seed }) {
+    const key = `${batchSize} ${sampling} ${seed}`;
+    if (this.drawing?.key !== key)
+      this.drawing = { key, batches: this.batches({ batchSize, sampling, seed }) };
+    return this.drawing.batches;
+  }
+
   // Endless pairs [place of the indices, how many], as lecture6.train.sample_batches has them.
-  // From one seed they differ after other numbers of updates, as a run that goes on needs.
+  // From one seed they differ after other numbers of updates.
   *batches({ batchSize, sampling, seed }) {
     const { order, heap, train: { n } } = this;
     const random = new Random(seed + 2 ** 32 * this.update, "batches");
@@ -131,9 +140,13 @@ export class Net {
   *single(given, indices) {
     const chosen = recipe({ batchSize: indices?.length, ...given }, this.train.n);
     for (const i of indices ?? []) whole("an index of a training image", i, 0, this.train.n - 1);
-    const batch = indices ? [this.order, indices.length] : this.batches(chosen).next().value;
-    if (indices) this.heap.ints.set(indices, this.order);
-    yield* this.step(batch, chosen, 1);
+    const { heap } = this, n = indices?.length, place = indices && heap.take(n);
+    if (indices) heap.ints.set(indices, place);
+    try {
+      yield* this.step(indices ? [place, n] : this.drawn(chosen).next().value, chosen, 1);
+    } finally {
+      if (indices) heap.give(place, n);
+    }
     return yield* this.row(chosen.measures);
   }
 
