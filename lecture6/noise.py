@@ -23,7 +23,7 @@ from torch import Tensor
 from lecture6 import checks, curvature
 from lecture6.curvature import Estimate
 from lecture6.noise_scale import check_batch
-from lecture6.objective import PIECE, NetworkObjective, Product
+from lecture6.objective import PIECE, NetworkObjective, Product, length
 from lecture6.sample_gradients import SampleGradients
 from lecture6.train import sample_batches
 
@@ -287,26 +287,29 @@ def critical_batch_size(
     n_products = checks.whole("n_products", n_products, least=2)
     f, g = covariance.objective, covariance.mean
     generator, hessian = np.random.default_rng(checks.seed(seed)), f.product(covariance.w)
-    along = hessian(g)
-    bottom, size = (g @ along).item(), math.sqrt(_square(g))
+    size = length(g)  # all is in units of it, so that nothing overflows
+    unit = g / size
+    along = hessian(unit)
+    bottom = (unit.double() @ along.double()).item()
     # what rounding leaves open of Hv for a unit vector v, and of the bottom
-    unit_error = curvature.product_rounding(f, covariance.w, "hessian", g / size)
-    unsure = 2 * covariance.rounding * math.sqrt(_square(along)) + unit_error * size**2
-    if not bottom > unsure:
+    unit_error = curvature.product_rounding(f, covariance.w, "hessian", unit)
+    unsure = 2 * covariance.rounding / size * length(along) + unit_error
+    if not math.inf > bottom > unsure:
         raise ValueError(
-            f"GᵀHG = {bottom:.3g} is not positive beyond rounding: B_noise is defined where the "
-            "loss curves up along the gradient; train on, or take simple_noise_scale()"
+            f"GᵀHG/‖G‖² = {bottom:.3g} is not positive beyond rounding: B_noise is defined where "
+            "the loss curves up along the gradient; train on, or take simple_noise_scale()"
         )
     if n_products >= f.n_samples:
-        centred = (chunk.sub_(g) for chunk in per_sample_gradients(f, covariance.w))
+        centred = (chunk.sub_(g).div_(size) for chunk in per_sample_gradients(f, covariance.w))
         total = sum((c * hessian(c)).sum(dtype=torch.float64).item() for c in centred)
         samples = [total / f.n_samples / bottom]
     else:
         samples = []
         for _ in range(n_products):
             v = curvature.random_signs(generator, g)
-            samples.append((hessian(v) @ (covariance @ v)).item() / bottom)
+            top = hessian(v).double() @ (covariance @ v).double() / size**2
+            samples.append(top.item() / bottom)
     spread = covariance.trace()
-    top = spread.stderr * math.sqrt(_square(along)) / size + spread.value * unit_error
-    rounding = math.hypot(top, unsure * float(np.mean(samples))) / bottom
+    top_error = spread.stderr / size**2 * length(along) + spread.value / size**2 * unit_error
+    rounding = math.hypot(top_error, unsure * float(np.mean(samples))) / bottom
     return Estimate.mean(samples, rounding=rounding)

@@ -345,6 +345,18 @@ def test_two_batch_estimate_of_a_network():
     assert found.n_samples == 60
 
 
+@pytest.mark.parametrize("n_products", [30, 10**6])
+@pytest.mark.parametrize("scale", [1e-20, 1e12])
+def test_critical_batch_size_does_not_depend_on_the_scale_of_the_loss(scale, n_products):
+    """GᵀHG of 1e36 times the usual overflows in float32, of 1e-60 it underflows."""
+
+    def found(scale):
+        f = build(dtype=torch.float32, loss=lambda z, y: scale * F.cross_entropy(z, y))
+        return noise.critical_batch_size(GradientCovariance(f, f.w), n_products=n_products)
+
+    assert found(scale).value == pytest.approx(found(1.0).value, rel=1e-3)
+
+
 def test_critical_batch_size_against_the_full_matrices():
     whole = build()  # in one batch, for speed
     covariance = GradientCovariance(whole, whole.w)
