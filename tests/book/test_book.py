@@ -375,7 +375,7 @@ def test_every_control_changes_its_figure(visit):
                 lambda _, plot=plot, before=before: visit.script(SHOWN, plot) != before,
                 f"{visit.page}: a control was moved and its figure did not change",
             )
-    if visit.page in CHAPTERS:
+    if visit.page in CHAPTERS and visit.page not in ALIVE:
         assert controls, "a chapter without a figure that the reader can move"
 
 

@@ -315,10 +315,10 @@ const model = {{
   save_changes() {{
     setTimeout(() => this.set("figure", answers[state.at.join()]), 50);
   }},
-  send({{ ask }}) {{
+  send({{ ask }}, i) {{
     window.asked = (window.asked ?? 0) + 1;
-    // The first figure that asks is closed before the answer comes.
-    if (window.closing && window.asked === 1) return setTimeout(() => window.ends[0](), 50);
+    // The figure that asks first, be it which it may, is closed before the answer comes.
+    if (window.closing && window.asked === 1) return setTimeout(() => window.ends[i](), 50);
     if (ask === "plotly") setTimeout(() => emit("msg:custom", {{ plotly }}, []), 50);
   }},
 }};
@@ -328,7 +328,8 @@ URL.revokeObjectURL(address);
 for (let i = 0; i < 2; i++) {{
   const el = document.createElement("div");
   document.querySelector("#output").append(el);
-  (window.ends ??= []).push(widget.render({{ model, el }}));
+  const own = {{ __proto__: model, send: (message) => model.send(message, i) }};
+  (window.ends ??= []).push(widget.render({{ model: own, el }}));
 }}
 </script>"""
 

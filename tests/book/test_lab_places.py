@@ -28,9 +28,15 @@ ALONG = [
     for alpha in (0.0, 0.5, 1.0)
 ]
 NETS = [["a net", [[8, 98, 0.01, 3], [64, 97, 0.1, 8], [512, 90, 0.4, 5]]]]
+PEAK = [[8, 0.1, 0.0, 0.2], [32, 0.5, 0.4, 0.6], [128, 0.1, 0.0, 0.2]]  # B, gain, its ends
+CURVES = [
+    {"lr": lr, "momentum": m, "n_train": n, "points": PEAK, "peaks": [30.0, 34.0]}
+    for lr, m, n in ((0.5, 0.0, 1000), (1.0, 0.0, 1000), (1.0, 0.9, 1000), (1.0, 0.0, 2000))
+]
 QUICK = {"epochs": 5, "small": 64}
 # What a kind needs to be made, or to be quick; the others start as they are.
 STARTS = {
+    "Collapse": lambda kind: kind(curves=CURVES, provenance="A run"),
     "Keskar": lambda kind: kind(**QUICK),
     "Linked": lambda kind: kind(nets=NETS, epsilons=[1e-3], net="a net", batch_size=64, **WORDS),
     "OneStep": lambda kind: kind(samples=SAMPLES, test=SAMPLES, provenance="A run"),

@@ -251,7 +251,7 @@ def test_half_the_rate_has_its_edge_at_twice_the_k(visit, browser):
     assert 1.5 < edges[0] / edges[1] < 2.7
 
 
-def test_a_warm_up_helps_beyond_the_edge(visit, browser):
+def test_seeds_decide_more_than_a_warm_up(visit, browser):
     ends = {}
     for name in ("early", "late"):
         visit(name)
@@ -263,8 +263,8 @@ def test_a_warm_up_helps_beyond_the_edge(visit, browser):
             assert large[20] > small[20]
             one(browser, "input[name=seed]").send_keys(Keys.ARROW_RIGHT)
         ends[name] = losses
-    assert np.median(ends["late"]) < 0.5 < 0.9 < min(ends["early"])  # the text says so
-    assert np.mean(np.log(ends["late"])) < np.mean(np.log(ends["early"]))
+    early, late = ends["early"], ends["late"]  # the text says that they overlap
+    assert max(min(early), min(late)) < min(max(early), max(late))
 
 
 def test_two_nets_side_by_side(visit, browser):
