@@ -371,10 +371,10 @@ def test_a_damaged_checkpoint_is_refused(kind, tmp_path):
     [
         ({"batch_size": 51}, "between 1 and the 50 training samples, got 51"),
         ({"batch_size": 0}, "batch_size .* got 0"),
-        ({"lr": 0.0}, "lr must be a finite number and above 0, got 0"),
-        ({"lr": -1e-3}, "lr must be a finite number and above 0, got -0.001"),
-        ({"lr": math.nan}, "lr must be a finite number and above 0, got nan"),
-        ({"lr": math.inf}, "lr must be a finite number and above 0, got inf"),
+        ({"lr": 0.0}, "lr must be a finite number and above 0 and at most 1e.30, got 0"),
+        ({"lr": -1e-3}, "lr must be a finite number and above 0 and at most 1e.30, got -0.001"),
+        ({"lr": math.nan}, "lr must be a finite number and above 0 and at most 1e.30, got nan"),
+        ({"lr": math.inf}, "lr must be a finite number and above 0 and at most 1e.30, got inf"),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"evaluate_every": 0}, "evaluate_every must be at least 1, got 0"),
         ({"optimizer": "sgdm"}, "optimizer must be 'sgd' or 'adam', got 'sgdm'"),
@@ -526,8 +526,12 @@ def test_divergence_at_the_last_update_of_an_epoch_is_not_silent(tmp_path):
 @pytest.mark.parametrize("batch_size", [16, 50])
 def test_divergence_leaves_the_last_checkpoint_whole(batch_size, tmp_path):
     file = tmp_path / "run.pt"
-    model, options = models.mlp(5, 8, 3), {"batch_size": batch_size, "checkpoint": file}
-    explodes = step_decay((2,), factor=1e31)
+    model = models.mlp(5, 8, 3)
+    options = {"batch_size": batch_size, "checkpoint": file, "lr": 1e22}
+
+    def explodes(epoch):
+        return 1e-23 if epoch < 2 else 1e8  # lr: 0.1, then 1e30
+
     run(model, **options, epochs=2, schedule=explodes)
     saved = file.read_bytes()
     with pytest.raises(DivergenceError):
