@@ -64,7 +64,8 @@ class Checkpoint:
                 partial.touch()
                 partial.unlink()
             except OSError as error:
-                raise OSError(error.errno, error.strerror, os.fspath(self.path)) from None
+                why = f"{error.strerror}; the checkpoint's folder must be there before"
+                raise OSError(error.errno, why, os.fspath(self.path)) from None
 
     def save(self, state: dict[str, Any]) -> None:
         """Save ``state``, of tensors and plain values; a killed run leaves the last whole file."""

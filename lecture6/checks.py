@@ -102,6 +102,13 @@ def flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
+def instance(kind: type, value: Any, expected: str) -> None:
+    """Raise ValueError unless ``value`` is a ``kind``; ``expected`` says in words what would be."""
+    if not isinstance(value, kind):
+        got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+        raise ValueError(f"expected {expected}, got {got}")
+
+
 def seed(value: Any, name: str = "seed") -> int:
     """A seed: a whole number from 0 to 2⁶³ − 1, in any of the forms of :func:`whole`."""
     return whole(name, value, least=0, most=SEEDS - 1)
@@ -132,11 +139,15 @@ def finite(name: str, values: Tensor, remedy: str) -> Tensor:
 def weights(w: Any, n_params: int, *, dtype: torch.dtype, device: torch.device) -> Tensor:
     """``w`` as a detached vector (n_params,) of finite numbers of this dtype and device.
 
-    Raises ValueError for another shape, and for weights that are not finite.
+    Raises ValueError for what is no vector, another shape, and weights that are not finite.
     """
     if w.is_complex() if isinstance(w, Tensor) else np.iscomplexobj(w):
         raise ValueError("expected a vector of real numbers, got complex ones: take its real part")
-    w = torch.as_tensor(w, dtype=dtype, device=device).detach()
+    try:
+        w = torch.as_tensor(w, dtype=dtype, device=device).detach()
+    except (TypeError, ValueError, RuntimeError):
+        got = type(w).__name__
+        raise ValueError(f"expected a vector of weights, such as run.w, got {got}") from None
     if w.shape != (n_params,):
         raise ValueError(f"expected a vector of shape ({n_params},), got {tuple(w.shape)}")
     return finite("w", w, "training diverged, or the vector is of something else")
@@ -185,9 +196,11 @@ def _tensor(values: Any) -> Tensor:
 def parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that w is made of, by name: the real floating ones, in the model's order.
 
-    Others (indices, say) cannot be moved and stay as they are. Raises ValueError for a model
-    without any, for complex parameters, and for lazy ones that no input has given a shape yet.
+    Others (indices, say) cannot be moved and stay as they are. Raises ValueError for what is no
+    model, for a model without any, for complex parameters, and for lazy ones that no input has
+    given a shape yet.
     """
+    instance(nn.Module, model, "a model, such as models.f1() or run.model")
     found = dict(model.named_parameters())
     for name, p in found.items():
         if isinstance(p, nn.parameter.UninitializedParameter):

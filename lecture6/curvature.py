@@ -26,7 +26,15 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lecture6 import checks
-from lecture6.objective import Graph, NetworkObjective, Objective, PartProduct, Product, length
+from lecture6.objective import (
+    Graph,
+    NetworkObjective,
+    Objective,
+    PartProduct,
+    Product,
+    length,
+    vector,
+)
 from lecture6.sample_gradients import SampleGradients
 
 BLOCK = 2  # vectors that Lanczos iterates together
@@ -146,13 +154,14 @@ def eigenvalues(
     Source: Lanczos (1950); Golub & Underwood (1977).
     """
     checks.one_of("end", end, ("largest", "smallest"))
-    n, generator = objective.n_params, np.random.default_rng(checks.seed(seed))
+    w, generator = vector(objective, w), np.random.default_rng(checks.seed(seed))
+    n = objective.n_params
     k = checks.whole("k", k, least=1, most=n)
     tolerance = checks.real("tolerance", tolerance, least=0)
     limit = checks.whole("max_products", max_products, least=min(k + k % BLOCK, n))
     # Of half a block the residual would be unknown: what it leaves out is coupled to the rest.
     limit = n if limit >= n else limit - limit % BLOCK
-    start = torch.from_numpy(generator.standard_normal((BLOCK, n))).to(objective.vector(w))
+    start = torch.from_numpy(generator.standard_normal((BLOCK, n))).to(w)
     for space in _krylov(objective.product(w, of=of), start, limit, generator):
         basis, t, coupling, unit = space
         size = len(t)
@@ -196,18 +205,19 @@ def trace(
     """
     n_products = checks.whole("n_products", n_products, least=2)
     generator = np.random.default_rng(checks.seed(seed))
-    like, parts, terms = objective.vector(w), [], objective.product(w, of=of).parts()
+    w, parts = vector(objective, w), []
+    terms = objective.product(w, of=of).parts()
     if objective.n_params <= min(n_products, MOST_COLUMNS):
         parts, terms = [Estimate.mean([np.trace(matrix(objective, w, of=of))])], iter(())
     for weight, part in terms:
         samples = []
         for i in range(n_products):
-            v = random_signs(generator, like)
+            v = random_signs(generator, w)
             image = part(v, i + 1 < n_products)
             samples.append(weight * (v.double() @ image.double()).item())
         del part
         parts.append(Estimate.mean(samples))
-    rounding = product_rounding(objective, w, of, random_signs(generator, like))
+    rounding = product_rounding(objective, w, of, random_signs(generator, w))
     value, stderr = sum(p.value for p in parts), math.hypot(*(p.stderr for p in parts), rounding)
     return Estimate(value, stderr, sum(p.n_samples for p in parts))
 
@@ -221,7 +231,7 @@ def product_rounding(objective: Objective, w: Tensor, of: str, v: Tensor) -> flo
     0 for other w too, but not for gradients that are rounded.
     """
     f = objective.few()
-    w, eps = f.vector(w), torch.finfo(f.dtype).eps
+    w, eps = vector(f, w), torch.finfo(f.dtype).eps
     moved = w + eps * w * random_signs(np.random.default_rng(1), w)
     here, there = (f.product(point, of=of)(v) for point in (w, moved))
     exact, own = objective.few(exact=True).product(w, of=of)(v), 0.0
@@ -253,19 +263,19 @@ def spectral_density(
     """
     n_vectors = checks.whole("n_vectors", n_vectors, least=2)
     n_steps = checks.whole("n_steps", n_steps, least=1)
-    n, generator = objective.n_params, np.random.default_rng(checks.seed(seed))
-
+    w, generator = vector(objective, w), np.random.default_rng(checks.seed(seed))
+    n = objective.n_params
     product, rows = objective.product(w, of=of), []
     small = n <= min(n_vectors * n_steps, MOST_COLUMNS)
     if small:
         rows = [(np.linalg.eigvalsh(matrix(objective, w, of=of)), np.full(n, 1 / n))]
     for _ in range(0 if small else n_vectors):
-        start = torch.from_numpy(generator.standard_normal((1, n))).to(objective.vector(w))
+        start = torch.from_numpy(generator.standard_normal((1, n))).to(w)
         *_, (_, t, _, unit) = _krylov(product, start, min(n_steps, n), generator)
         nodes, vectors = np.linalg.eigh(t)
         rows.append((nodes * unit, vectors[0] ** 2))
     nodes, weights = map(np.stack, zip(*rows, strict=True))
-    unit_vector = random_signs(generator, objective.vector(w)) / math.sqrt(n)
+    unit_vector = random_signs(generator, w) / math.sqrt(n)
     eps = torch.finfo(objective.dtype).eps
     rounding = product_rounding(objective, w, of, unit_vector) + eps * float(np.abs(nodes).max())
     return SpectralDensity(nodes, weights, n, rounding)
@@ -295,7 +305,7 @@ class Restriction(Objective):
 
     def __init__(self, objective: Objective, w: Tensor, indices: slice | Tensor) -> None:
         self.objective, self.indices = objective, indices
-        self.full = objective.vector(w).clone()
+        self.full = vector(objective, w).clone()
         self.w = self.full[indices].clone()  # (n_params,) of the part
         self.n_params = len(self.w)
         self.dtype, self.device = objective.dtype, objective.device
@@ -333,7 +343,7 @@ def matrix(objective: Objective, w: Tensor, *, of: str = "hessian") -> np.ndarra
 
     Raises ValueError above 5,000 parameters (200 MB in float64).
     """
-    n = objective.n_params
+    w, n = vector(objective, w), objective.n_params
     if n > MOST_COLUMNS:
         raise ValueError(f"a matrix of {n}² numbers is too large: take a Restriction, or products")
     product, parts = objective.product(w, of=of), torch.eye(n, dtype=objective.dtype).split(64)

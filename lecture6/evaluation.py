@@ -34,8 +34,9 @@ def evaluation_batches(x: Tensor, y: Tensor, batch_size: int = EVALUATION_BATCH)
 def prepared(model: nn.Module, data: Dataset) -> tuple[Tensor, Tensor, dict[str, Batches]]:
     """The training samples as ``model`` takes them, and both sets in batches, by their names.
 
-    Raises ValueError for data that the model does not fit: :func:`lecture6.checks.fits`.
+    Raises ValueError for what is no Dataset, and as :func:`lecture6.checks.fits`.
     """
+    checks.instance(Dataset, data, 'a Dataset, such as data.load("digits")')
     first = next(iter(checks.parameters(model).values()))
     found = {"train": (data.x_train, data.y_train), "test": (data.x_test, data.y_test)}
     for name, pair in found.items():

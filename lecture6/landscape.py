@@ -13,7 +13,7 @@ from scipy.special import cosdg, sindg
 from torch import Tensor
 
 from lecture6 import checks
-from lecture6.objective import NetworkObjective
+from lecture6.objective import NetworkObjective, vector
 
 Splits = Mapping[str, NetworkObjective]  # the network on each set: "train", "test"
 KESKAR_ALPHAS = np.linspace(-1.0, 2.0, 25)  #: the released code of Keskar et al.
@@ -45,7 +45,7 @@ def interpolate(
     """
     rows = []
     for split, objective in objectives.items():
-        small, large = objective.vector(w_small), objective.vector(w_large)
+        small, large = vector(objective, w_small), vector(objective, w_large)
         for alpha in checks.array("alphas", alphas):
             a, b = weights_on_path(alpha, path)
             rows.append((path, alpha, split, *objective.evaluate(a * small + b * large)))
@@ -58,7 +58,7 @@ def filter_normalised(objective: NetworkObjective, w: Tensor, *, seed: int = 0) 
     A filter is what feeds one unit: a row of a dense layer's weights, one output channel of a
     convolution's; biases and batch norm's parameters stay fixed (Li et al., 1712.09913, §4).
     """
-    w, generator = objective.vector(w), np.random.default_rng(checks.seed(seed))
+    w, generator = vector(objective, w), np.random.default_rng(checks.seed(seed))
     direction = torch.zeros_like(w)
     for name, where in objective.slices.items():
         if len(shape := objective.shapes[name]) > 1:
@@ -82,7 +82,7 @@ def plane(
     if not objectives:
         raise ValueError("objectives is empty: name at least one split, e.g. {'train': ...}")
     first = next(iter(objectives.values()))
-    w, seed = first.vector(w), checks.seed(seed)
+    w, seed = vector(first, w), checks.seed(seed)
     d1, d2 = (filter_normalised(first, w, seed=s) for s in (2 * seed, 2 * seed + 1))
     grid = np.linspace(-span, span, n).tolist()
     rows = [

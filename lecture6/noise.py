@@ -23,7 +23,7 @@ from torch import Tensor
 from lecture6 import checks, curvature
 from lecture6.curvature import Estimate
 from lecture6.noise_scale import check_batch
-from lecture6.objective import PIECE, NetworkObjective, Product, length
+from lecture6.objective import PIECE, NetworkObjective, Product, length, vector
 from lecture6.sample_gradients import SampleGradients
 from lecture6.train import sample_batches
 
@@ -66,6 +66,7 @@ class GradientCovariance:
     w: Tensor = field(repr=False)
 
     def __post_init__(self) -> None:
+        vector(self.objective, self.w)
         self.objective.check_separate(self.w)
 
     @cached_property
@@ -88,7 +89,7 @@ class GradientCovariance:
 
         As far as a weight's last digit does, and as far as float32 is from float64.
         """
-        f, w = self.objective.few(), self.objective.vector(self.w)
+        f, w = self.objective.few(), vector(self.objective, self.w)
         eps = torch.finfo(w.dtype).eps
         moved = w + eps * w * curvature.random_signs(np.random.default_rng(0), w)
         points = (f, w), (f, moved), (self.objective.few(exact=True), w)
@@ -98,7 +99,7 @@ class GradientCovariance:
 
     def trace(self) -> Estimate:
         """tr F, exactly: the mean of ‖g_i − ḡ‖², with what rounding leaves open."""
-        f, w = self.objective, self.objective.vector(self.w)
+        f, w = self.objective, vector(self.objective, self.w)
         central, total, sums = f.central_gradient(w), 0.0, torch.zeros_like(w)
         for each in f.sample_gradients(w):
             d = each.minus(central)

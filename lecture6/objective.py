@@ -114,13 +114,9 @@ class Objective(ABC):
         """
         return self
 
-    def vector(self, w: Tensor) -> Tensor:
-        """``w`` of this dtype and device; raises ValueError as :func:`lecture6.checks.weights`."""
-        return checks.weights(w, self.n_params, dtype=self.dtype, device=self.device)
-
     def value(self, w: Tensor) -> float:
         """f(w)."""
-        w = self.vector(w)
+        w = vector(self, w)
         with torch.no_grad():
             return sum(weight * term(w).item() for weight, term in self._terms())
 
@@ -130,7 +126,7 @@ class Objective(ABC):
 
     def value_and_grad(self, w: Tensor) -> tuple[float, Tensor]:
         """f(w) and ∇f(w) from one forward and one backward pass."""
-        w = self.vector(w)
+        w = vector(self, w)
         with torch.inference_mode(False), torch.enable_grad():
             x, total, out = w.clone().requires_grad_(), 0.0, torch.zeros_like(w)
             for weight, term in self._terms():
@@ -141,7 +137,7 @@ class Objective(ABC):
 
     def hvp(self, w: Tensor, v: Tensor) -> Tensor:
         """The Hessian of f at w times v, (n_params,); for many v, see :meth:`product`."""
-        return self.product(w, memory_limit=0)(self.vector(v))
+        return self.product(w, memory_limit=0)(vector(self, v))
 
     def product(
         self, w: Tensor, *, of: str = "hessian", memory_limit: int = MEMORY_LIMIT
@@ -158,7 +154,7 @@ class Objective(ABC):
             memory_limit: bytes. What does not depend on v is computed once and kept up to this
                 limit; the samples beyond it are passed through the network at every call.
         """
-        w = self.vector(w)
+        w = vector(self, w)
         terms = self._graphs(of, w)
         kept = _kept([graph for _, graph in terms], memory_limit)
 
@@ -167,6 +163,15 @@ class Objective(ABC):
                 yield weight, part or graph()[1]
 
         return Product(w, parts)
+
+
+def vector(objective: Objective, w: Tensor) -> Tensor:
+    """``w`` in the dtype and on the device of an objective, which every measure asks for first.
+
+    Raises ValueError for what is no objective, and as :func:`lecture6.checks.weights`.
+    """
+    checks.instance(Objective, objective, "an objective, such as NetworkObjective(net, x, y)")
+    return checks.weights(w, objective.n_params, dtype=objective.dtype, device=objective.device)
 
 
 def _kept(graphs: list[Graph], memory_limit: int) -> list[PartProduct]:
@@ -402,7 +407,7 @@ class NetworkObjective(FlatNetwork, Objective):
         some = torch.arange(min(TRIED, self.n_samples))
         g = self.on(some).grad(w)
         checks.finite("the gradient at w", g, "w is too large for the samples, or no smooth point")
-        if not self.per_sample(self.vector(w), self.x[some], self.y[some]).has_mean(g):
+        if not self.per_sample(vector(self, w), self.x[some], self.y[some]).has_mean(g):
             raise ValueError(NO_SINGLE)
 
     def _pieces(self, w: Tensor, most: int) -> Batches:
@@ -428,7 +433,7 @@ class NetworkObjective(FlatNetwork, Objective):
 
         Default: a batch; fewer where they are large. Raises ValueError as :meth:`check_separate`.
         """
-        w = self.vector(w)
+        w = vector(self, w)
         most = self.batch_size if most is None else checks.whole("most", most, least=1)
         return (self.per_sample(w, x, y) for x, y in self._pieces(w, most))
 
@@ -436,4 +441,4 @@ class NetworkObjective(FlatNetwork, Objective):
         """Mean loss and accuracy (fraction) at w, from one pass; with a loss of one's own NaN."""
         if not self.classes:
             return self.value(w), math.nan
-        return evaluate(partial(self.logits, self.vector(w)), self._batches)
+        return evaluate(partial(self.logits, vector(self, w)), self._batches)

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from lecture6 import checks
 from lecture6.curvature import Estimate
-from lecture6.objective import Objective, length
+from lecture6.objective import Objective, length, vector
 
 KESKAR_ITERATIONS = 10  # of L-BFGS-B: Keskar et al., §2.2.2
 TOLERANCE = 0.01  # of a search: the gap that it leaves, as a fraction of φ
@@ -149,7 +149,8 @@ class _Search:
 
     def __post_init__(self) -> None:
         self.epsilon = checks.real("epsilon", self.epsilon, above=0)
-        self.half_width = self.epsilon * (self.space.pinv(self.x).abs() + self.margin)  # (3)
+        # (3): ε (|(A⁺x)_i| + 1)
+        self.half_width = self.epsilon * (self.space.pinv(self.x).abs() + self.margin)
         checks.finite("the box of x", self.half_width, "scale the subspace up, or epsilon down")
         self.base = _base(self.objective.value(self.x))
         self.forget()
@@ -283,7 +284,7 @@ def worst_case(
     seed, n_starts = checks.seed(seed), 1
     if method == "converged":
         n_starts, n_iterations = 4, max(n_iterations, 100)
-    x = objective.vector(x)  # before a subspace is drawn: it names a w that is not finite
+    x = vector(objective, x)  # before a subspace is drawn: it names a w that is not finite
     space = _as_space(subspace, objective, seed)
     search = _Search(objective, x, space, epsilon)
     return search.best_of_starts(method, n_starts, n_iterations, seed)
@@ -299,8 +300,8 @@ def adaptive(
     (ASAM, 2102.11600) with p = ∞; 20 iterations of projected sign ascent, after the evaluation of
     Andriushchenko et al. (2302.07011). A lower bound, like every search.
     """
-    space = _identity(objective.n_params)
-    search = _Search(objective, objective.vector(x), space, epsilon, margin=0.0)
+    x = vector(objective, x)
+    search = _Search(objective, x, _identity(len(x)), epsilon, margin=0.0)
     return search.best_of_starts("ascent", 1, 20, checks.seed(seed))
 
 
@@ -315,7 +316,7 @@ def average(
     """
     epsilon = checks.real("epsilon", epsilon, above=0)
     n = checks.whole("n_samples", n_samples, least=2)
-    rng, x = np.random.default_rng(checks.seed(seed)), objective.vector(x)
+    rng, x = np.random.default_rng(checks.seed(seed)), vector(objective, x)
     base, eps = _base(objective.value(x)), torch.finfo(objective.dtype).eps
 
     def differences(size: float | Tensor, n: int) -> np.ndarray:
@@ -343,7 +344,7 @@ def sam(
     ``value`` is 0, ``converged`` False. Where g is mostly rounding, so is its direction; ``stderr``
     has what the loss changes with it. ``seed`` is not used: nothing is random.
     """
-    epsilon, x = checks.real("epsilon", epsilon, above=0), objective.vector(x)
+    epsilon, x = checks.real("epsilon", epsilon, above=0), vector(objective, x)
     base, g = objective.value_and_grad(x)
     base = _base(base)
     checks.finite("the gradient at x", g, "SAM steps along it; take another x")
@@ -430,6 +431,8 @@ def _as_space(
     if isinstance(subspace, int | float | np.generic):
         p = checks.whole("subspace", subspace, least=1, most=n)
         return RandomSubspace(n, p, seed=seed, device=objective.device)
+    if isinstance(subspace, str):
+        raise ValueError(f"subspace must be None, a number or a matrix, got {subspace!r}")
     if not isinstance(subspace, RandomSubspace):
         subspace = torch.as_tensor(subspace, dtype=objective.dtype, device=objective.device)
     shape = tuple(subspace.shape)

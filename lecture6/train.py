@@ -304,6 +304,7 @@ class _Training:
         checkpoint: str | os.PathLike | None,
     ) -> None:
         self.recipe, self.team = recipe, team
+        checks.parameters(model)
         self.model = copy.deepcopy(model).to(team.device)
         self.x, self.y, self.sets = prepared(self.model, data)
         recipe.check_trainable(self.model, self.x, team.size)

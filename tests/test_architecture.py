@@ -5,6 +5,7 @@ None of them has a list of exceptions.
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
@@ -91,6 +92,19 @@ def test_only_the_course_imports_what_draws_and_shows():
     found = {m: imported(s, MODULES) & FOR_THE_PAGE for m, s in MODULES.items()}
     assert set.union(*found.values()) >= {"plotly", "anywidget"}  # it is found where it is
     assert {m: names for m, names in found.items() if names and part(m) not in COURSE} == {}
+
+
+def test_the_readme_has_a_line_for_each_room_which_imports_only_those_above():
+    text = (ROOT / "README.md").read_text("utf8")
+    core, wings = re.search(r"room by room(.*)\| \*\*wings\*\*(.*)", text, re.DOTALL).groups()
+    row = re.compile(r"^\| `(\w+)/?` \|", re.MULTILINE)
+    rooms = [name for name in row.findall(core) if name != "lecture6"]  # that is the table's head
+    assert sorted(rooms + row.findall(wings)) == sorted({part(m) for m in MODULES} - {""})
+    above = {""}
+    for room in rooms:
+        above.add(room)
+        here = [source for module, source in MODULES.items() if part(module) == room]
+        assert {part(i) for source in here for i in imported(source, MODULES)} <= above, room
 
 
 def test_imports_make_no_circle(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from lecture6 import checks, data, models, parallel
+from lecture6 import checks, curvature, data, landscape, models, noise, parallel, sharpness
 from lecture6.models import local_seed
 from lecture6.objective import NetworkObjective
 from lecture6.train import train
@@ -162,6 +162,43 @@ def test_workers_refuse_the_same(settings, parts, message):
 def test_settings_that_train_refuses(settings, message):
     with pytest.raises(ValueError, match=message):
         by_train(net(), SET, **settings)
+
+
+RUN = by_train(net(), SET)
+LOSS = NetworkObjective(net(), SET.x_train, SET.y_train)
+MISTAKEN = {
+    "a name": (lambda: by_train("digits", SET), "expected a model, such as .*, got str"),
+    "the other order": (lambda: by_train(SET, net()), "expected a model, .* got Dataset"),
+    "a function": (lambda: by_train(models.f1, SET), "expected a model, .* got function"),
+    "a class": (lambda: by_train(torch.nn.Flatten, SET), "got the class Flatten"),
+    "a name of data": (lambda: by_train(net(), "digits"), "expected a Dataset, .* got str"),
+    "many": (lambda: by_train_many(net(), "digits"), "expected a Dataset, .* got str"),
+    "a run": (lambda: NetworkObjective(RUN, SET.x_train, SET.y_train), "a model.* got Run"),
+    "a net": (lambda: sharpness.worst_case(net(), RUN.w), "expected an objective.* got Seq"),
+    "net: average": (lambda: sharpness.average(net(), RUN.w), "expected an objective.* got Seq"),
+    "net: adaptive": (lambda: sharpness.adaptive(net(), RUN.w), "expected an objective"),
+    "net: sam": (lambda: sharpness.sam(net(), RUN.w), "expected an objective"),
+    "net: λ": (lambda: curvature.eigenvalues(net(), RUN.w), "expected an objective"),
+    "net: tr": (lambda: curvature.trace(net(), RUN.w), "expected an objective"),
+    "net: density": (lambda: curvature.spectral_density(net(), RUN.w), "expected an objective"),
+    "net: matrix": (lambda: curvature.matrix(net(), RUN.w), "expected an objective"),
+    "net: part": (lambda: curvature.Restriction(net(), RUN.w, slice(3)), "expected an objective"),
+    "net: noise": (lambda: noise.GradientCovariance(net(), RUN.w), "expected an objective"),
+    "net: path": (lambda: landscape.interpolate({"a": net()}, RUN.w, RUN.w), "an objective"),
+    "net: plane": (lambda: landscape.plane({"a": net()}, RUN.w), "expected an objective"),
+    "for w a net": (lambda: sharpness.worst_case(LOSS, net()), "a vector of weights.* got Seq"),
+    "for w a run": (lambda: curvature.trace(LOSS, RUN), "a vector of weights.* got Run"),
+    "for w None": (lambda: LOSS.grad(None), "a vector of weights.* got NoneType"),
+    "for w a word": (lambda: LOSS.value("w"), "a vector of weights.* got str"),
+    "a word": (lambda: sharpness.worst_case(LOSS, RUN.w, subspace="random"), "got 'random'"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKEN)
+def test_one_thing_taken_for_another(name):
+    call, message = MISTAKEN[name]
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
 def test_numbers_of_numpy_make_the_same_run(tmp_path):
