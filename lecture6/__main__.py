@@ -155,13 +155,16 @@ def collect_study(study, profile, folder, replace, partial, to) -> None:
 @click.option("--rows", type=click.IntRange(0), default=10, show_default=True)
 @click.option("--from", "folder", type=_FOLDER, help="Where collect put it. [default: the package]")
 def show_study(study: str, rows: int, folder: Path | None) -> None:
-    """What is stored of STUDY: how it was computed, and the first rows of each table."""
+    """What is stored of STUDY: how it was computed, and the first rows of each table.
+
+    Where a field is empty, the trial did not set that parameter: it has its default.
+    """
     stored = results.load(study, folder=folder)
     for key, value in stored.record.items():
         if key != "tables":
             click.echo(f"{key:10} {value}")
     for kind, table in stored.tables.items():
-        shown = table.head(rows).to_string(index=False, line_width=200)
+        shown = table.head(rows).to_string(index=False, line_width=200, na_rep="")
         click.echo(f"\n{kind}, {len(table):,} rows:\n{shown}")
 
 

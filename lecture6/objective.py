@@ -87,7 +87,8 @@ class Product:
 class Objective(ABC):
     """A deterministic loss f(w) = Σ_b weight_b · f_b(w) of a vector w of shape (n_params,).
 
-    One term is in memory at a time. Vectors given may be of any floating dtype and device; they are
+    The b of the sum are the batches of a network's data, of which one is in memory at a time; any
+    other function is one term. Vectors given may be of any floating dtype and device; they are
     converted to ``dtype`` and ``device``, and results come back in these.
     """
 
@@ -142,7 +143,7 @@ class Objective(ABC):
     def product(
         self, w: Tensor, *, of: str = "hessian", memory_limit: int = MEMORY_LIMIT
     ) -> Product:
-        """v ↦ M v for the curvature matrix M of f at w, by double backpropagation.
+        """v ↦ M v for the curvature matrix M of f at w: the derivative of ∇f along v.
 
         Arguments:
             of:

@@ -235,22 +235,24 @@ class _Search:
             bounds=Bounds(-1.0, 1.0),
             options={"maxiter": n_iterations, "ftol": 0.0, "gtol": 0.0},
         )
-        return f"L-BFGS-B: {result.message}"
+        after = f"stationary after {result.nit} iterations"
+        return f"L-BFGS-B: {after if self.stationary() else result.message}"
 
     def sign_ascent(self, u: Tensor, n_iterations: int) -> str:
         """Projected ascent from ``u`` along sign(gradient); the step halves on failure."""
         rise, grad = self.evaluate(u)
         step = 2.0  # from any point to the vertex that the gradient points at
-        for iteration in range(n_iterations):
-            if self.stationary():
-                return f"sign ascent: stationary after {iteration} iterations"
+        n = 0
+        while n < n_iterations and not self.stationary():
             trial = (u + step * grad.sign()).clamp_(-1.0, 1.0)
             new_rise, new_grad = self.evaluate(trial)
             if new_rise > rise:
                 u, rise, grad = trial, new_rise, new_grad
             else:
                 step /= 2
-        return f"sign ascent: all {n_iterations} iterations used"
+            n += 1
+        how = "stationary" if self.stationary() else "not stationary"
+        return f"sign ascent: {how} after {n} iterations"
 
 
 def worst_case(

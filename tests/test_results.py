@@ -83,7 +83,9 @@ def test_a_table_that_is_not_that_of_its_record_is_refused(tmp_path, spoil):
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"table": "toy.csv"}'])
 def test_a_record_that_cannot_be_read_is_refused(tmp_path, text):
     (tmp_path / "toy.json").write_text(text)
-    with pytest.raises(StudyError, match=r"toy\.json is damaged.*lecture6 collect toy again"):
+    with pytest.raises(
+        StudyError, match=r"toy\.json is damaged.*lecture6 collect toy .* --to .* again"
+    ):
         results.load("toy", folder=tmp_path)
     results.save("toy", TABLES, RECORD, folder=tmp_path)
     results.load("toy", folder=tmp_path)
@@ -104,7 +106,7 @@ def test_rows_are_selected_by_value_in_every_table():
 
 
 def test_results_that_are_not_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no results of 'toy' .* lecture6 run toy"):
+    with pytest.raises(FileNotFoundError, match=r"no results of 'toy' .* lecture6 run toy .* --to"):
         results.load("toy", folder=tmp_path)
 
 

@@ -1,4 +1,5 @@
 import math
+import re
 from dataclasses import asdict
 from functools import cache
 from itertools import product
@@ -316,6 +317,15 @@ def test_keskars_setting_stops_after_ten_iterations():
     forty = worst_case(ripples, x, epsilon=0.5, n_iterations=40)
     assert 10 <= ten.n_evaluations < forty.n_evaluations
     assert ten.value <= forty.value
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("epsilon", [1e-3, 0.1, 10.0])
+def test_what_is_said_is_what_converged_says(epsilon, method):
+    """SciPy reports its limit of iterations even where the point that it reached is stationary."""
+    for n in (1, 10, 200):
+        found = worst_case(*net(F64), epsilon=epsilon, method=method, n_iterations=n)
+        assert found.converged == bool(re.search("(?<!not )stationary after", found.message))
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -337,6 +337,8 @@ def test_data_sets_are_loaded_named_and_replaced(tmp_path):
     assert not {t.key for t in smoke} & {t.key for t in study.trials("smoke")}
     with pytest.raises(StudyError, match=r"no trial .* uses cifar10; they use mnist5k"):
         study.trials("smoke", {"cifar10": "digits"})
+    with pytest.raises(StudyError, match=r"unknown data set 'mnits'; the known names are digits"):
+        study.trials("smoke", {"mnist5k": "mnits"})
     with pytest.raises(StudyError, match="profiles smoke, book, full, evidence, gpu, not 'tiny'"):
         study.trials("tiny")
     full = study.trials("full", {"mnist": "fashion_mnist"})

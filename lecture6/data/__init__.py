@@ -19,7 +19,7 @@ __all__ = ["DataError", "Dataset", "load"]
 _IN_FILES = {"cifar10": load_cifar10, "cifar10_jpeg": load_cifar10_jpeg}
 _IN_FILES |= {"mnist": load_mnist, "fashion_mnist": load_mnist}
 _IN_FILES |= {"timit": load_timit, "timit:183": load_timit}
-_KNOWN = ("digits", "mnist5k", *_IN_FILES)
+NAMES = ("digits", "mnist5k", *_IN_FILES)
 
 
 def load(name: str, *, root: str | Path | None = None, download: bool = True) -> Dataset:
@@ -37,8 +37,8 @@ def load(name: str, *, root: str | Path | None = None, download: bool = True) ->
     ``download=False`` never uses the network. Raises ``DataError``, with the file, the cause and
     the remedy, for an unknown name and for data that are absent, damaged or cannot be downloaded.
     """
-    if name not in _KNOWN:
-        raise DataError(f"unknown data set {name!r}; the known names are {', '.join(_KNOWN)}")
+    if name not in NAMES:
+        raise DataError(f"unknown data set {name!r}; the known names are {', '.join(NAMES)}")
     if name not in _IN_FILES:  # needs no folder: a container's user may have no home
         return load_built_in(name)
     try:

@@ -28,6 +28,7 @@ from filelock import FileLock, Timeout
 
 from lecture6 import checks
 from lecture6.checkpoints import write_atomically
+from lecture6.data import NAMES
 
 DATA_SETS = {"data", "images"}  # parameters that name a data set
 # what plans, runs and keeps trials, and makes no number of them
@@ -98,7 +99,7 @@ class Study:
         """The trials of a profile; ``replace`` puts data sets in the place of others.
 
         Raises StudyError for an unknown profile, for a replaced data set that none of its trials
-        uses, and for parameters that cannot be written down.
+        uses, for an unknown one in its place, and for parameters that cannot be written down.
         """
         replace, used = dict(replace or {}), self.data_sets(profile)
         if unused := set(replace) - set(used):
@@ -106,6 +107,10 @@ class Study:
                 f"no trial of {self.name} at profile {profile} uses {', '.join(unused)}; "
                 f"they use {', '.join(used) or 'no data set'}"
             )
+        loaded = {p["data"] for p in self.grids[profile] if "data" in p}
+        if unknown := {new for old, new in replace.items() if old in loaded} - set(NAMES):
+            names = ", ".join(NAMES)
+            raise StudyError(f"unknown data set {unknown.pop()!r}; the known names are {names}")
         code = code_digest(self.trial_of(profile))
         trials = {}  # two equal trials are one
         for given in self.grids[profile]:

@@ -120,10 +120,11 @@ def load(name: str, *, folder: Path | None = None) -> Stored:
     the record was written for.
     """
     path = Path(folder or FOLDER) / f"{name}.json"
+    collect = f"lecture6 collect {name} --profile full" + (f" --to {folder}" if folder else "")
     if not path.exists():
         raise FileNotFoundError(
             f"no results of {name!r} in {path.parent}: lecture6 run {name} --profile full, then "
-            f"lecture6 collect {name} --profile full"
+            f"{collect}"
         )
     tables = {}
     try:
@@ -136,6 +137,6 @@ def load(name: str, *, folder: Path | None = None) -> Stored:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StudyError(
             f"{path} is damaged, does not fit its tables, or is of an older lecture6 ({error}): "
-            f"lecture6 collect {name} again"
+            f"{collect} again"
         ) from None
     return Stored(tables, record)
