@@ -1,7 +1,8 @@
 """The lab in the page against PyTorch in eager mode, one thread each, in turns.
 
 Updates of a net 64-64-10 on the digits by SGD, and products with the Hessian over all 1,437 images;
-then how smooth the page stays while a net trains. It needs Chromium and its driver.
+then how smooth the page stays while a net trains, and each bench while it runs. It needs Chromium
+and its driver.
 """
 
 import argparse
@@ -15,19 +16,25 @@ from time import perf_counter
 
 import torch
 import torch.nn.functional as F
+from selenium.webdriver.support.ui import WebDriverWait
 from torch.func import functional_call, grad, jvp
 
 from lecture6 import data, models
+from lecture6.course import explorables
 from lecture6.course.explorables import bundle
 from lecture6.course.explorables.lab import packed
 from lecture6.train import sample_batches
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "book"))
+sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("tests/book", "book/_ext")]
+from as_in_book import in_the_book, with_modules
 from browsing import chromium
 
 GOALS = {8: 15.0, 64: 3.0, 512: 1.0}  # the page's updates over PyTorch's, by batch size
 PAGE = """<!doctype html><meta charset="utf-8"><title>lab</title><script type="module">{module}
 Object.assign(window, {{ Lab, digits: {digits} }});</script>"""
+BENCH = """<!doctype html><meta charset="utf-8"><title>bench</title>
+<link rel="stylesheet" href="explorables.css">
+<main>{}</main><script src="explorables.js" defer></script>"""
 WARM = """
 const [done] = arguments;
 Lab.open(digits).then((lab) => {
@@ -50,22 +57,44 @@ const [n, done] = arguments, net = lab.net();
 const probes = new Float32Array(n * net.nParams).fill(1), start = performance.now();
 net.measure("trace", {probes}).then(() => done(1000 * n / (performance.now() - start)));
 """
+COUNT = """
+window.count = (seconds) => new Promise((resolve) => {
+  let frames = 0, longest = 0, going = true;
+  const observer = new PerformanceObserver((list) => {
+    for (const {duration} of list.getEntries()) longest = Math.max(longest, duration);
+  });
+  observer.observe({type: "longtask"});
+  const frame = () => { frames += 1; if (going) requestAnimationFrame(frame); };
+  requestAnimationFrame(frame);
+  setTimeout(() => { going = false; resolve([frames / seconds, longest]); }, 1000 * seconds);
+});
+"""
 SMOOTH = """
 (async (place, seconds, done) => {
 const lab = await Lab.open(digits, {place}), net = lab.net();
-let frames = 0, longest = 0, going = true;
-const observer = new PerformanceObserver((list) => {
-  for (const {duration} of list.getEntries()) longest = Math.max(longest, duration);
-});
-observer.observe({type: "longtask"});
-const count = () => { frames += 1; if (going) requestAnimationFrame(count); };
 net.train({batchSize: 8, lr: 0.05}).catch(() => {});
-requestAnimationFrame(count);
-setTimeout(() => {
-  going = false;
-  done([frames / seconds, longest]);
-  lab.close();
-}, 1000 * seconds);
+done(await count(seconds));
+lab.close();
+})(...arguments);
+"""
+BENCHES = {
+    "OneStep": {
+        "samples": [[1.0, 0.5, 1.0], [-1.0, 0.25, -1.0]] * 64,
+        "test": [[1.0, 0.5, 1.0]],
+        "provenance": "a benchmark",
+    },
+    "Spectrum": {},
+    "Keskar": {},
+    "Scaling": {},
+    "BestBatch": {},
+    "Edge": {},
+    "Valley": {},
+}  # and what a page gives each; the others draw what they get
+BUSY = """
+(async (seconds, done) => {
+for (const skip of document.querySelectorAll(".skip")) skip.click();
+document.querySelector(".controls .buttons button:enabled").click();
+done(await count(seconds));
 })(...arguments);
 """
 
@@ -109,6 +138,13 @@ def compare(name: str, page: list[float], eager: list[float], goal: float | None
     )
 
 
+def say(what: str, rate: int, frames: float, longest: float) -> None:
+    print(
+        f"{what}, processor {rate} × slower: {frames:.0f} frames a second, longest task "
+        f"{longest:.0f} ms (0: none over 50)"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5, help="of each side (default: 5)")
@@ -122,6 +158,7 @@ def main() -> None:
         browser.set_script_timeout(600)
         browser.get(page.as_uri())
         browser.execute_async_script(WARM)
+        browser.execute_script(COUNT)
         print(f"{'a second':22} {'page':>9} {'PyTorch':>9}   {'ratio':>6}")
         for batch_size, goal in GOALS.items():
             n = 40_000 // (8 + batch_size)
@@ -139,11 +176,17 @@ def main() -> None:
         compare("Hessian products", ours, eager, None)
         for place, rate in product(("worker", "page"), (1, 6)):
             browser.execute_cdp_cmd("Emulation.setCPUThrottlingRate", {"rate": rate})
-            frames, longest = browser.execute_async_script(SMOOTH, place, 3)
-            print(
-                f"training in the {place}, processor {rate} × slower: {frames:.0f} frames a "
-                f"second, longest task {longest:.0f} ms (0: none over 50)"
-            )
+            say(f"training in the {place}", rate, *browser.execute_async_script(SMOOTH, place, 3))
+        with_modules(Path(folder))
+        for (name, options), rate in product(BENCHES.items(), (1, 6)):
+            html = in_the_book(getattr(explorables, name), **options)
+            page.write_text(BENCH.format(html), "utf8")
+            browser.execute_cdp_cmd("Emulation.setCPUThrottlingRate", {"rate": 1})
+            browser.get(page.as_uri())
+            WebDriverWait(browser, 60).until(lambda b: b.find_elements("css selector", ".controls"))
+            browser.execute_cdp_cmd("Emulation.setCPUThrottlingRate", {"rate": rate})
+            browser.execute_script(COUNT)
+            say(name, rate, *browser.execute_async_script(BUSY, 4))
 
 
 if __name__ == "__main__":
