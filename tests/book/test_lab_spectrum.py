@@ -289,6 +289,20 @@ def test_it_stops_and_starts_again(visit, browser):
     assert trained(browser).startswith("After 3 epochs")
 
 
+def test_one_worker_is_started_however_soon_one_stops(visit, browser):
+    """The second press of Train comes while the worker of the first is being opened."""
+    visit("short")
+    press(browser, one(browser, ".skip"))
+    browser.execute_script(
+        "window.started = 0; const Own = Worker;"
+        "window.Worker = class extends Own {"
+        "  constructor(...a) { super(...a); window.started += 1; } };"
+        "for (let i = 0; i < 3; i++) document.querySelector('.controls .buttons button').click();"
+    )
+    until(browser, lambda: button(browser, 0).text == "Train" and "After 3 epochs" in said(browser))
+    assert browser.execute_script("return window.started") == 1
+
+
 def test_with_little_motion_only_the_end_is_drawn(visit, browser):
     visit("short", calm=True)
     press(browser, one(browser, ".skip"))

@@ -64,6 +64,7 @@ function render({ model, el }) {
       [row.lr, row.seed, row.size, scale(row.size, row.lr), row.test, row.loss, row.trace,
         row.simple])],
   });
+  const open = Lab.of(page, digits);
 
   function arrange() {
     const done = !job && seeds(rows).length > 0;
@@ -93,7 +94,7 @@ function render({ model, el }) {
     page.say("The nets are training.");
     arrange();
     try {
-      if (!lab) await connect();
+      lab = await open();
       for (const seed of from)
         for (const size of sizes()) {
           signal.throwIfAborted();
@@ -107,11 +108,6 @@ function render({ model, el }) {
     job = null;
     if (seeds(rows).length) tell();
     arrange();
-  }
-  async function connect() {
-    lab = await Lab.open(digits);
-    if (page.over.signal.aborted) lab.close();
-    else lab.follow(page.root);
   }
   async function trained(size, seed, lr, signal) {
     const updates = model.get("updates");
@@ -246,7 +242,6 @@ function render({ model, el }) {
     job?.abort();
     first.end();
     second.end();
-    lab?.close();
   });
   return () => page.over.abort();
 }

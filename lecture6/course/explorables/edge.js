@@ -40,7 +40,7 @@ const nameOf = ({ lr, batchSize, flow }) =>
   `η = ${number(lr)}${flow ? ", flow" : batchSize < N ? `, B = ${batchSize}` : ""}`;
 
 function render({ model, el }) {
-  let job = null, opening, lab, net, runs = [];
+  let job = null, lab, net, runs = [];
   const relative = () => model.get("axis") === "relative";
   const scaled = (run) => (relative() ? run.lr / 2 : 1);
 
@@ -68,6 +68,7 @@ function render({ model, el }) {
       "training accuracy"], ...runs.flatMap((run) => run.rows.map((row) =>
       [nameOf(run), row.at, row.value, row.error, row.loss, row.accuracy]))],
   });
+  const open = Lab.of(page, digits, { prepare: centred });
 
   const place = document.createElement("div");
   page.plot.before(place);
@@ -131,7 +132,7 @@ function render({ model, el }) {
     page.say("The net is training, and is measured.");
     arrange();
     try {
-      await (opening ??= connect());
+      lab = await open();
       signal.throwIfAborted();
       runs = [...runs, run].slice(-KEPT);
       const { reason } = await trained(run, updates);
@@ -168,11 +169,6 @@ function render({ model, el }) {
       evaluateEvery: Math.ceil(updates / POINTS) * factor,
       measures: { eigenvalues: { k: 1, tolerance: 0.01 } },
     });
-  }
-  async function connect() {
-    lab = await Lab.open(digits, { prepare: centred });
-    if (page.over.signal.aborted) lab.close();
-    else lab.follow(page.root);
   }
 
   // Where λ_max stays, and how far from the edge.
@@ -231,7 +227,6 @@ function render({ model, el }) {
   page.over.signal.addEventListener("abort", () => {
     job?.abort();
     guess.end();
-    lab?.close();
   });
   return () => page.over.abort();
 }

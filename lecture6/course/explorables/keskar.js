@@ -56,6 +56,7 @@ function render({ model, el }) {
     update: (name) => (name === "alpha" ? tell() : changed(name)),
     table: csv,
   });
+  const open = Lab.of(page, digits);
   page.plot.insertAdjacentHTML("beforebegin", `<div class="buttons" role="group"
     aria-label="Five steps">${STEPS.map(([name]) =>
       `<button type="button" disabled>${name}</button>`).join("")}</div>
@@ -98,18 +99,10 @@ function render({ model, el }) {
     page.state.setAttribute("aria-live", running ? "off" : "polite");
   }
 
-  // A lab that rests while the bench is out of view.
-  async function open() {
-    const opened = await Lab.open(digits), unfollow = opened.follow(page.root);
-    const close = () => [unfollow, () => opened.close()].forEach((end) => end());
-    if (page.over.signal.aborted) close();
-    page.over.signal.addEventListener("abort", close);
-    return opened;
-  }
   // Trains and measures both nets from a seed. Returns nothing if it was cancelled.
   async function pair(token, seed) {
     const given = settings();
-    lab ??= await open();
+    lab = await open();
     if (running !== token) return;
     for (const net of nets) net.close().catch(() => {});
     path = null;
@@ -306,8 +299,8 @@ function render({ model, el }) {
   const says = (texts) => (made, truth) => `${made === truth ? "So it is. " : ""}${texts[truth]}`;
   const guess = predict(guesses, {
     id: "keskar",
-    question: "Both nets train for 30 epochs at the same η. Which one ends where the loss curves "
-      + "more, with the larger λ_max?",
+    question: "Both nets train for equally many epochs at the same η. Which one ends where the "
+      + "loss curves more, with the larger λ_max?",
     kind: "choice",
     options: [["small", "small batch"], ["large", "large batch"], ["same", "about the same"]],
     says: says({

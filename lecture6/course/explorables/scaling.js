@@ -79,6 +79,7 @@ function render({ model, el }) {
     update: forget,
     table: csv,
   });
+  const open = Lab.of(page, digits);
   const place = document.createElement("div");
   page.plot.before(place);
   const guess = predict(place, {
@@ -119,7 +120,7 @@ function render({ model, el }) {
     const { signal } = (job = new AbortController());
     arrange();
     try {
-      lab ??= await open();
+      lab = await open();
       signal.throwIfAborted();
       await work(signal);
       job = null;
@@ -128,12 +129,6 @@ function render({ model, el }) {
       throw error;
     }
     ready();
-  }
-  async function open() {
-    const opened = await Lab.open(digits);
-    if (page.over.signal.aborted) opened.close();
-    else opened.follow(page.root);
-    return opened;
   }
 
   // Trains a net for each of `ks` from the same weights, an epoch at a time, and awaits
@@ -390,7 +385,6 @@ function render({ model, el }) {
   page.over.signal.addEventListener("abort", () => {
     job?.abort();
     guess.end();
-    lab?.close();
   });
   return () => page.over.abort();
 }

@@ -57,7 +57,7 @@ function render({ model, el }) {
     running: () => job !== null,
     changed: (name) => ["lr", "epochs", "width"].includes(name) && forget(),
   });
-  const { page } = view;
+  const { page } = view, open = Lab.of(page, digits);
 
   const place = document.createElement("div");
   page.plot.before(place);
@@ -97,7 +97,7 @@ function render({ model, el }) {
     page.say("The net is training, and is measured.");
     arrange();
     try {
-      if (!lab) await connect();
+      lab = await open();
       signal.throwIfAborted();
       net?.close();
       net = lab.net({ ...shape(), seed: model.get("seed") });
@@ -111,11 +111,6 @@ function render({ model, el }) {
       page.say(`${error.message}.`);
     }
     arrange();
-  }
-  async function connect() {
-    lab = await Lab.open(digits);
-    if (page.over.signal.aborted) lab.close();
-    else lab.follow(page.root);
   }
   // Trains on until this many epochs are done; returns how well the net does there. It is one call
   // an epoch, so that the net is the same, whatever is measured on the way.
@@ -142,7 +137,6 @@ function render({ model, el }) {
   page.over.signal.addEventListener("abort", () => {
     job?.abort();
     guess.end();
-    lab?.close();
   });
   return () => page.over.abort();
 }

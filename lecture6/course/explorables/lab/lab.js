@@ -31,6 +31,10 @@
 //                               stop() ends that; beside it pause nets, not the lab
 // lab.close()                   ends the worker; open promises reject with "closed"
 //
+// Lab.of(page, data, options) → () => Promise<Lab>
+//   for a page of stage(): gives its lab, which is opened once, at the first call; pauses while the
+//   page is out of view; and ends with it
+//
 // ---- Net ---------------------------------------------------------------------------------------
 //
 // lab.net({hidden, activation, loss, bias, seed, w, samples, noise})
@@ -157,6 +161,22 @@ function startWorker(data, kernel) {
 }
 
 export class Lab {
+  static of({ root, over: { signal } }, text, given) {
+    let opening = null;
+    const open = async () => {
+      const lab = await Lab.open(text, given), unfollow = lab.follow(root);
+      const end = () => [unfollow, () => lab.close()].forEach((each) => each());
+      if (signal.aborted) end();
+      signal.addEventListener("abort", end);
+      return lab;
+    };
+    const failed = (error) => {
+      opening = null; // the next call tries again
+      throw error;
+    };
+    return () => (opening ??= open().catch(failed));
+  }
+
   static async open(text, { place, kernel, prepare } = {}) {
     if (place !== undefined) oneOf("place", place, ["worker", "page"]);
     if (kernel !== undefined) oneOf("kernel", kernel, ["wasm", "js"]);
