@@ -356,8 +356,8 @@ def test_a_death_is_noticed_within_seconds(tmp_path):
 
 @pytest.mark.slow
 def test_divergence_in_a_worker_is_divergence():
-    with pytest.raises(DivergenceError, match=r"at update \d+ with lr 1e\+300 .* smaller learning"):
-        train_parallel(norm_net(), DATA, workers=2, **OPTIONS | {"lr": 1e300})
+    with pytest.raises(DivergenceError, match=r"at update \d+ with lr 1e\+30 .* smaller learning"):
+        train_parallel(norm_net(), DATA, workers=2, **OPTIONS | {"lr": 1e30})
 
 
 ORPHANS = """

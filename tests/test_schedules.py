@@ -75,7 +75,7 @@ def test_a_schedule_is_called_within_the_run_only():
     ("schedule", "message"),
     [
         (lambda epoch: [1.0][int(epoch)], "fails at epoch 1 of 2, .* IndexError: list index"),
-        (lambda epoch: 1 - epoch, "fails at epoch 1.5 of 2, .* at least 0, got -0.5"),
+        (lambda epoch: 1 - epoch, "fails at epoch 1.5 of 2, .* at least 0 .*, got -0.5"),
         (lambda epoch: math.nan, "fails at epoch 0 of 2, .* got nan"),
         (lambda epoch: None, "fails at epoch 0 of 2, .* must be a number, got None"),
     ],
