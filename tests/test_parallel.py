@@ -18,7 +18,7 @@ from synthetic import gaussian_classes
 from torch import nn
 
 from lecture6.checkpoints import Checkpoint
-from lecture6.models import local_seed
+from lecture6.models import local_seed, mlp
 from lecture6.parallel import WorkerError, from_torchrun, launch, train_parallel, unavailable
 from lecture6.schedules import compose, step_decay, warmup
 from lecture6.train import DivergenceError, sample_batches, train
@@ -357,7 +357,7 @@ def test_a_death_is_noticed_within_seconds(tmp_path):
 @pytest.mark.slow
 def test_divergence_in_a_worker_is_divergence():
     with pytest.raises(DivergenceError, match=r"at update \d+ with lr 1e\+30 .* smaller learning"):
-        train_parallel(norm_net(), DATA, workers=2, **OPTIONS | {"lr": 1e30})
+        train_parallel(mlp(5, 8, 3).double(), DATA, workers=2, **OPTIONS | {"lr": 1e30})
 
 
 ORPHANS = """
