@@ -68,7 +68,7 @@ def ou_covariance(
     """Stationary covariance S, (d, d), of SGD on ½ wᵀHw with additive noise of covariance C/B.
 
     Arguments:
-        h, c: H, symmetric positive definite, and C, symmetric: (d, d), or numbers for d = 1
+        h, c: H, symmetric positive definite, and C, positive semidefinite: (d, d); or numbers
         momentum: m of the heavy ball v ← m v + g, w ← w − η v
         discrete: the exact S = (I − ηH) S (I − ηH) + η² C/B of the steps, or that of the SDE,
             HS + SH = (η/B) C/(1 − m)
@@ -84,11 +84,13 @@ def ou_covariance(
     values, q = _spectrum(h, "h")
     lr, batch_size = checks.real("lr", lr, above=0), checks.real("batch_size", batch_size, above=0)
     momentum = checks.real("momentum", momentum, least=0, below=1)
-    if discrete:
+    if checks.flag("discrete", discrete):
         _check_stable(values[-1], lr, momentum)
     c = np.atleast_2d(checks.array("c", c))
     if c.shape != q.shape or not np.allclose(c, c.T, atol=1e-8 * np.ptp(c)):
         raise ValueError(f"c must be symmetric and of the shape of h, {q.shape}: got {c.tolist()}")
+    if (lowest := np.linalg.eigvalsh(c)[0]) < -1e-8 * np.abs(c).max():
+        raise ValueError(f"c must be positive semidefinite, its smallest eigenvalue is {lowest:g}")
     noise, h = lr / batch_size * (q.T @ c @ q) / (1 - momentum), values[:, None]
     if not discrete:
         return q @ (noise / (h + values)) @ q.T
@@ -126,7 +128,8 @@ def linear_regression_covariance(
         raise ValueError(f"needs x (N, d) and y (N,), got {x.shape} and {y.shape}")
     n, d = x.shape
     lr = checks.real("lr", lr, above=0)
-    sampling = "with_replacement" if replacement else "without_replacement"
+    drawn = checks.flag("replacement", replacement)
+    sampling = "with_replacement" if drawn else "without_replacement"
     kappa = covariance_factor(n, batch_size, sampling=sampling)
     h = x.T @ x / n
     _check_stable(_spectrum(h, "the Hessian xᵀx/N")[0][-1], lr)

@@ -19,6 +19,13 @@ Splits = Mapping[str, NetworkObjective]  # the network on each set: "train", "te
 KESKAR_ALPHAS = np.linspace(-1.0, 2.0, 25)  #: the released code of Keskar et al.
 
 
+def _check(objectives: Splits) -> None:
+    if not isinstance(objectives, Mapping) or not objectives:
+        raise ValueError("objectives must name a split or more: {'train': NetworkObjective(...)}")
+    for objective in objectives.values():
+        checks.instance(NetworkObjective, objective, "an objective of a network for each split")
+
+
 def weights_on_path(alpha: float, path: str) -> tuple[float, float]:
     """Weights (a, b) of the point a·w_small + b·w_large: exactly (1, 0) at α = 0, (0, 1) at 1.
 
@@ -43,10 +50,11 @@ def interpolate(
     Returns a tidy table: path, alpha, split, loss, accuracy (fraction). Source: Goodfellow et al.
     (1412.6544); Keskar et al., Figures 3 and 7.
     """
-    rows = []
+    _check(objectives)
+    rows, alphas = [], np.atleast_1d(checks.array("alphas", alphas))
     for split, objective in objectives.items():
         small, large = vector(objective, w_small), vector(objective, w_large)
-        for alpha in checks.array("alphas", alphas):
+        for alpha in alphas:
             a, b = weights_on_path(alpha, path)
             rows.append((path, alpha, split, *objective.evaluate(a * small + b * large)))
     return pd.DataFrame(rows, columns=["path", "alpha", "split", "loss", "accuracy"])
@@ -79,8 +87,7 @@ def plane(
     d₁ and d₂ are :func:`filter_normalised`. Returns a tidy table: x, y, split, loss, accuracy.
     """
     span, n = checks.real("span", span, above=0), checks.whole("n", n, least=2)
-    if not objectives:
-        raise ValueError("objectives is empty: name at least one split, e.g. {'train': ...}")
+    _check(objectives)
     first = next(iter(objectives.values()))
     w, seed = vector(first, w), checks.seed(seed)
     d1, d2 = (filter_normalised(first, w, seed=s) for s in (2 * seed, 2 * seed + 1))

@@ -160,6 +160,7 @@ def mlp(
     """
     n_classes, widths = _size("n_classes", n_classes), [_size("n_inputs", n_inputs)]
     widths += [_size("n_hidden", width) for width in np.ravel(n_hidden).tolist()]
+    checks.flag("bias", bias)
     with local_seed(seed):
         layers: list[nn.Module] = [nn.Flatten()]
         for n_in, n_out in pairwise(widths):

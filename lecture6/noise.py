@@ -66,7 +66,7 @@ class GradientCovariance:
     w: Tensor = field(repr=False)
 
     def __post_init__(self) -> None:
-        vector(self.objective, self.w)
+        checks.instance(NetworkObjective, self.objective, "an objective: NetworkObjective(…)")
         self.objective.check_separate(self.w)
 
     @cached_property
@@ -130,6 +130,7 @@ Source = GradientCovariance | Tensor  # a network's, or gradients or projections
 
 def _n_train(source: Source) -> int:
     if not isinstance(source, Tensor):
+        checks.instance(GradientCovariance, source, "GradientCovariance(f, w), or a tensor (N, k)")
         return source.objective.n_samples
     return len(checks.finite("the gradients", source, "is the loss finite at w?"))
 
@@ -286,6 +287,7 @@ def critical_batch_size(
     ``n_products`` are N or more. Raises ValueError where GᵀHG is not positive.
     """
     n_products = checks.whole("n_products", n_products, least=2)
+    checks.instance(GradientCovariance, covariance, "GradientCovariance(f, w)")
     f, g = covariance.objective, covariance.mean
     generator, hessian = np.random.default_rng(checks.seed(seed)), f.product(covariance.w)
     size = length(g)  # all is in units of it, so that nothing overflows

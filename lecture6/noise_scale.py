@@ -53,7 +53,7 @@ def noise_scale(
     """
     lr, n_train = checks.real("lr", lr, above=0), checks.whole("n_train", n_train, least=1)
     momentum = checks.real("momentum", momentum, least=0, below=1)
-    bounds = {} if replacement else {"most": n_train}
+    bounds = {} if checks.flag("replacement", replacement) else {"most": n_train}
     batch_size = checks.real("batch_size", batch_size, above=0, **bounds)
     return lr * (n_train / batch_size - (not replacement)) / (1 - momentum)
 
@@ -64,7 +64,8 @@ def batch_size_for(
     """The batch size (not rounded, at least 1) at which :func:`noise_scale` is ``g``."""
     lr, n_train = checks.real("lr", lr, above=0), checks.whole("n_train", n_train, least=1)
     momentum = checks.real("momentum", momentum, least=0, below=1)
-    g = checks.real("g", g, above=0) if replacement else checks.real("g", g, least=0)
+    least = "above" if checks.flag("replacement", replacement) else "least"
+    g = checks.real("g", g, **{least: 0})
     batch_size = n_train / (g * (1 - momentum) / lr + (not replacement))
     if batch_size < 1 - 1e-9:
         raise ValueError(

@@ -404,8 +404,8 @@ def _result(
     scale, error = 1 + base, math.hypot(rounding, draws)
     known = math.hypot(3 * rounding, draws) < KNOWN * abs(rise)
     if not known:
-        more = "more n_samples, " if method == "average" else ""
-        message += f"; the rise is {rise:.2g} ± {error:.2g}: {more}a larger epsilon or float64"
+        remedy = "more n_samples" if draws > 3 * rounding else "a larger epsilon or float64"
+        message += f"; the rise is {rise:.2g} ± {error:.2g}: take {remedy}"
     value = checks.real("the sharpness", 100 * (rise / scale))
     stderr = 100 * (error / scale) * (1 + abs(rise) / scale)
     how: Any = {"converged": found and known, "method": method, "message": message}

@@ -89,6 +89,8 @@ class Quadratic(Toy):
 
     def __init__(self, eigenvalues: ArrayLike, *, seed: int = 0) -> None:
         spectrum = checks.array("eigenvalues", eigenvalues)
+        if spectrum.ndim != 1:
+            raise ValueError(f"eigenvalues must be a list of them, got the shape {spectrum.shape}")
         n = len(spectrum)
         generator = np.random.default_rng(checks.seed(seed))
         q, r = np.linalg.qr(generator.standard_normal((n, n)))

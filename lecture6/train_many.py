@@ -51,6 +51,8 @@ def train_many(
     weights are what they became. Raises ValueError for impossible settings and data, for models of
     different architectures, and for other networks and settings: train them one by one.
     """
+    if isinstance(models, nn.Module):
+        raise ValueError("models is one network: put it in a list")
     models = list(models)
     rates = np.broadcast_to(np.asarray(lr), np.shape(lr) or len(models)).tolist()
     seeds = list(range(len(models))) if seeds is None else np.ravel(seeds).tolist()

@@ -10,7 +10,19 @@ import pytest
 import torch
 from torch import nn
 
-from lecture6 import checks, curvature, data, landscape, models, noise, parallel, sharpness
+from lecture6 import (
+    checks,
+    curvature,
+    data,
+    equilibrium,
+    landscape,
+    models,
+    noise,
+    noise_scale,
+    parallel,
+    sharpness,
+    toys,
+)
 from lecture6.models import local_seed
 from lecture6.objective import NetworkObjective
 from lecture6.train import train
@@ -190,6 +202,38 @@ MISTAKEN = {
     "for w a run": (lambda: curvature.trace(LOSS, RUN), "a vector of weights.* got Run"),
     "for w None": (lambda: LOSS.grad(None), "a vector of weights.* got NoneType"),
     "for w a word": (lambda: LOSS.value("w"), "a vector of weights.* got str"),
+    "λ of a net's w": (lambda: noise.critical_batch_size(LOSS), "expected Grad.* got Network"),
+    "ψ of a net": (lambda: noise.fluctuation_trace(LOSS, 32), "expected Gradient.* got Network"),
+    "one loss": (lambda: landscape.interpolate(LOSS, RUN.w, RUN.w), "must name a split or more"),
+    "no loss": (lambda: landscape.plane({}, RUN.w), "must name a split or more"),
+    "a toy": (
+        lambda: landscape.plane({"a": toys.Quadratic([1.0])}, [0.0]),
+        "expected an objective",
+    ),
+    "a matrix": (lambda: toys.Quadratic([[1, 2], [3, 4]]), r"list of them, got the shape \(2, 2\)"),
+    "one number": (lambda: toys.Quadratic(3), r"list of them, got the shape \(\)"),
+    "a word for no": (lambda: models.mlp(bias="no"), "bias must be True or False, got 'no'"),
+    "no for g": (
+        lambda: noise_scale.noise_scale(0.1, 10, 100, replacement="no"),
+        "replacement must be True or False",
+    ),
+    "no for B": (
+        lambda: noise_scale.batch_size_for(1.0, 0.1, 100, replacement="no"),
+        "replacement must be True or False",
+    ),
+    "no for steps": (
+        lambda: equilibrium.ou_covariance(1, 1, 0.1, 1, discrete="no"),
+        "discrete must be True or False",
+    ),
+    "no for draws": (
+        lambda: equilibrium.linear_regression_covariance(
+            np.eye(3), np.ones(3), 0.1, 1, replacement="no"
+        ),
+        "replacement must be True or False",
+    ),
+    "negative noise": (lambda: equilibrium.ou_covariance(1, -1, 0.1, 1), "semidefinite.* is -1"),
+    "ten classes": (lambda: replace(SET, classes=10), "classes to be a tuple of names, got int"),
+    "one of many": (lambda: train_many(net(), SET, lr=0.1, batch_size=5, epochs=1), "in a list"),
     "a word": (lambda: sharpness.worst_case(LOSS, RUN.w, subspace="random"), "got 'random'"),
 }
 

@@ -87,7 +87,9 @@ def test_the_sde_is_the_limit_of_small_rates():
             errors.append(abs(discrete / continuous - 1).max())
         assert errors[1] == pytest.approx(errors[0] / 10, rel=0.3)
     # and far from it at ηh = 1.2
-    one, sde = (equilibrium.ou_covariance(1.0, 1.0, 1.2, 1, discrete=x).item() for x in (1, 0))
+    one, sde = (
+        equilibrium.ou_covariance(1.0, 1.0, 1.2, 1, discrete=x).item() for x in (True, False)
+    )
     assert one / sde == pytest.approx(2.5, rel=1e-12)
 
 
