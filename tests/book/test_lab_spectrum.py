@@ -266,6 +266,8 @@ def test_a_rescaled_net_is_the_same_function(visit, browser):
         one(browser, ".said").text,
     )
     # α by its slider, and by the end of the first bar
+    one(browser, "input[name=alpha]").send_keys(*[Keys.ARROW_LEFT] * 10)
+    until(browser, lambda: "compared with this net, at α = 1. Move α." in said(browser))
     one(browser, "input[name=alpha]").send_keys(Keys.HOME)
     until(browser, lambda: "At α = 0.1:" in said(browser))
     browser.find_elements(By.CSS_SELECTOR, ".handle")[0].send_keys(Keys.ARROW_RIGHT)
