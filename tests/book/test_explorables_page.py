@@ -555,7 +555,8 @@ def test_a_warm_up_helps_where_the_curvature_is_high_early(visit, browser):
     visit("steps", calm=True)
 
     def reached():
-        return float(state(browser).split("small steps and ")[1].split(" with")[0])
+        words = state(browser).split("small steps and ")[1].split(" with")[0]
+        return float(words.replace(",", ""))
 
     assert reached() == 1
     browser.find_element(By.XPATH, "//button[text()='High early']").click()
@@ -590,7 +591,7 @@ def test_every_control_has_a_name_and_is_moved_by_keys(visit, browser, name):
         assert state(browser) != before[0], f"{trait.name} moves nothing"
         for key, end in ((Keys.END, trait.max), (Keys.HOME, trait.min)):
             slider.send_keys(key)
-            shown = float(output.text.replace("−", "-"))
+            shown = float(output.text.replace("−", "-").replace(",", ""))
             if math.isfinite(end) and trait.name != "length":
                 assert shown == pytest.approx(end)
         slider.send_keys(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
@@ -617,7 +618,7 @@ def choose(browser, text):
 
 def test_the_function_and_the_matrix_are_chosen(visit, browser):
     visit("box")
-    table_1 = {"100x²": "0.01", "x⁸": "1e−22", "100(x² + y²)": "0.02", "100x² + y⁸": "0.01"}
+    table_1 = {"100x²": "0.01", "x⁸": "10⁻²²", "100(x² + y²)": "0.02", "100x² + y⁸": "0.01"}
     for name, phi in table_1.items():  # at ε = 10⁻³, identity
         choose(browser, name)
         assert state(browser).startswith(f"φ = {phi} %.")
@@ -766,6 +767,35 @@ def test_a_finger_moves_a_slider_and_the_position(visit, browser):
 
 
 # ---- the page --------------------------------------------------------------------------------
+
+
+def test_numbers_are_written_for_a_reader(visit, browser, address):
+    visit("steps")
+    code = "return values.map(([value, digits]) => m.number(value, digits));"
+    values = [0, 1e-4, 0.012346, -1234.5, 12345, 999_999, 1.2e6, 1e-22, -5e-6, 60_000]
+    given = [[value, 6 if value == 60_000 else 3] for value in values]
+    found = module(browser, address, "shared", f"const values = {given}; {code}")
+    expected = "0 0.0001 0.0123 −1,230 12,300 10⁶ 1.2·10⁶ 10⁻²² −5·10⁻⁶ 60,000"
+    assert found == expected.split()
+
+
+@pytest.mark.parametrize("name", ["compact", "steps"])
+def test_on_a_phone_a_chart_stays_in_view_beside_its_last_control(visit, browser, name):
+    """All of one that has room, of another the lower part."""
+    visit(name, width=390, calm=True)
+    script = """
+    const canvas = document.querySelector("canvas"), all = document.querySelectorAll("input");
+    const place = (node) => node.getBoundingClientRect(), [first, last] = [all[0], [...all].at(-1)];
+    scrollBy(0, place(last).top - 0.35 * innerHeight);
+    const { top, bottom, height } = place(canvas);
+    first.scrollIntoView({ block: "start" });
+    return [top, bottom, height, innerHeight, place(first).top - place(canvas).bottom];
+    """
+    top, bottom, tall, room, gap = browser.execute_script(script)
+    assert (tall < 0.62 * room) == (name == "compact")
+    assert bottom == pytest.approx(tall if name == "compact" else 0.45 * room, abs=1)
+    assert (top >= 0) == (name == "compact")
+    assert gap >= 0  # the control is not behind it
 
 
 @pytest.mark.parametrize("width", [1280, 390, 320])

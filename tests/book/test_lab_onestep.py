@@ -131,6 +131,21 @@ def module(browser, address, code, *arguments):
     return browser.execute_async_script(script, *arguments)
 
 
+# ---- the sentence ----------------------------------------------------------------------------
+
+
+def test_a_loss_that_moves_by_less_than_is_shown_stays(visit, browser, address):
+    visit()
+    w = module(browser, address, "return m.minimum(arguments[0]);", TRAIN.tolist())
+    start = {"w1": w[0], "w2": w[1], "batch_size": len(TRAIN), "lr": 0.1}
+    kept = "&".join(f"onestep.{name}={value}" for name, value in start.items())
+    visit(hash_=f"#{kept}", skip=False)  # it remembers that it was skipped
+    until(browser, lambda: button(browser, "Step").is_enabled())
+    press(browser, "Step")
+    words = r"The training loss stays at ([\d.]+); the lowest is \1\."
+    assert re.search(words, one(browser, ".state").text)
+
+
 # ---- the numbers -----------------------------------------------------------------------------
 
 

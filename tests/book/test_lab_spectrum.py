@@ -25,6 +25,8 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>A page</ti
 <style>[data-theme=dark], [data-theme=dark] .plot {{ color: white; background: #121212 !important }}
 body {{ margin: 16px }}</style>
 <main><h1>A page</h1>{}</main><script src="explorables.js" defer></script>"""
+# Powers of ten as explorables write them, 5·10⁻⁶, as Python does: 5e-6.
+RAISED = {ord("⁻"): "e-"} | {ord(raised): str(i) for i, raised in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}
 SMALL = {"epochs": 10, "width": 16}
 PAGES = {
     "training": SMALL,
@@ -119,7 +121,8 @@ def trained(browser, which=0):
 
 
 def number(pattern, text):
-    return float(re.search(pattern, text)[1].rstrip(".").replace("−", "-"))
+    found = re.search(pattern, text)[1].rstrip(".").replace("−", "-").translate(RAISED)
+    return float(re.sub(r"^10e", "1e", found.replace("·10e", "e")))
 
 
 def table(browser):
@@ -266,6 +269,8 @@ def test_a_rescaled_net_is_the_same_function(visit, browser):
         one(browser, ".said").text,
     )
     # α by its slider, and by the end of the first bar
+    one(browser, "input[name=alpha]").send_keys(*[Keys.ARROW_LEFT] * 10)
+    until(browser, lambda: "compared with this net, at α = 1. Move α." in said(browser))
     one(browser, "input[name=alpha]").send_keys(Keys.HOME)
     until(browser, lambda: "At α = 0.1:" in said(browser))
     browser.find_elements(By.CSS_SELECTOR, ".handle")[0].send_keys(Keys.ARROW_RIGHT)

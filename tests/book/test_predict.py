@@ -256,7 +256,8 @@ def test_a_curve_is_drawn(visit, browser):
     heights = [float(handle.get_attribute("aria-valuenow")) for handle in handles]
     off = sum(abs(y - truth) for y, (_, truth) in zip(heights, TRUTH, strict=True)) / 3
     one(browser, ".commit").click()
-    assert said(browser).startswith(f"Your curve is off by {off:.3g} on average. It rises.")
+    words = f"Your curve is off by {off:.2g} points on average. It rises."
+    assert said(browser).startswith(words)
     names = [text.text for text in all_of(browser, ".lines text")]
     assert names == ["your guess", "measured"]
 
@@ -353,6 +354,18 @@ def test_two_predictions_of_a_page_do_not_disturb_each_other(visit, browser):
     assert [radio.is_selected() for radio in radios] == [True, False, False, True]
     radios[3].send_keys(Keys.ENTER)  # sends no form
     assert len(all_of(browser, ".commit")) == 2
+
+
+def test_the_names_of_points_stand_at_them(visit, browser):
+    visit("empty")
+    options = {"id": "p", "question": "Where?", "kind": "point", "axes": AXES}
+    options["start"] = {"x": 8, "y": 90}
+    browser.execute_async_script(MADE, options)
+    one(browser, "[role=slider]").send_keys(Keys.ARROW_UP)
+    one(browser, ".commit").click()
+    browser.execute_script("guess.reveal({ x: 512, y: 90 })")
+    guess, truth = (text.rect for text in all_of(browser, ".lines text"))
+    assert truth["x"] > guess["x"] + guess["width"]
 
 
 def test_the_names_of_curves_stand_apart_where_both_are_seen(visit, browser):

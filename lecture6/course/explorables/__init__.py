@@ -405,15 +405,17 @@ class NoiseScale(Explorable):
 class BestBatch(Explorable):
     """Test accuracy against the batch size, of nets that train on the digits in the page.
 
+    At the settings of the start there is a peak: with more images there seldom is.
+
     Traits:
         lr, momentum, samples, updates: η, m, N, and how many updates each net makes
     """
 
     module = "bestbatch"
     about = "nets of several batch sizes that train in the page, and the best of them"
-    lr = _start(Float(0.2, min=0.01, max=4.0))
+    lr = _start(Float(0.4, min=0.01, max=4.0))
     momentum = _start(Float(0.0, min=0.0, max=0.9))
-    samples = _start(Int(1000, min=100, max=1437))
+    samples = _start(Int(200, min=100, max=1437))
     updates = _start(Int(500, min=50, max=2000))
 
 

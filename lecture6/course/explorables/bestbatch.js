@@ -4,11 +4,11 @@
 import digits from "dataset:digits";
 import { Lab } from "./lab/lab.js";
 import { noiseScale } from "./noisescale.js";
-import { predict } from "./predict.js";
+import { predict, verdictOn } from "./predict.js";
 import { calm, geometric, interval, mark, number, panel, polyline, stage } from "./shared.js";
 
 const SIZES = [1, 2, 4, 8, 16, 32, 64, 128, 256];
-const HIDDEN = 64, MOST = 10; // seeds
+const HIDDEN = 64, SEEDS = 8, MOST = 10; // at first, and at most
 const GUESS = 0.1; // the accuracy that a net counts with which has diverged
 
 // The best batch size for each seed, of rows {seed, size, test}: of those that are equally good the
@@ -30,7 +30,6 @@ export function bestInterval(best) {
 }
 
 const range = (low, high) => (Number.isFinite(low) ? ` (${number(low)} to ${number(high)})` : "");
-const verdict = (made, truth) => (made === null ? "" : made === truth ? "Right. " : "No. ");
 
 function render({ model, el }) {
   let lab = null, job = null, rows = [], before = null, first, second;
@@ -68,6 +67,7 @@ function render({ model, el }) {
 
   function arrange() {
     const done = !job && seeds(rows).length > 0;
+    places[1].hidden = !first.revealed; // one question at a time
     go.disabled = !first.ready;
     go.textContent = job ? "Stop" : "Train";
     again.disabled = !done || before !== null || seeds(rows).length >= MOST;
@@ -189,30 +189,29 @@ function render({ model, el }) {
     mark(pen, colour, [px(size), y], 6, { corners: 4 });
   }
 
-  const asked = (spec) => {
-    const place = document.createElement("div");
-    page.plot.before(place);
-    return predict(place, { kind: "choice", ...spec });
-  };
-  first = asked({
+  const places = [0, 1].map(() => document.createElement("div"));
+  const asked = (i, spec) => predict(places[i], { kind: "choice", ...spec });
+  page.plot.before(places[0]);
+  page.root.querySelector("form").before(places[1]);
+  first = asked(0, {
     id: "best-batch",
     question: "Nets are trained with batches of 1 to 256, all for equally many updates. Which "
       + "batch size has the best test accuracy?",
     options: [["small", "1 to 4"], ["middle", "8 to 32"], ["large", "64 to 256"],
-      ["unknown", "five seeds cannot tell"]],
-    says: (made, truth) => `${verdict(made, truth)}${{ small: "Here the noisiest are the best.",
+      ["unknown", "these seeds cannot tell"]],
+    says: (made, truth) => `${verdictOn(made, truth)}${{ small: "Here the noisiest are the best.",
       middle: "Noise helps here, up to a point.", large: "Here noise only hurts.",
       unknown: "The interval is in more than one of these ranges; more seeds make it shorter.",
     }[truth]}`,
     onReady: () => job || rows.length || forget(),
     onReset: () => forget(),
   });
-  second = asked({
+  second = asked(1, {
     id: "best-batch-doubled",
     question: "And when η doubles, where does the best batch size go?",
     options: [["smaller", "to smaller batches"], ["same", "it stays"],
       ["larger", "to larger batches"], ["unknown", "these seeds cannot tell"]],
-    says: (made, truth) => `${verdict(made, truth)}${truth === "larger"
+    says: (made, truth) => `${verdictOn(made, truth)}${truth === "larger"
       ? "Larger steps need larger batches for the same noise scale." : truth === "unknown"
         ? "The interval holds more than one of the answers; train more seeds before η is doubled."
         : "Here the noise scale alone does not decide."}`,
@@ -223,7 +222,7 @@ function render({ model, el }) {
     Train: () => {
       if (job) return stop();
       [rows, before] = [[], null];
-      run([0, 1, 2, 3, 4], model.get("lr"));
+      run(Array.from({ length: SEEDS }, (_, i) => i), model.get("lr"));
     },
     "Again with another seed": () => run([Math.max(...seeds(rows)) + 1], model.get("lr")),
     "Double η": () => {

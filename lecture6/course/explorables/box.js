@@ -20,7 +20,7 @@ export const value = ({ c, k }, w) => c.reduce((sum, ci, i) => sum + ci * w[i] *
 export const columnOf = ({ c }, angle, length) => (c.length === 1 ? [length]
   : [Math.cos, Math.sin].map((part) => length * part((angle * Math.PI) / 180)));
 
-// Equations (2) and (3) with A = the identity (`column` null) or one column: φ in per cent, f(x),
+// Equations (2) and (3) with A = the identity (`column` null) or one column: φ in percent, f(x),
 // the highest f, the half-widths of the box in z, and its corners and highest corners, x + A z.
 export function sharpness(f, x, epsilon, column) {
   const dot = (a, b) => a.reduce((sum, ai, i) => sum + ai * b[i], 0);
@@ -74,7 +74,7 @@ function render({ model, el }) {
     legend: [["blue", "●", "x"], ["green", "━", "the box, x + Az"],
       ["orange", "◆", "highest in it, for the function chosen"], ["purple", "◆", "for the other"]],
     note: "In each zᵢ the box (3) reaches ε(|(A⁺x)ᵢ| + 1) to both sides; φ (2) is how far f rises "
-      + "in it, in per cent of 1 + f(x). The magnifier zooms with the box; the ruler stays. In "
+      + "in it, in percent of 1 + f(x). The magnifier zooms with the box; the ruler stays. In "
       + "the magnifier of the function chosen, x can be dragged, and so can the end of a box along "
       + "one column.",
     height: (width) => {
@@ -218,11 +218,12 @@ function render({ model, el }) {
           Object.assign(pen, { fillStyle: colours.ink, textAlign: "right" });
           pen.fillText(`equal at ${number(flip)}`, px(flip) - 5, at[1] + at[3] - 10);
         }
+        const beside = px(now) < at[0] + 90 ? px(now) : at[0]; // names do not cross the line of ε
         both.forEach(([, name, , colour], i) => {
           const dash = i ? [5, 4] : [];
           polyline(pen, colour, grid.map((e, k) => [px(e), py(values[i][k])]), { dash });
           Object.assign(pen, { fillStyle: colour, textAlign: "left", textBaseline: "middle" });
-          pen.fillText(name, at[0] + 8, at[1] + 12 + 16 * i);
+          pen.fillText(name, beside + 8, at[1] + 12 + 16 * i);
         });
         for (const [, , { phi }, colour] of both.toReversed())
           mark(pen, colour, [px(now), py(phi)], 6, { corners: 4 });

@@ -5,7 +5,7 @@
 // `figure`. A page of the book has all figures: `states`, by the options of the last control first,
 // each built of `parts` that they share. Where nothing was measured, the figure is null.
 
-import { channels, coloursOf, controls, onTheme, save } from "./shared.js";
+import { channels, coloursOf, controls, onTheme, save, stick } from "./shared.js";
 
 const NARROWEST = 576; // px; below it the margins shrink
 const PAPER = 600; // px, the width of a figure in print: it fits A4 and Letter
@@ -222,7 +222,7 @@ export function drawFigure({ model, el }) {
     const strip = plot.querySelector(".legend")?.getBBox().height ?? 0;
     if (strip !== legend) await Plotly.relayout(plot, sized(layout, width, strip));
     legend = strip;
-    plot.classList.toggle("sticky", options.length && plot.clientHeight < 0.62 * innerHeight);
+    if (options.length) stick(plot, plot.clientHeight);
     plot.ariaBusy = "false";
   }
 

@@ -6,7 +6,7 @@ import {
   ALPHAS, LONGER, MEASURES, changing, compared, finding, measured, plans, rows,
 } from "./keskar_findings.js";
 import { Lab } from "./lab/lab.js";
-import { predict } from "./predict.js";
+import { predict, verdictOn } from "./predict.js";
 import {
   calm, channels, curves, geometric, linear, mark, number, panel, polyline, stage,
 } from "./shared.js";
@@ -60,8 +60,8 @@ function render({ model, el }) {
   page.plot.insertAdjacentHTML("beforebegin", `<div class="buttons" role="group"
     aria-label="Five steps">${STEPS.map(([name]) =>
       `<button type="button" disabled>${name}</button>`).join("")}</div>
-    <p class="step" aria-live="polite">Five steps tell the story in five minutes. Then change what
-    you like.</p><div class="guesses"></div>`);
+    <p class="step" aria-live="polite">Make a guess, or skip it. Then five steps tell the story in
+    five minutes. Afterwards change what you like.</p><div class="guesses"></div>`);
   page.plot.after(page.root.querySelector(".data"), page.state);
   page.state.insertAdjacentHTML("afterend", `<div class="measures" hidden><table><thead><tr>
     <th scope="col">At the end</th><th scope="col">small batch</th><th scope="col">large batch</th>
@@ -228,7 +228,7 @@ function render({ model, el }) {
     const { ink, green, blue, orange } = colours, losses = path
       ? [...path.train.loss, ...path.test.loss].filter(Number.isFinite) : [0.01, 10];
     const range = [Math.min(...losses) / 1.3, Math.max(...losses) * 1.3];
-    const x = "α (0: small batch, 1: large batch)", y = "Loss on the line between the nets";
+    const x = "α (0: small batch, 1: large batch)", y = "Loss on the line: training ━, test ╌";
     panel(pen, colours, line, [-1, 2], range, { x, y, ylog: true },
       (px, py) => {
         if (!path) return;
@@ -237,8 +237,8 @@ function render({ model, el }) {
         mark(pen, ink, [now, top + height / 2], 6);
         curves(pen, ["train", "test"].map((split, i) => ({
           points: ALPHAS.map((alpha, k) => [px(alpha), py(path[split].loss[k])]),
-          colour: green, dash: i ? [6, 4] : [], text: ["training", "test"][i],
-        })), line[0] + line[2]);
+          colour: green, dash: i ? [6, 4] : [],
+        })), 0);
         [blue, orange].forEach((colour, alpha) => mark(pen, colour,
           [px(alpha), py(path.train.loss[ALPHAS.indexOf(alpha)])], 5));
       });
@@ -296,7 +296,7 @@ function render({ model, el }) {
     arrange();
     tell();
   };
-  const says = (texts) => (made, truth) => `${made === truth ? "So it is. " : ""}${texts[truth]}`;
+  const says = (texts) => (made, truth) => `${verdictOn(made, truth)}${texts[truth]}`;
   const guess = predict(guesses, {
     id: "keskar",
     question: "Both nets train for equally many epochs at the same η. Which one ends where the "

@@ -102,7 +102,7 @@ export function finding(pairs, { rule, small, large }, reasons = []) {
       + `small one is ${number(test.value, 2)}${range(test)} points.`
       : `The large batch tests ${test.value ? `${number(Math.abs(test.value), 2)} points ${
         test.value < 0 ? "worse" : "better"}` : "as well as the small one"}.`,
-    `Its λ_max is ${number(lambda.value, 2)}${range(lambda)} times that of the small batch, `
+    `The large batch’s λ_max is ${number(lambda.value, 2)}${range(lambda)} times the small one’s, `
       + `its φ ${number(phi.value, 2)}${range(phi)} times.`,
     same && "So at equal training loss these runs see no difference in test accuracy"
       + `${lambda.low > 1 ? ", although the large batch has the larger λ_max" : ""}.`,

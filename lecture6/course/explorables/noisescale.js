@@ -20,13 +20,19 @@ export function gainAt(points, size) {
   return y0 + (y1 - y0) * (Math.log(size / b0) / Math.log(b1 / b0));
 }
 
+const nameOf = ({ lr, momentum, n_train: n }) =>
+  `η = ${number(lr)}, m = ${momentum}, N = ${n.toLocaleString("en")}`;
+
 function render({ model, el }) {
   const all = model.get("curves"), gStar = model.get("g_star");
   const settings = () => ["lr", "batch_size", "n_train", "momentum"].map((name) => model.get(name));
   const highest = 0.1 + Math.max(1, ...all.flatMap(({ points }) => points.map((row) => row[3])));
-  const same = (a, b) => Math.abs(Math.log(a / b)) < 1e-6;
-  const measured = () => all.find((curve) => same(curve.lr, model.get("lr"))
-    && curve.momentum === model.get("momentum") && curve.n_train === model.get("n_train"));
+  // How far a curve is from the settings, whatever the batch size; and the nearest curve.
+  const far = (curve) => Math.abs(Math.log(curve.lr / model.get("lr")))
+    + Math.abs(Math.log(curve.n_train / model.get("n_train")))
+    + Math.abs(Math.log((1 - curve.momentum) / (1 - model.get("momentum"))));
+  const nearest = () => all.reduce((a, b) => (far(b) < far(a) ? b : a));
+  const measured = () => (far(nearest()) < 1e-6 ? nearest() : undefined);
   const predicted = () => {
     const [lr, , n, momentum] = settings();
     return Math.max(1, (lr * n) / (gStar * (1 - momentum)));
@@ -59,7 +65,8 @@ function render({ model, el }) {
     const found = curve
       ? `Measured, it is ${number(best[0])}${gain === null ? `; B = ${size} was not measured.`
         : `; at B = ${size} the gain is ${number(gain, 2)} points.`}`
-      : `Not measured: η = ${number(lr)}, m = ${momentum}, N = ${n.toLocaleString("en")}.`;
+      : `Not measured: ${nameOf({ lr, momentum, n_train: n })}. The grey curve is the nearest that `
+        + `was: ${nameOf(nearest())}.`;
     page.say(`g = η (N/B − 1)/(1 − m) = ${number(lr)} · (${n.toLocaleString("en")}/${size} − 1)/${
       number(1 - momentum)} = ${number(g)}. With g* = ${number(gStar)} the best batch size would `
       + `be ${number(predicted())}. ${found}`);
@@ -88,8 +95,15 @@ function render({ model, el }) {
       const line = [at[1], at[1] + at[3]].map((y) => [px(best), y]);
       polyline(pen, colours.green, line, { dash: [5, 4] });
       if (curve) gains(pen, colours, curve, px, py);
+      else {
+        const { points } = nearest(), [, top, , tall] = at;
+        pen.globalAlpha = 0.5;
+        polyline(pen, colours.ink, points.map(([b, gained]) => [px(b), py(gained)]));
+        pen.globalAlpha = 1;
+        label(pen, colours.ink, `grey: ${nameOf(nearest())}`, at[0] + 8, top + tall - 30);
+      }
       const gain = curve && gainAt(curve.points, size);
-      const height = Math.max(LOWEST + 0.1, gain ?? 0);
+      const height = Math.max(LOWEST + 0.1, gain ?? LOWEST);
       mark(pen, colours.ink, [px(size), py(height)], 7, { corners: 4, hollow: height !== gain });
       if (!curve || gain === null)
         label(pen, colours.ink, "not measured", at[0] + 8, at[1] + at[3] - 14);
@@ -124,10 +138,7 @@ function render({ model, el }) {
   { show: (n) => n.toLocaleString("en") });
   page.choice("momentum", "Momentum m", sorted(column("momentum")).map((m) => [m, `${m}`]));
   page.buttons({ "The nearest that was measured": () => {
-    const far = (curve) => Math.abs(Math.log(curve.lr / model.get("lr")))
-      + Math.abs(Math.log(curve.n_train / model.get("n_train")))
-      + Math.abs(Math.log((1 - curve.momentum) / (1 - model.get("momentum"))));
-    const { lr, momentum, n_train: n } = all.reduce((a, b) => (far(b) < far(a) ? b : a));
+    const { lr, momentum, n_train: n } = nearest();
     Object.entries({ lr, momentum, n_train: n }).forEach(([name, value]) => model.set(name, value));
     model.save_changes();
   } });

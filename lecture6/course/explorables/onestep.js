@@ -236,10 +236,12 @@ function render({ model, el }) {
     if (!last) return page.say(
       `The training loss at w = ${pair(state.w)} is ${number(history[0][7])}. ${next}`);
     const [was, now] = history.slice(-2).map((row) => row[7]);
+    const moved = number(now) === number(was) ? `stays at ${number(now)}`
+      : `${now < was ? "fell" : "rose"} from ${number(was)} to ${number(now)}`;
     page.say(`Update ${history.length - 1}, ${last.place}: a step `
       + `${number(length(minus(last.to, last.from)), 2)} long. The training loss `
-      + `${now < was ? "fell" : "rose"} from ${number(was)} to ${number(now)}; the lowest is `
-      + `${number(best)}. Test accuracy ${number(100 * accuracy(test, last.to))} %.${noise()}`);
+      + `${moved}; the lowest is ${number(best)}. Test accuracy `
+      + `${number(100 * accuracy(test, last.to))} %.${noise()}`);
   }
   function show() {
     tell();

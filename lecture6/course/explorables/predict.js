@@ -125,6 +125,10 @@ export function predict(parent, options) {
   };
 }
 
+// How the sentence about a choice begins.
+export const verdictOn = (made, truth) =>
+  (made === null ? "" : made === truth ? "Right. " : "No. ");
+
 // ---- a choice -----------------------------------------------------------------------------------
 
 function choice(parent, { options }, { changed, name }) {
@@ -231,15 +235,18 @@ function chart(parent, { kind, axes, free = "xy", start = {}, knots, behind = ()
     const gaps = (guess || truth).map(gap);
     const sizes = (guess || truth).map((point, i) => (isSeen(point) ? Math.abs(gaps[i]) : -1));
     const i = sizes.indexOf(Math.max(...sizes)), [at, value] = (guess || truth)[i];
-    const write = (words, height, above) => {
-      const late = x.share(at) > 0.7, u = px(at) + (late ? 9 : -9);
+    const write = (words, place, height, above) => {
+      const late = x.share(place) > 0.7;
+      const u = late ? px(place) + 9 : Math.max(px(place) - 9, box.left + 4); // beside the ticks
       const beside = py(height) + (above ? -14 : 24); // and inside of the frame
       const v = Math.min(box.top + box.height - 6, Math.max(box.top + 14, beside));
       return `<text x="${u}" y="${v}" `
         + `text-anchor="${late ? "end" : "start"}">${words}</text>`;
     };
-    return [guess && write("your guess", value, gaps[i] >= 0),
-      truth && write("measured", guess ? between(truth, at) : value, gaps[i] < 0)].filter(Boolean);
+    const there = drawing || !truth ? at : truth[0][0]; // two points may stand apart sideways, too
+    return [guess && write("your guess", at, value, gaps[i] >= 0),
+      truth && write("measured", there, guess ? between(truth, at) : value, gaps[i] < 0)]
+      .filter(Boolean);
   }
 
   function move(i, [at, value]) {

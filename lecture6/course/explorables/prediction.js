@@ -15,8 +15,8 @@ export function shapeOf(points, axis) {
   return Math.abs(end - start) <= 0.1 ? "flat" : end > start ? "rises" : "falls";
 }
 
-// How far guess and truth are apart, in words: of a logarithmic axis as a factor.
-// What lies beyond the axis counts as its end.
+// How far guess and truth are apart, in words: of a logarithmic axis as a factor, else in the unit of
+// its label. What lies beyond the axis counts as its end.
 function distance(made, truth, axis) {
   const { share, value } = scale(axis), { log } = axis;
   const apart = made.map(([at, guess]) => {
@@ -24,7 +24,9 @@ function distance(made, truth, axis) {
     return Math.abs(log ? Math.log(guess / right) : guess - right);
   });
   const mean = apart.reduce((sum, each) => sum + each, 0) / apart.length;
-  return log ? `a factor of ${number(Math.exp(mean))}` : number(mean);
+  const [, unit = ""] = axis.label.split(", ");
+  return log ? `a factor of ${number(Math.exp(mean), 2)}`
+    : `${number(mean, 2)} ${unit.replace("%", "points")}`.trim();
 }
 
 // What is said of a guess: `sentences` has one for each key of the options, for a point that is

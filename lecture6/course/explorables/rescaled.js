@@ -117,6 +117,9 @@ export function rescaled({ model, el, show, images, trained, open, running, chan
   }
 
   function sentence() {
+    const done = `After ${end.epoch} epochs the training loss is ${number(end.train.loss)}, the test `
+      + `accuracy ${number(100 * end.test.accuracy)} %.`, alpha = model.get("alpha");
+    if (alpha === 1) return `${done} Everything is compared with this net, at α = 1. Move α.`;
     const { rows, test, moved } = here(), labels = first().test.labels;
     const changes = test.labels.filter((label, i) => label !== labels[i]).length;
     const most = Math.max(...rows.map(({ factor }) => factor).filter(still)
@@ -124,8 +127,7 @@ export function rescaled({ model, el, show, images, trained, open, running, chan
     const told = ([short, i]) => `${short} ${times(rows[i].factor)}`;
     const factors = [["λ₁", 3], ["trace", 4], ["φ", 5], ["φ at equal layer norms", 6],
       ["adaptive sharpness", 7]].map(told).join(", ");
-    return `After ${end.epoch} epochs the training loss is ${number(end.train.loss)}, the test `
-      + `accuracy ${number(100 * end.test.accuracy)} %. At α = ${number(model.get("alpha"))}: `
+    return `${done} At α = ${number(alpha)}: `
       + `${factors}. What is × 1 is so to ${number(most, 1)}. The outputs go up to `
       + `${number(rows[2].value)}, and move by ${number(moved, 1)} at most. `
       + `${changes || "None"} of the ${images().n} test images `

@@ -3,7 +3,7 @@
 
 import digits from "dataset:digits";
 import { Lab } from "./lab/lab.js";
-import { predict } from "./predict.js";
+import { predict, verdictOn } from "./predict.js";
 import { calm, curves, geometric, interval, mark, number, panel, polyline, stage } from "./shared.js";
 
 const SIZE = 8; // B of the small batches
@@ -89,7 +89,7 @@ function render({ model, el }) {
     kind: "choice",
     options: [["1", "k = 2 is already too much"], ["4", "k = 2 or 4"], ["16", "k = 8 or 16"],
       ["64", "k = 32 or 64"], ["128", "as far as it goes, to k = 128"]],
-    says: (made, truth) => `${made === null ? "" : made === truth ? "Right. " : "No. "}${
+    says: (made, truth) => `${verdictOn(made, truth)}${
       { 1: "Here it breaks at once.", 128: "Here nothing breaks it." }[truth]
       ?? "The rule holds for a while, and then it breaks."}`,
     onReady: () => ready(),
@@ -277,25 +277,24 @@ function render({ model, el }) {
     const { ink, blue, orange } = colours, { k, epochs } = settings();
     const at = places(width), time = [-0.02 * epochs, 1.02 * epochs], nets = pair?.nets ?? [];
     const series = (key) => nets.map(({ rows }) => rows.map((row) => [row.epoch, row[key]]));
-    const names = [`B = ${SIZE}`, `B = ${SIZE * k}`], [loss, test] = ["trainLoss", "testAccuracy"]
-      .map(series);
+    const [loss, test] = ["trainLoss", "testAccuracy"].map(series);
     const all = loss.flat().map(([, value]) => value).filter((value) => value > 0);
-    const lines = (px, py, list, end) => curves(pen, list.map((points, i) => ({
-      points: points.map(([x, y]) => [px(x), py(y)]), colour: [blue, orange][i], text: names[i],
-    })), end);
+    const lines = (px, py, list) => curves(pen, list.map((points, i) => ({
+      points: points.map(([x, y]) => [px(x), py(y)]), colour: [blue, orange][i],
+    })), 0);
     const chart = (i, ys, y, paint, more = {}) => panel(pen, colours, at[i], time, ys,
-      { x: "Epochs", y, ...more }, (px, py) => paint(px, py, at[i][0] + at[i][2]));
+      { x: "Epochs", y, ...more }, paint);
     const level = (px, py, value) => polyline(pen, ink, time.map((x) => [px(x), py(value)]),
       { dash: [2, 4], width: 1 });
 
     chart(0, [Math.min(0.01, ...all) / 1.4, Math.min(100, Math.max(4, ...all) * 1.3)],
-      "Training loss (dots: a guess)", (px, py, end) => {
+      "Training loss (dots: a guess)", (px, py) => {
         level(px, py, GUESS);
-        lines(px, py, loss, end);
+        lines(px, py, loss);
         breaks(pen, orange, px, py, at[0]);
       }, { ylog: true });
-    chart(1, [0, 109], "Test accuracy, %", (px, py, end) =>
-      lines(px, py, test.map((points) => points.map(([x, y]) => [x, 100 * y])), end));
+    chart(1, [0, 104], "Test accuracy, %", (px, py) =>
+      lines(px, py, test.map((points) => points.map(([x, y]) => [x, 100 * y]))));
     const apart = pair?.distance ?? [];
     chart(2, [0, Math.max(1, ...apart.map(([, value]) => value).filter(Number.isFinite)) * 1.1],
       "Distance between the weights", (px, py) =>

@@ -13,9 +13,17 @@
 export const LIGHT = { blue: "#0072B2", orange: "#D55E00", green: "#009E73", purple: "#CC79A7" };
 export const DARK = { ...LIGHT, blue: "#56B4E9" };
 
-// A number in text, of so many digits, with a true minus sign.
-export const number = (value, digits = 3) =>
-  `${Number(value.toPrecision(digits))}`.replaceAll("-", "−");
+// A number in text, of so many digits, with a true minus sign: 0.012, 1,200, 1.2·10⁶.
+export function number(value, digits = 3) {
+  const rounded = Number(value.toPrecision(digits)), size = Math.abs(rounded);
+  if (!Number.isFinite(size) || size === 0 || (size >= 1e-5 && size < 1e6))
+    return (size < 1e3 ? `${rounded}` : rounded.toLocaleString("en")).replace("-", "−");
+  const [factor, exponent] = rounded.toExponential().replace("+", "").split("e");
+  const power = exponent.replace(/./g, (character) => RAISED[character]);
+  return `${factor === "1" ? "" : `${factor}·`}10${power}`.replace("-", "−");
+}
+const RAISED = Object.fromEntries([..."-0123456789"].map((character, i) =>
+  [character, "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"[i]]));
 // n + 1 values from low to high, for a slider.
 export const linear = (low, high, n) =>
   Array.from({ length: n + 1 }, (_, i) => Number((low + ((high - low) * i) / n).toFixed(9)));
@@ -51,6 +59,14 @@ export function onTheme(repaint, signal) {
 function watch(observer, node, options, signal) {
   observer.observe(node, options);
   signal.addEventListener("abort", () => observer.disconnect());
+}
+
+// On a phone a chart stays in view while a control below it moves: all of it, if there is room for
+// both, or else its lower part.
+export function stick(plot, tall) {
+  const hidden = tall < 0.62 * innerHeight ? "" : `${0.45 * innerHeight - tall}px`;
+  plot.classList.add("sticky");
+  plot.style.setProperty("--top", hidden);
 }
 
 // Saves rows of cells as a file. It is made here, so that no server is needed.
@@ -164,8 +180,7 @@ export function stage(model, el, spec) {
     const tall = height(width), size = [width, tall].map((pixels) => Math.round(pixels * ratio));
     if (`${size}` !== `${[canvas.width, canvas.height]}`) [canvas.width, canvas.height] = size;
     canvas.style.height = `${tall}px`;
-    // On a phone the chart stays in view while a control below it moves, if there is room for both.
-    plot.classList.toggle("sticky", tall < 0.62 * innerHeight);
+    stick(plot, tall);
     const pen = canvas.getContext("2d"), colours = coloursOf(canvas);
     for (const name of Object.keys(LIGHT)) root.style.setProperty(`--${name}`, colours[name]);
     pen.setTransform(ratio, 0, 0, ratio, 0, 0);
@@ -307,7 +322,8 @@ export function panel(pen, { ink }, at, [x0, x1], [y0, y1],
   if (x) write(x, "center", left + width / 2, top + height + 28);
   for (const value of ticks(x0, x1, width / 60, xlog)) {
     pen.fillRect(px(value), top, 1, height);
-    if (x) write(number(value), "center", px(value), top + height + 11);
+    const text = number(value), most = pen.canvas.clientWidth - pen.measureText(text).width / 2;
+    if (x) write(text, "center", Math.min(px(value), most), top + height + 11);
   }
   for (const value of ticks(y0, y1, rows, ylog)) {
     pen.fillRect(left, py(value), width, 1);

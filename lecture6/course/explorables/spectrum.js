@@ -5,7 +5,7 @@
 
 import digits from "dataset:digits";
 import { Lab } from "./lab/lab.js";
-import { predict } from "./predict.js";
+import { predict, verdictOn } from "./predict.js";
 import { PROVENANCE, rescaled } from "./rescaled.js";
 import { calm, curves, geometric, mark, number, panel, polyline, stage } from "./shared.js";
 
@@ -201,7 +201,8 @@ function training({ model, el, show, trained, running, changed }) {
     const done = `${at.epoch} epoch${at.epoch === 1 ? "" : "s"}`;
     return `After ${done} the training loss is ${number(at.train.loss)}, the test `
       + `accuracy ${percent(at.test.accuracy)}, and λ₁ = ${number(at.largest[0].value)}. ${gaps}`
-      + `${counts.size > 1 ? ` With the seeds ${seeds} it is ${numbers}.` : ""} There are 10 classes. The lowest eigenvalue is at most ${number(lowest.value)}`
+      + `${counts.size > 1 ? ` With the seeds ${seeds} it is ${numbers}.` : ""} There are 10 `
+      + `classes. The lowest eigenvalue is at most ${number(lowest.value)}`
       + `${below ? ": the Hessian is not positive definite" : ""}. Of all `
       + `${trained().nParams.toLocaleString("en")}, ${span(near, (share) => percent(share))} lie `
       + "within λ₁/100 of zero.";
@@ -295,7 +296,7 @@ function training({ model, el, show, trained, running, changed }) {
       kind: "choice",
       options: [["few", "1 to 3"], ["some", "4 to 7"], ["classes", "8 to 12, about as many as "
         + "there are classes"], ["many", "13 or more"]],
-      says: (made, truth) => `${made === null ? "" : made === truth ? "Right. " : "No. "}${
+      says: (made, truth) => `${verdictOn(made, truth)}${
         truth === "classes" ? "The steep directions are about as many as the classes."
           : "Here they are not about as many as the classes."}`,
     },

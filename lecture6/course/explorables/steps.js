@@ -55,7 +55,8 @@ function render({ model, el }) {
       + "holds, where a large step overshoots, and where it grows. One round on the parabola. And "
       + "the root mean square of w for both, against the number of small steps.",
     legend: [["blue", "●", "k steps of η"], ["orange", "◆", "one step of kη; in the map, each round"],
-      ["purple", "●", "the curvature h"], ["ink", "◇", "large step + second order"]],
+      ["purple", "●", "the curvature h"], ["ink", "◇", "large step + second order"],
+      ["green", "▬", "how far the two ends differ"]],
     note: "Drag the points of the curvature, or the point of the map, which is at the highest h. "
       + "One round is shown by full gradients on ℓ = ½hw², at the highest h and the full rate. "
       + "In the light band of the map a large step overshoots. "

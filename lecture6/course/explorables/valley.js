@@ -9,7 +9,7 @@
 // λ = √(D² + 4) there is convex in D, so that the mean of λ does not fall.
 
 import { Random } from "./lab/random.js";
-import { predict } from "./predict.js";
+import { predict, verdictOn } from "./predict.js";
 import { calm, channels, curves, linear, mark, number, panel, polyline, stage } from "./shared.js";
 
 const XI = 0.5; // size of the noise of a label
@@ -63,14 +63,14 @@ export const fallen = (ends) => {
   return found.length === 1 ? found[0] : found.length ? "both" : "neither";
 };
 
-const given = ({ mean, error }) => `${number(mean, 3)} ± ${number(1.96 * error, 2)}`;
+const given = ({ mean, error }) => `${mean.toFixed(2)} ± ${(1.96 * error).toFixed(2)}`;
 
 function verdict(made, truth, ends) {
   const { label, isotropic } = ends;
   const found = `Label noise ends at ${given(label)}, isotropic noise at ${given(isotropic)}.`;
-  if (made === null) return found;
-  if (made === truth) return `Right. ${found}`;
-  return `${found} ${made === "neither"
+  const begun = `${verdictOn(made, truth)}${found}`;
+  if (made === null || made === truth) return begun;
+  return `${begun} ${made === "neither"
     ? "All minima are equally low, but a step does not see the loss only: it sees the noise, too."
     : "What counts is the direction of the noise, not its size, which is the same at the start."}`;
 }
