@@ -12,6 +12,8 @@ import lecture6
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+ROLES = ("exercise", "hide-input", "remove-input", "remove-cell")
+SHOWS = re.compile(r"^(\w+\.)?(print|curves|explore|Predict)\((?!line)", re.MULTILINE)
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf8"), re.MULTILINE))
 
@@ -36,6 +38,29 @@ def test_outputs_that_are_checked_are_those_that_are_kept(path):
     for cell in nbformat.read(path, as_version=4).cells:
         checked = "# NBVAL_CHECK_OUTPUT" in cell.source
         assert ("keep_output" in cell.metadata.get("tags", [])) == checked, cell.source
+
+
+@each_notebook
+def test_a_page_shows_the_code_that_teaches(path):
+    """The role of each code cell is in its tags; one without a role is open."""
+    code = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+    shown = []
+    for cell in code:
+        tags = set(cell.metadata.get("tags", []))
+        role = tags - {"parameters", "keep_output"}
+        assert role in (set(), *({name} for name in ROLES)), tags
+        assert (role == {"exercise"}) == ("\ncheck(" in cell.source), cell.source
+        assert ("claims_table(" in cell.source) <= (role == {"remove-input"}), cell.source
+        if role == {"remove-cell"}:  # nothing that a reader needs is lost with it
+            assert not SHOWS.search(cell.source), cell.source
+        elif not role:
+            lines = [x for x in cell.source.splitlines() if x != "# NBVAL_CHECK_OUTPUT"]
+            assert len(lines) <= 12, cell.source
+            assert max(map(len, lines)) <= 80, cell.source
+            shown.append(cell)
+    assert 0 < len(shown) <= 6
+    assert all(cell.metadata.tags[-1] == "remove-cell" for cell in code[:3])  # install, set, import
+    assert len(code[0].source.splitlines()) <= 6
 
 
 def test_no_figure_widget():

@@ -128,7 +128,7 @@ const all = (selector) => [...document.querySelectorAll(selector)];
 const chrome = ".bd-sidebar-primary, .bd-sidebar-secondary, .bd-header-article, .prev-next-area";
 if (document.documentElement.dataset.theme !== "light") wrong.push("the theme is not light");
 for (const node of all(chrome)) if (shown(node)) wrong.push(`${node.className} is printed`);
-for (const node of all("main details:not(figure *)"))
+for (const node of all("main details:not(figure *, .hide)"))
   if (!node.open) wrong.push("something is folded");
 for (const node of all("figure :is(.plot svg, canvas), main :is(table, pre, img, mjx-container)"))
   if (cut(node)) wrong.push(`cut off: ${node.outerHTML.slice(0, 100)}`);

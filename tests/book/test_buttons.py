@@ -18,13 +18,13 @@ def pages(small_book, build):
     """A function that builds the chapters, of their install cells alone: the HTML by chapter."""
 
     def html_of(*address):
-        notebooks = {path.stem: nbformat.read(path, as_version=4) for path in NOTEBOOKS}
-        root = small_book(
-            {
-                name: [next(cell for cell in notebook.cells if "REPOSITORY = " in cell.source)]
-                for name, notebook in notebooks.items()
-            }
-        )
+        cells = {}
+        for path in NOTEBOOKS:
+            notebook = nbformat.read(path, as_version=4)
+            install = next(cell for cell in notebook.cells if "REPOSITORY = " in cell.source)
+            del install.metadata["tags"]  # it is off the page
+            cells[path.stem] = [install]
+        root = small_book(cells)
         if address:
             set_address = runpy.run_path(str(ROOT / "book/repository.py"))["set_address"]
             set_address(*address, root=root)
