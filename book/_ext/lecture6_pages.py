@@ -103,7 +103,7 @@ def fill_times(app, doctree, docname):
             page = f"notebooks/{path.stem}"
             uri = app.builder.get_relative_uri(docname, page)
             title = escape(app.env.titles[page].astext())
-            link = f'{int(path.stem[:2])}: <a href="{uri}">{title}</a>'
+            link = f'<a href="{uri}">{title}</a>'
             last = executed.get(page, {}).get("exec_data") or {}
             took, on = last.get("runtime"), last.get("mtime")
             took = f"{took:.0f} s" if took else "–"
