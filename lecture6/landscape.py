@@ -20,10 +20,9 @@ KESKAR_ALPHAS = np.linspace(-1.0, 2.0, 25)  #: the released code of Keskar et al
 
 
 def _check(objectives: Splits) -> None:
-    if not isinstance(objectives, Mapping) or not objectives:
+    given = [*objectives.values()] if isinstance(objectives, Mapping) else []
+    if not given or not all(isinstance(each, NetworkObjective) for each in given):
         raise ValueError("objectives must name a split or more: {'train': NetworkObjective(...)}")
-    for objective in objectives.values():
-        checks.instance(NetworkObjective, objective, "an objective of a network for each split")
 
 
 def weights_on_path(alpha: float, path: str) -> tuple[float, float]:

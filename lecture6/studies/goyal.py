@@ -4,9 +4,8 @@ Here at the size of a CPU; profile imagenet is the paper's own (:mod:`lecture6.s
 
 One trial trains a network with mini-batches of kn samples, the rate scaled by a rule, after a
 warm-up. The schedule is Goyal's of 90 epochs, shrunk to the epochs of the trial: a warm-up over the
-first 5 in 90, and a tenth of the rate after 30, 60 and 80. Groups of trials: "recipe", Nesterov
-momentum 0.9 and weight decay 1e-4 (§5.1), every k, rule and warm-up; "base", another base rate;
-"plain", without momentum, at ten times the rate; "adam", Adam in the place of SGD.
+first 5 in 90, and a tenth of the rate after 30, 60 and 80. Groups of trials are described where
+they are listed, in ``grids.toml``.
 
 Tables: history, with epoch, split ("train", "test"), loss and error (a fraction); curvature, with
 epoch and lambda_max, the largest eigenvalue of the training loss's Hessian; runs

@@ -2,12 +2,7 @@
 
 One trial trains one net by plain SGD with shuffled epochs, without momentum or weight decay, on
 images less their mean, and measures the curvature of the training loss on the way. Groups of
-trials: "ratio", a grid of ratios η/B, each at several scales (η and B multiplied by the same
-number), all for as many epochs, so that runs of equal ratio have equal time η · updates; "break",
-more scales at the largest ratio, until the rate is too large; "noise", one η and one number of
-updates for several B, and so more epochs for a larger one; "cycle", square waves of the batch size
-and of the rate between the same two ratios, and either ratio held, for comparison; "memory", a
-smaller net and fewer images, a quarter of whose labels are drawn at random.
+trials are described where they are listed, in ``grids.toml``.
 
 Tables: history, with epoch, split ("train", "test"), loss and accuracy (a fraction); curvature, of
 the training loss on ``n_curvature`` samples at each epoch of these but 0, or where the loss passes

@@ -1,13 +1,7 @@
 """Keskar et al. (1609.04836): small against large batches, in accuracy, sharpness and distance.
 
 One trial trains a network with each of its batch sizes from the same initial weights, with the same
-seed. Groups of trials: "pair", the small and the large batch of Table 2 and Figures 4 and 5;
-"grid", more batch sizes for Figure 7, at the epochs of the pairs; "equal updates", the large batch
-for as many updates as the small one makes (Hoffer et al., 1705.08741); "tuned rate", both at other
-learning rates (Shallue et al., 1811.03600); "float32", pairs trained without bfloat16; "whole
-set", a pair whose sharpness is taken on all training samples; "to the end", each batch size alone,
-at several rates, until it fits the training set; "sweep", several batch sizes for as many updates
-as the small one makes, measured on the way, too.
+seed. Groups of trials are described where they are listed, in ``grids.toml``.
 
 Tables: history, with batch_size, epoch, split ("train", "test"), loss, accuracy (a fraction),
 distance ‖w − w₀‖ and last, whether the run ended there; runs

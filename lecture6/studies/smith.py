@@ -5,9 +5,7 @@ mean taken off, at a constant rate, with batches drawn anew without replacement,
 has it. Trials at different η are compared at one time, not at one number of updates: the paper
 takes 10,000/η updates, and these take ``time``·(1 − m)/η.
 
-Groups of trials: "lr", Figure 10, every rate η/(1 − m), with batches of 8 to 512 times that rate,
-densest from 16 to 64; "n_train", Figure 11; "float32", some of the former without bfloat16;
-"epoch", some with reshuffled epochs in the place of batches drawn anew.
+Groups of trials are described where they are listed, in ``grids.toml``.
 
 Tables: history, with update, split ("train", "test"), loss and accuracy (a fraction); runs
 (:class:`~lecture6.studies.trials.Rows`), with bfloat16 besides, whether it was used.
