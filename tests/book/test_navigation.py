@@ -137,7 +137,7 @@ def test_no_equation_is_a_stop_of_the_tab_key(visit, browser):
     assert browser.execute_script(stops) == 0
 
 
-def test_what_a_screen_reader_is_given_reads_as_sentences(visit, browser):
+def test_a_screen_reader_is_given_names_and_no_raw_latex(visit, browser):
     """A chapter's accessibility tree: all that takes the focus has a name, and no TeX is read."""
     visit("notebooks/00_one_step")
     nodes = browser.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
