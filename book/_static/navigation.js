@@ -1,4 +1,4 @@
-// What a term means, on hover and on focus; and from one figure to the next by key.
+// What a term means, on hover and on focus; and what the keys go to: figures, wide equations.
 "use strict";
 {
   const GAP = 4; // px between a word and what it means
@@ -69,6 +69,20 @@
     figure.tabIndex = -1;
     figure.focus({ preventScroll: true });
     figure.scrollIntoView({ block: "start" });
+  });
+
+  // An equation that is wider than the page is a stop of the Tab key, since only so can it be
+  // scrolled by keyboard. No other is one.
+  const wide = new ResizeObserver((seen) => {
+    for (const { target } of seen) {
+      if (target.scrollWidth > target.clientWidth) target.tabIndex = 0;
+      else target.removeAttribute("tabindex");
+    }
+  });
+  addEventListener("load", async () => {
+    await window.MathJax?.startup?.promise;
+    for (const equation of document.querySelectorAll("mjx-container[display=true]"))
+      wide.observe(equation);
   });
 
   const minutes = document.querySelector("main .minutes");

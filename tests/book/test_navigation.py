@@ -131,10 +131,16 @@ def test_a_key_goes_from_figure_to_figure(visit, browser):
         assert browser.execute_script(figures) == at
 
 
-def test_no_equation_is_a_stop_of_the_tab_key(visit, browser):
-    visit("notebooks/05_noise_scale")
-    stops = "return document.querySelectorAll('mjx-container[tabindex=\"0\"]').length"
-    assert browser.execute_script(stops) == 0
+@pytest.mark.parametrize("width", [1280, 390])
+def test_only_an_equation_that_scrolls_is_a_stop_of_the_tab_key(visit, browser, width):
+    visit("notebooks/00_one_step")
+    resize(browser, width)
+    count = "return [...document.querySelectorAll('mjx-container{}')].filter((e) => {}).length"
+    stops = count.format("", "e.tabIndex === 0")
+    wide = count.format("[display=true]", "e.scrollWidth > e.clientWidth")
+    assert (browser.execute_script(wide) > 0) == (width == 390)
+    until = WebDriverWait(browser, 10).until
+    until(lambda _: browser.execute_script(stops) == browser.execute_script(wide))
 
 
 def test_a_screen_reader_is_given_names_and_no_raw_latex(visit, browser):
