@@ -168,8 +168,8 @@ def linked(text, words, entries, uri, tips):
 def link_terms(app, doctree, docname):
     """Let the first use of each term and symbol in a chapter lead to what it means."""
     number = chapter_number(docname)
-    if number is None:
-        return
+    if number is None or not {GLOSSARY, NOTATION} <= app.env.found_docs:
+        return  # a part of the book may be built without them
     terms = sorted(glossary_terms(app.env).items(), key=lambda item: -len(item[0]))
     words = "|".join(f"({pattern(term)})" for term, _ in terms)
     words = re.compile(rf"(?<![\w-])(?:{words})(?![\w-])")

@@ -32,7 +32,7 @@ function render({ model, el }) {
     + Math.abs(Math.log(curve.n_train / model.get("n_train")))
     + Math.abs(Math.log((1 - curve.momentum) / (1 - model.get("momentum"))));
   const nearest = () => all.reduce((a, b) => (far(b) < far(a) ? b : a));
-  const measured = () => (far(nearest()) < 1e-6 ? nearest() : undefined);
+  const measured = () => all.find((curve) => far(curve) < 1e-6);
   const predicted = () => {
     const [lr, , n, momentum] = settings();
     return Math.max(1, (lr * n) / (gStar * (1 - momentum)));
@@ -65,8 +65,8 @@ function render({ model, el }) {
     const found = curve
       ? `Measured, it is ${number(best[0])}${gain === null ? `; B = ${size} was not measured.`
         : `; at B = ${size} the gain is ${number(gain, 2)} points.`}`
-      : `Not measured: ${nameOf({ lr, momentum, n_train: n })}. The grey curve is the nearest that `
-        + `was: ${nameOf(nearest())}.`;
+      : `Not measured: ${nameOf({ lr, momentum, n_train: n })}.${all.length
+        ? ` The grey curve is the nearest that was: ${nameOf(nearest())}.` : ""}`;
     page.say(`g = η (N/B − 1)/(1 − m) = ${number(lr)} · (${n.toLocaleString("en")}/${size} − 1)/${
       number(1 - momentum)} = ${number(g)}. With g* = ${number(gStar)} the best batch size would `
       + `be ${number(predicted())}. ${found}`);
@@ -95,7 +95,7 @@ function render({ model, el }) {
       const line = [at[1], at[1] + at[3]].map((y) => [px(best), y]);
       polyline(pen, colours.green, line, { dash: [5, 4] });
       if (curve) gains(pen, colours, curve, px, py);
-      else {
+      else if (all.length) {
         const { points } = nearest(), [, top, , tall] = at;
         pen.globalAlpha = 0.5;
         polyline(pen, colours.ink, points.map(([b, gained]) => [px(b), py(gained)]));
@@ -138,6 +138,7 @@ function render({ model, el }) {
   { show: (n) => n.toLocaleString("en") });
   page.choice("momentum", "Momentum m", sorted(column("momentum")).map((m) => [m, `${m}`]));
   page.buttons({ "The nearest that was measured": () => {
+    if (!all.length) return;
     const { lr, momentum, n_train: n } = nearest();
     Object.entries({ lr, momentum, n_train: n }).forEach(([name, value]) => model.set(name, value));
     model.save_changes();
