@@ -38,7 +38,6 @@ ALIVE = {
 CLAIMS = re.compile(r'<table[^>]*\bclass="[^"]*\bclaims\b.*?</table>', re.DOTALL)
 WIDTHS = tuple(THEMES)
 TIMEOUT = 30  # seconds for a page to be typeset, or a figure to be drawn
-USABLE = 2  # seconds, from a server on this machine
 WEIGHT = 1.5e6  # bytes of a page and its images
 PAPER = 718  # px: A4 without Chromium's margins
 
@@ -63,13 +62,10 @@ return JSON.stringify(arguments[0]._fullData.map(
 ARRIVED = """
 return document.readyState === "complete" && !document.querySelector("meta[http-equiv=refresh i]");
 """
-# Seconds in which the page was loaded, and then its first figure drawn.
+# Waits until the page is loaded, and then for its first figure.
 READY = """
 const done = arguments[0], plot = document.querySelector("figure.plotly-figure .plot");
-const { loadEventEnd } = performance.getEntriesByType("navigation")[0];
-const start = performance.now();
-const check = () => (plot && plot.ariaBusy !== "false"
-  ? setTimeout(check, 5) : done((loadEventEnd + performance.now() - start) / 1000));
+const check = () => (plot && plot.ariaBusy !== "false" ? setTimeout(check, 5) : done());
 plot?.scrollIntoView({block: "center"});
 (window.MathJax?.startup?.promise ?? Promise.resolve()).then(check);
 """
@@ -162,7 +158,6 @@ class Visit:
     browser: webdriver.Chrome
     page: str
     width: int
-    ready: float  # seconds until it was loaded and the first figure drawn
     errors: list[str]
     requests: list[str]
     figures: list
@@ -191,12 +186,9 @@ def visit(request, browser, address):
     for log in ("browser", "performance"):
         browser.get_log(log)  # what is left of the page before
     wait = WebDriverWait(browser, TIMEOUT, poll_frequency=0.05)
-    for _ in range(3):  # another process may have had the machine
-        browser.get(f"{address}/{page}.html")
-        wait.until(lambda _: browser.execute_script(ARRIVED), "it leads nowhere")
-        ready = browser.execute_async_script(READY)
-        if ready < USABLE:
-            break
+    browser.get(f"{address}/{page}.html")
+    wait.until(lambda _: browser.execute_script(ARRIVED), "it leads nowhere")
+    browser.execute_async_script(READY)
     wait.until(lambda _: browser.execute_script(SKIPPED), f"{page}: a prediction is not there")
     figures = browser.find_elements(By.CSS_SELECTOR, "figure.plotly-figure .plot")
     for plot in figures:
@@ -207,7 +199,6 @@ def visit(request, browser, address):
         browser=browser,
         page=page,
         width=width,
-        ready=ready,
         errors=[e["message"] for e in browser.get_log("browser") if e["level"] == "SEVERE"],
         requests=[
             message["params"]["request"]["url"]
@@ -251,10 +242,6 @@ def test_every_figure_has_marks_and_words(visit):
             assert figure.find_element(By.CSS_SELECTOR, part).get_attribute("textContent").strip()
     if visit.page in CHAPTERS:
         assert visit.figures, "a chapter without figures"
-
-
-def test_it_is_soon_usable(visit):
-    assert visit.ready < USABLE
 
 
 def test_axe_finds_no_serious_violation(visit):
