@@ -157,7 +157,7 @@ def collect_study(study, profile, folder, replace, partial, to) -> None:
 def show_study(study: str, rows: int, folder: Path | None) -> None:
     """What is stored of STUDY: how it was computed, and the first rows of each table.
 
-    Where a field is empty, the trial did not set that parameter: it has its default.
+    A field is empty where a trial has no such value; a parameter then has its default.
     """
     stored = results.load(study, folder=folder)
     for key, value in stored.record.items():

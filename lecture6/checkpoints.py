@@ -64,7 +64,8 @@ class Checkpoint:
                 partial.touch()
                 partial.unlink()
             except OSError as error:
-                why = f"{error.strerror}; the checkpoint's folder must be there before"
+                folder = self.path.parent
+                why = error.strerror if folder.is_dir() else f"there is no folder {folder}"
                 raise OSError(error.errno, why, os.fspath(self.path)) from None
 
     def save(self, state: dict[str, Any]) -> None:

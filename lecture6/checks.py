@@ -102,7 +102,7 @@ def flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def instance(kind: type, value: Any, expected: str) -> None:
+def instance(kind: type | tuple[type, ...], value: Any, expected: str) -> None:
     """Raise ValueError unless ``value`` is a ``kind``; ``expected`` says in words what would be."""
     if not isinstance(value, kind):
         got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
@@ -141,13 +141,14 @@ def weights(w: Any, n_params: int, *, dtype: torch.dtype, device: torch.device) 
 
     Raises ValueError for what is no vector, another shape, and weights that are not finite.
     """
-    if w.is_complex() if isinstance(w, Tensor) else np.iscomplexobj(w):
-        raise ValueError("expected a vector of real numbers, got complex ones: take its real part")
     try:
-        w = torch.as_tensor(w, dtype=dtype, device=device).detach()
+        w = _tensor(w)
     except (TypeError, ValueError, RuntimeError):
         got = type(w).__name__
         raise ValueError(f"expected a vector of weights, such as run.w, got {got}") from None
+    if w.is_complex():
+        raise ValueError("expected a vector of real numbers, got complex ones: take its real part")
+    w = w.to(device, dtype)
     if w.shape != (n_params,):
         raise ValueError(f"expected a vector of shape ({n_params},), got {tuple(w.shape)}")
     return finite("w", w, "training diverged, or the vector is of something else")

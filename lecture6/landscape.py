@@ -51,6 +51,8 @@ def interpolate(
     """
     _check(objectives)
     rows, alphas = [], np.atleast_1d(checks.array("alphas", alphas))
+    if not alphas.size:
+        raise ValueError("alphas is empty: give one position at least")
     for split, objective in objectives.items():
         small, large = vector(objective, w_small), vector(objective, w_large)
         for alpha in alphas:

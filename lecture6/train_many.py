@@ -51,9 +51,7 @@ def train_many(
     weights are what they became. Raises ValueError for impossible settings and data, for models of
     different architectures, and for other networks and settings: train them one by one.
     """
-    if isinstance(models, nn.Module):
-        raise ValueError("models is one network: put it in a list")
-    models = list(models)
+    checks.instance((list, tuple), models, "a list of models")
     rates = np.broadcast_to(np.asarray(lr), np.shape(lr) or len(models)).tolist()
     seeds = list(range(len(models))) if seeds is None else np.ravel(seeds).tolist()
     _check_replicas(models, rates, seeds)
@@ -62,7 +60,7 @@ def train_many(
     pairs = zip(rates, seeds, strict=True)
     recipes = [Recipe(lr=rate, seed=seed, **settings) for rate, seed in pairs]
     with for_training():
-        return _Replicas(models, data, recipes, choose(device)).trained()
+        return _Replicas(list(models), data, recipes, choose(device)).trained()
 
 
 class _Replicas:
@@ -205,7 +203,7 @@ def is_dense(model: nn.Module) -> bool:
     return n_own == len(list(model.parameters())) and not hooked
 
 
-def _check_replicas(models: list[nn.Module], rates: list[float], seeds: list[int]) -> None:
+def _check_replicas(models: Sequence[nn.Module], rates: list[float], seeds: list[int]) -> None:
     if not models:
         raise ValueError("models is empty: give at least one network")
     for name, values in (("lr", rates), ("seeds", seeds)):

@@ -230,7 +230,18 @@ MISTAKEN = {
     ),
     "negative noise": (lambda: equilibrium.ou_covariance(1, -1, 0.1, 1), "semidefinite.* is -1"),
     "ten classes": (lambda: replace(SET, classes=10), "classes to be a tuple of names, got int"),
-    "one of many": (lambda: train_many(net(), SET, lr=0.1, batch_size=5, epochs=1), "in a list"),
+    "one of many": (
+        lambda: train_many(net(), SET, lr=0.1, batch_size=5, epochs=1),
+        "expected a list of models, got Sequential",
+    ),
+    "no one of many": (
+        lambda: train_many(None, SET, lr=0.1, batch_size=5, epochs=1),
+        "expected a list of models, got NoneType",
+    ),
+    "nowhere": (lambda: landscape.interpolate({"a": LOSS}, RUN.w, RUN.w, alphas=[]), "is empty"),
+    "rows for w": (lambda: LOSS.value([[1.0], [1.0, 2.0]]), "a vector of weights.* got list"),
+    "complex w": (lambda: LOSS.value(1j * np.ones(3)), "got complex ones"),
+    "a dictionary for w": (lambda: LOSS.value({"w": 1.0}), "a vector of weights.* got dict"),
     "a word": (lambda: sharpness.worst_case(LOSS, RUN.w, subspace="random"), "got 'random'"),
 }
 

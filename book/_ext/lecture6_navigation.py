@@ -16,7 +16,7 @@ GLOSSARY, NOTATION, ACCESS = "book/glossary", "book/notation", "book/accessibili
 WORDS_A_MINUTE = 150
 FIGURE, CELL = 1, 0.5  # minutes to look at a figure, and to read the code of an open cell
 SENTENCE = re.compile(r"[.?!](?=\s|$)")
-FOLDED = {"tag_hide-input", "tag_hide-cell"}
+FOLDED = "tag_hide-input"
 EXERCISE = re.compile(r"\((\d+) minutes\)$")
 CHAPTER = re.compile(r"ch\.\s(\d)")
 # What stays as it is: headings, links, code, displayed mathematics and what figures say.
@@ -200,7 +200,7 @@ def reading_time(document):
     words = sum(len(p.split()) if isinstance(p, nodes.Text) else 1 for p in pieces)
     figures = sum(node.astext().count("<figure") for node in document.findall(nodes.raw))
     cells = sum(
-        "cell_input" in node["classes"] and not FOLDED & {*node.parent["classes"]}
+        "cell_input" in node["classes"] and FOLDED not in node.parent["classes"]
         for node in document.findall(nodes.container)
     )
     return words / WORDS_A_MINUTE + FIGURE * figures + CELL * cells

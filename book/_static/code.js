@@ -34,10 +34,3 @@ button.addEventListener("click", () => {
 document.querySelector("article h1").after(button); // the other h1 is for print
 if (shown) show();
 else button.textContent = "Show all code";
-
-// Code that was folded when the theme looked for what scrolls: it has to scroll by keys, too.
-for (const fold of folds)
-  fold.addEventListener("toggle", () => {
-    for (const code of fold.querySelectorAll("pre"))
-      code.tabIndex = code.scrollWidth > code.clientWidth ? 0 : -1;
-  });

@@ -71,8 +71,8 @@
     figure.scrollIntoView({ block: "start" });
   });
 
-  // An equation that is wider than the page is a stop of the Tab key, since only so can it be
-  // scrolled by keyboard. No other is one.
+  // An equation, or code that was folded, is a stop of the Tab key if it is wider than the page, since
+  // only so can it be scrolled by keyboard. No other is one.
   const wide = new ResizeObserver((seen) => {
     for (const { target } of seen) {
       if (target.scrollWidth > target.clientWidth) target.tabIndex = 0;
@@ -81,8 +81,8 @@
   });
   addEventListener("load", async () => {
     await window.MathJax?.startup?.promise;
-    for (const equation of document.querySelectorAll("mjx-container[display=true]"))
-      wide.observe(equation);
+    for (const node of document.querySelectorAll("mjx-container[display=true], details.hide pre"))
+      wide.observe(node);
   });
 
   const minutes = document.querySelector("main .minutes");

@@ -36,7 +36,7 @@ class Dataset:
             found = checks.samples(*(getattr(self, name) for name in names), name=part)
             for name, values in zip(names, found, strict=True):
                 object.__setattr__(self, name, values)
-        checks.instance(tuple, self.classes, "classes to be a tuple of names")
+        checks.instance((tuple, list), self.classes, "classes to be a tuple of names")
 
     @property
     def n_train(self) -> int:

@@ -405,8 +405,6 @@ class NoiseScale(Explorable):
 class BestBatch(Explorable):
     """Test accuracy against the batch size, of nets that train on the digits in the page.
 
-    At the settings of the start there is a peak: with more images there seldom is.
-
     Traits:
         lr, momentum, samples, updates: η, m, N, and how many updates each net makes
     """
