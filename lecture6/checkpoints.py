@@ -65,7 +65,7 @@ class Checkpoint:
                 partial.unlink()
             except OSError as error:
                 folder = self.path.parent
-                why = error.strerror if folder.is_dir() else f"there is no folder {folder}"
+                why = f"{error.strerror}" + f"; {folder} is no folder" * (not folder.is_dir())
                 raise OSError(error.errno, why, os.fspath(self.path)) from None
 
     def save(self, state: dict[str, Any]) -> None:

@@ -50,7 +50,8 @@ class Eigenpairs:
     eigenvalue, and r²/gap does so more closely when the rest of the spectrum is ``gap`` away
     (Kato–Temple); the rounding of the products is added. ``converged``: every error is below the
     tolerance. No residual shows an eigenvalue that the search has not met: one to which both random
-    starts are nearly orthogonal, or, above 32 parameters, a third copy.
+    starts are nearly orthogonal. Of equal ones they find two: where there may be a third it is not
+    converged, unless there were n_params products.
     """
 
     values: np.ndarray  #: (k,)
@@ -177,20 +178,18 @@ def eigenvalues(
         r = residuals[chosen]
         errors = r * (r / np.maximum(np.maximum(apart.min(1), r), np.finfo(float).tiny))
         met = errors <= tolerance * np.abs(values[chosen])
+        v, e = (x[:: 1 if end == "largest" else -1] for x in (values[chosen], errors))
+        equal = np.abs(np.diff(v[:-1])) <= e[:-2] + e[1:-1]  # and another one after them
+        repeated = size < n and equal.any()
         # An invariant space (no coupling) may lack copies of repeated eigenvalues: look outside it.
-        if size == limit or (met.all() and coupling.any() and n > SMALL):
+        if size == limit or (met.all() and not repeated and coupling.any() and n > SMALL):
             break
     found = torch.from_numpy(np.ascontiguousarray(vectors[:, chosen].T)).to(basis) @ basis
     floor = torch.finfo(basis.dtype).eps * np.abs(values).max() * unit
     errors = errors * unit + product_rounding(objective, w, of, found.sum(0)) + floor
-    return Eigenpairs(
-        values=values[chosen] * unit,
-        vectors=found,
-        residuals=r * unit,
-        errors=errors,
-        converged=bool((errors <= tolerance * np.abs(values[chosen]) * unit).all()),
-        n_products=size,
-    )
+    leading = values[chosen] * unit
+    converged = bool((errors <= tolerance * np.abs(leading)).all() and not repeated)
+    return Eigenpairs(leading, found, r * unit, errors, converged, size)
 
 
 def trace(

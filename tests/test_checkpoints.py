@@ -206,6 +206,6 @@ def test_the_same_schedule_written_anew_goes_on(tmp_path):
 @pytest.mark.parametrize("where", ["none/run.pt", "."])
 def test_a_place_that_cannot_be_written_is_found_before_training(where, tmp_path, monkeypatch):
     monkeypatch.setattr("lecture6.train.gradient", lambda *a, **k: pytest.fail("trained"))
-    with pytest.raises((OSError, ValueError), match=r"there is no folder .*none|is not a file"):
+    with pytest.raises((OSError, ValueError), match=r"none is no folder|is not a file"):
         run(checkpoint=tmp_path / where)
     assert list(tmp_path.iterdir()) == []

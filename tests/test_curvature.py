@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import itertools
 import math
 
 import curvlinops
@@ -120,6 +121,25 @@ def test_a_single_vector_may_miss_an_eigenvalue(monkeypatch):
     single = curvature.eigenvalues(BOWL, ZERO, 3, **options)
     assert single.converged
     assert single.values[2] == pytest.approx(3.0, abs=0.01)
+
+
+@pytest.mark.parametrize("end", ["largest", "smallest"])
+@pytest.mark.parametrize("copies", [3, 4, 10])
+def test_equal_eigenvalues_are_found_or_it_is_not_converged(copies, end):
+    """Two starts find two copies: that of a regression with several outputs has one for each."""
+    sign = 1 if end == "largest" else -1
+    spectrum = sign * np.r_[np.full(copies, 5.0), np.linspace(0.1, 2.0, 90)]
+    for k, products in itertools.product((1, 2, 3, 5), (40, 200)):
+        toy = Quadratic(spectrum, seed=k)
+        found = curvature.eigenvalues(
+            toy, np.zeros(toy.n_params), k, end=end, max_products=products
+        )
+        right = np.sort(spectrum)[::-1]
+        right = right[:k] if end == "largest" else right[-k:]
+        if found.converged:
+            np.testing.assert_allclose(found.values, right, rtol=2e-3)
+        assert found.converged or k > 2
+        assert found.converged or products < len(spectrum)
 
 
 def test_residuals_are_reported_before_convergence():

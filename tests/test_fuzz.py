@@ -260,14 +260,23 @@ class Example:
             if self.problem.plain and not UNDEFINED.search(str(error)):
                 raise
 
+    def judge(self, of):
+        """Whose truth holds for the matrix ``of``: a covariance takes each sample by itself.
+
+        A net that mixes samples so little that it is not refused gives other gradients in a batch.
+        """
+        alone = of == "covariance" and self.problem.net in MIXING
+        return Example(replace(self.problem, batch_size=1)) if alone else self
+
     def agree(self, found, function, stated=0.0, of=None):
         """``found`` is ``function`` of the exact loss within 4 times ``stated`` and the rounding.
 
         An answer that states its error may not be off by more than a tenth because of rounding,
         where rounding leaves of what it is made, ``of`` the loss, so much.
         """
-        clear = of is not None and self.clear(lambda loss: getattr(loss, of))
-        right, slack = self.truth(function, known=0.1 if clear else None)
+        judge = self.judge(of)
+        clear = of is not None and judge.clear(lambda loss: getattr(loss, of))
+        right, slack = judge.truth(function, known=0.1 if clear else None)
         found = np.asarray(found)
         most = torch.finfo(PRECISIONS[self.problem.dtype]).max
         if not np.isfinite(slack) or (of is None and length(right) > 0.1 * most):
@@ -335,10 +344,7 @@ def matrices(example):
     for of in MATRICES:
         with example.allowed():
             found = curvature.matrix(example.objective, example.w, of=of)
-            judge = example
-            if of == "covariance" and example.problem.net in MIXING:  # too little to be refused
-                judge = Example(replace(example.problem, batch_size=1))  # each sample by itself
-            judge.agree(found, lambda loss, of=of: getattr(loss, of))
+            example.judge(of).agree(found, lambda loss, of=of: getattr(loss, of))
 
 
 def spectra(example):
@@ -357,7 +363,7 @@ def spectra(example):
         pairs = curvature.eigenvalues(
             example.objective, example.w, k, end=end, of=of, seed=seed, **options
         )
-        exact, slack = example.truth(spectrum)
+        exact, slack = example.judge(of).truth(spectrum)
         apart = np.abs(pairs.values[:, None] - exact).min(1)
         assert not (apart > 2 * pairs.residuals + slack).any(), (pairs, exact, slack)
         return (pairs.values, pairs.errors) if pairs.converged else None
