@@ -79,10 +79,11 @@
       else target.removeAttribute("tabindex");
     }
   });
+  const watch = (selector) => document.querySelectorAll(selector).forEach((node) => wide.observe(node));
+  watch("details.hide pre");
   addEventListener("load", async () => {
     await window.MathJax?.startup?.promise;
-    for (const node of document.querySelectorAll("mjx-container[display=true], details.hide pre"))
-      wide.observe(node);
+    watch("mjx-container[display=true]");
   });
 
   const minutes = document.querySelector("main .minutes");
