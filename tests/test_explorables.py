@@ -1,4 +1,5 @@
 import base64
+import inspect
 import json
 import os
 import re
@@ -269,7 +270,8 @@ def test_in_the_book_the_output_is_the_name_of_the_module_and_the_start(kind):
     content = json.loads(json.dumps(data[MIME_TYPE]))
     assert content["module"] == kind.module
     assert content["start"] == widget.trait_values(start=True)
-    assert "It needs JavaScript." in data["text/plain"]
+    first = inspect.getdoc(kind).splitlines()[0]
+    assert data["text/plain"] == f"An explorable: {first} It needs JavaScript."
 
 
 def test_a_notebook_executed_for_the_book_needs_no_widget_manager():

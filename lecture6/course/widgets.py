@@ -27,10 +27,11 @@ _FEW = 3  # numbers that are buttons, as words are; of more, a slider
 
 
 class Explorer(Explorable):
-    """What :func:`explore` returns; `explorer.js` says what its traits are."""
+    """A figure, and controls that choose its values.
 
-    module = "explorer"
-    about = "An explorer: a figure, and controls that choose its values. It needs JavaScript."
+    `explorer.js` says what its traits are.
+    """
+
     controls = List().tag(sync=True, start=True)
     at = List().tag(sync=True, start=True)
     figure = Dict(allow_none=True).tag(sync=True, start=True)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from html import escape
 from importlib.metadata import entry_points
 from types import SimpleNamespace
 
@@ -68,7 +69,7 @@ def test_the_page_gets_the_name_of_a_module_and_a_script_its_text(monkeypatch, t
     content = kind()._repr_mimebundle_()[MIME_TYPE]
     html = html_of(BookExplorable, MIME_TYPE, content)
     assert held(html) == {"module": kind.module, "start": content["start"]}
-    assert f"An explorable: {kind.about}. It needs JavaScript." in html
+    assert f"<div>{escape(kind.about)}</div>" in html
     write_modules(tmp_path)
     call = (tmp_path / f"{kind.module}.js").read_text("utf8")
     name, text = json.loads(

@@ -116,12 +116,16 @@ def _start(trait: TraitType) -> TraitType:
 class Explorable(anywidget.AnyWidget):
     """What all have in common: ``module`` names the file, ``about`` says what it shows.
 
+    They are the name of the class and its docstring's first line, unless it has others.
     ``Walkers(lr=0.02)`` raises ValueError for a start value that no control can show.
     """
 
     _css = HERE / "explorables.css"
-    module: str
-    about: str
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.module = vars(cls).get("module", cls.__name__.lower())
+        cls.about = f"An explorable: {(cls.__doc__ or '').splitlines()[0]} It needs JavaScript."
 
     def __init__(self, **start) -> None:
         checked = {name: self._checked(name, value) for name, value in start.items()}
@@ -146,9 +150,8 @@ class Explorable(anywidget.AnyWidget):
         if not os.environ.get("LECTURE6_STATIC"):
             return super()._repr_mimebundle_(**kwargs)
         start = self.trait_values(start=True)
-        about = f"An explorable: {self.about}. It needs JavaScript."
-        content = {"module": self.module, "about": about, "start": start}
-        return {MIME_TYPE: content, "text/plain": about}
+        content = {"module": self.module, "about": self.about, "start": start}
+        return {MIME_TYPE: content, "text/plain": self.about}
 
 
 class Walkers(Explorable):
@@ -162,8 +165,6 @@ class Walkers(Explorable):
         compact: without the charts of the loss and of time, and the sliders of η and B only
     """
 
-    module = "walkers"
-    about = "walkers that make steps of SGD in a plane with two wells, beside the Gibbs law"
     lr = _start(Float(0.016, min=0.005, max=0.1))
     batch_size = _start(Int(8, min=4, max=128))
     locked = _start(Bool(False))
@@ -184,8 +185,6 @@ class Valley(Explorable):
         noise, lr, seed: which walkers are shown, "both", "label" or "isotropic"; η; and the seed
     """
 
-    module = "valley"
-    about = "walkers in a valley of minima, whose noise is that of labels or isotropic"
     noise = _start(Enum(["both", "label", "isotropic"], default_value="both"))
     lr = _start(Float(0.01, min=0.005, max=0.02))
     seed = _start(Int(0, min=0, max=2**32 - 1))
@@ -200,8 +199,6 @@ class Box(Explorable):
             ``length``; of a function of one parameter, a is the number ``length``
     """
 
-    module = "box"
-    about = "the box of Definition 2 on a function of Figure 6, its highest points, and φ"
     function = _start(Enum(list(toys.FIGURE_6), default_value="100x² + y⁸"))
     epsilon = _start(Float(1e-3, min=1e-4, max=3.2))
     x = _start(Float(0.0, min=-1.0, max=1.0))
@@ -218,8 +215,6 @@ class Steps(Explorable):
     kη, and pairs of a number of small steps, ascending, and the curvature h there, from 0.1 to 30.
     """
 
-    module = "steps"
-    about = "k steps of rate η and one of rate kη, where the curvature changes on the way"
     lr = _start(Float(0.05, min=0.001, max=1.0))
     k = _start(Int(8, min=1, max=64))
     warmup = _start(Int(0, min=0, max=1000))
@@ -244,8 +239,6 @@ class Scrubber(Explorable):
     ``alpha`` are shown first.
     """
 
-    module = "scrubber"
-    about = "loss and accuracy at a position that is moved along a path between two nets"
     title = _start(Unicode())
     provenance = _start(Unicode())
     paths = _start(List())
@@ -274,8 +267,6 @@ class Linked(Explorable):
     training loss, and φ in per cent at each of ``epsilons``. The last three traits are shown first.
     """
 
-    module = "linked"
-    about = "accuracy, sharpness and training loss of a batch size, which is chosen"
     title = _start(Unicode())
     provenance = _start(Unicode())
     nets = _start(List())
@@ -294,8 +285,6 @@ class Keskar(Explorable):
         epsilon, alpha: of the box of φ, and of the position on the line between the nets
     """
 
-    module = "keskar"
-    about = "a net of small batches and one of large, trained on digits and compared"
     small = _start(Int(8, min=4, max=1437))
     large = _start(Int(512, min=4, max=1437))
     lr = _start(Float(0.2, min=0.001, max=1.0))
@@ -318,8 +307,6 @@ class OneStep(Explorable):
         w1, w2: the weights w at the start
     """
 
-    module = "onestep"
-    about = "the gradients of a mini-batch, their mean, and the step of SGD"
     samples = _start(List())
     test = _start(List())
     provenance = _start(Unicode())
@@ -339,8 +326,6 @@ class Spectrum(Explorable):
         lr, epochs, width, seed: of the training; ``width`` counts the hidden units
     """
 
-    module = "spectrum"
-    about = "a net that trains in the page, and the eigenvalues of its Hessian"
     view = _start(Enum(["training", "rescaled"], default_value="training"))
     lr = _start(Float(0.1, min=0.01, max=1.0))
     epochs = _start(Int(30, min=3, max=100))
@@ -357,8 +342,6 @@ class Scaling(Explorable):
         lr, warmup, epochs, seed: η, and the epochs in which the large batch's rate rises from η
     """
 
-    module = "scaling"
-    about = "a net of small batches and nets of batches k times as large, trained on digits"
     k = _start(Int(8, min=2, max=128))
     lr = _start(Float(0.05, min=0.01, max=1.0))
     rule = _start(Enum(["linear", "sqrt", "none"], default_value="linear"))
@@ -375,8 +358,6 @@ class Collapse(Explorable):
     ``lr``, ``momentum`` and ``size`` are the exponents a, b and c.
     """
 
-    module = "collapse"
-    about = "measured curves against B, whose abscissa is scaled by powers of η, 1 − m and N"
     curves = _start(List())
     provenance = _start(Unicode())
     lr = _start(Float(0.0, min=-2.0, max=2.0))
@@ -386,13 +367,11 @@ class Collapse(Explorable):
 
 
 class NoiseScale(Explorable):
-    """g of equation (24) at any settings, and what of Collapse's ``curves`` is there.
+    """The noise scale g of equation (24) at any settings, and the best batch size it predicts.
 
-    ``g_star`` is the g of the best batch size that is predicted.
+    ``g_star`` is the g of that batch size; of Collapse's ``curves`` it shows what was measured.
     """
 
-    module = "noisescale"
-    about = "the noise scale, the batch size that it predicts, and what was measured"
     curves = _start(List())
     provenance = _start(Unicode())
     g_star = _start(Float(1.0, min=1e-6))
@@ -409,8 +388,6 @@ class BestBatch(Explorable):
         lr, momentum, samples, updates: η, m, N, and how many updates each net makes
     """
 
-    module = "bestbatch"
-    about = "nets of several batch sizes that train in the page, and the best of them"
     lr = _start(Float(0.4, min=0.01, max=4.0))
     momentum = _start(Float(0.0, min=0.0, max=0.9))
     samples = _start(Int(200, min=100, max=1437))
@@ -426,8 +403,6 @@ class Edge(Explorable):
         axis: λ_max as an "eigenvalue", or "relative" to the edge, λ_max η/2
     """
 
-    module = "edge"
-    about = "the largest eigenvalue of the Hessian while a net trains, and the edge 2/η"
     lr = _start(Float(0.4, min=0.2, max=1.0))
     batch_size = _start(Int(500, min=4, max=500))
     updates = _start(Int(600, min=200, max=2000))
