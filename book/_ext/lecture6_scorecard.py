@@ -85,7 +85,7 @@ def strip(verdicts):
     """Return a strip of the counts of the verdicts, each with its mark and word."""
     parts = (
         f'<li class="{verdict.replace(" ", "-")}" style="flex-grow: {verdicts[verdict]}">'
-        f'<b aria-hidden="true">{mark}</b> {verdicts[verdict]} {verdict}</li>'
+        f'<b aria-hidden="true">{mark}</b> {verdict}: {verdicts[verdict]}</li>'
         for verdict, mark in MARKS.items()
         if verdict in verdicts
     )
@@ -132,7 +132,7 @@ def scorecard(claims, titles, uri):
     return (
         f"<p>{verdicts.total()} claims:</p>{strip(verdicts)}"
         f'<form class="claims" hidden>{"".join(choice(*field) for field in fields.items())}'
-        '<button type="reset">Show all</button> <output></output></form>'
+        '<button type="button">Show all</button> <output></output></form>'
         '<div class="cell_output"><div class="output text_html">'
         f'<table class="claims">{head}{"".join(bodies)}</table></div></div>'
     )

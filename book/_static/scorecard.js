@@ -29,8 +29,10 @@ for (const field of fields)
     field.value = asked.get(field.name);
 form.hidden = false;
 form.addEventListener("change", filter);
-form.addEventListener("reset", () => setTimeout(filter)); // once the fields are empty
-form.addEventListener("submit", (event) => event.preventDefault());
+form.querySelector("button").addEventListener("click", () => {
+  for (const field of fields) field.value = "";
+  filter();
+});
 addEventListener("hashchange", filter);
 filter();
 document.getElementById(decodeURIComponent(location.hash.slice(1)))?.scrollIntoView();
