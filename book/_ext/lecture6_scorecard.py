@@ -82,14 +82,21 @@ def adopt(soup, row, chapter, uri):
 
 
 def strip(verdicts):
-    """Return a strip of the counts of the verdicts, each with its mark and word."""
+    """Return a strip of the counts of the verdicts, and below it each with its mark and word."""
+    given = {verdict: verdict.replace(" ", "-") for verdict in MARKS if verdict in verdicts}
     parts = (
-        f'<li class="{verdict.replace(" ", "-")}" style="flex-grow: {verdicts[verdict]}">'
-        f'<b aria-hidden="true">{mark}</b> {verdict}: {verdicts[verdict]}</li>'
-        for verdict, mark in MARKS.items()
-        if verdict in verdicts
+        f'<div class="{name}" style="flex-grow: {verdicts[verdict]}"></div>'
+        for verdict, name in given.items()
     )
-    return f'<ul class="verdicts">{"".join(parts)}</ul>'
+    counts = (
+        f'<li class="{name}"><b aria-hidden="true">{MARKS[verdict]}</b> {verdict}: '
+        f"{verdicts[verdict]}</li>"
+        for verdict, name in given.items()
+    )
+    return (
+        f'<div class="verdicts" aria-hidden="true">{"".join(parts)}</div>'
+        f'<ul class="verdicts">{"".join(counts)}</ul>'
+    )
 
 
 def choice(name, options):
