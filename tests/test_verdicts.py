@@ -1,9 +1,11 @@
 import math
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from bs4 import BeautifulSoup
 from scipy import stats
 
 from lecture6.course import verdicts
@@ -153,7 +155,7 @@ def span(low, high, *, ratio=False):
 
 
 def claim(found, text="Large batches are sharper", **fields):
-    return Claim(text, source="§3", paper="205", found=found, **fields)
+    return Claim(text, **{"source": "§3", "paper": "205", "found": found} | fields)
 
 
 @pytest.mark.parametrize(
@@ -261,11 +263,15 @@ def test_holm_is_that_of_the_textbook():
 # ---- the table ------------------------------------------------------------------------------
 
 
-def cells(table):
-    return [
-        [cell.split("</td>")[0] for cell in row.split("<td>")[1:]]
-        for row in table.data.split("<tr>")[1:]
-    ]
+def rows(table):
+    """What each row says, by name."""
+    found = []
+    for row in BeautifulSoup(table.data, "html.parser").select("tbody tr"):
+        said = {line.i.string: line.span.string for line in row.select("td div")}
+        claim = row.th.select_one("span:not(.stem)")
+        said |= {"Verdict": row.select_one(".verdict span").string, "Claim": claim.string}
+        found.append(said | {"Source": row.select_one(".source").string, "row": row})
+    return found
 
 
 def test_the_table_has_a_row_a_claim_with_margin_holm_and_verdict():
@@ -281,10 +287,10 @@ def test_the_table_has_a_row_a_claim_with_margin_holm_and_verdict():
             claim(True, varies="exact", ours="equal"),
         ]
     )
-    assert 'class="dataframe claims"' in table.data
-    assert "<th>Claimed</th>" in table.data
-    rows = cells(table)
-    assert [row[3:] for row in rows] == [
+    assert '<table class="claims">' in table.data
+    names = ["Here", "Claimed", "Varies", "Computed", "Holm", "Verdict"]
+    found = rows(table)
+    assert [[row.get(name, "–") for name in names] for row in found] == [
         ["+1.10 [+1.00, +1.20] points", "above 0 points", "3 seeds", "this page", "yes", "holds"],
         ["+0.60 [+0.01, +1.20]", "above 0", "3 seeds, one subset", "stored study", "no", "holds"],
         ["+0.60 [+0.01, +1.20]", "above 0", "3 seeds", "this page", "no", "holds"],
@@ -293,7 +299,84 @@ def test_the_table_has_a_row_a_claim_with_margin_holm_and_verdict():
         ["+0.00 [−9.00, +9.00]", "above 0", "3 seeds", "this page", "–", "cannot tell"],
         ["equal", "–", "exact", "this page", "–", "holds"],
     ]
-    assert [row[0][-2:] for row in rows[:2]] == ["er", " †"]
+    assert [row["Claim"][-2:] for row in found[:2]] == ["er", " †"]
+    assert {(row["There"], row["Source"]) for row in found} == {("205", "§3")}
+
+
+@pytest.mark.parametrize(
+    ("fields", "verdict", "mark"),
+    [
+        ({"found": span(1, 2)}, "holds", "✓"),
+        ({"found": span(1, 2), "says": "equal", "margin": 3}, "holds within the margin", "≈"),
+        ({"found": span(-2, -1)}, "does not hold", "✗"),
+        ({"found": None}, "cannot tell", "?"),
+        ({"found": True, "varies": "one run"}, "seen once", "(✓)"),
+        ({"found": False, "varies": "one run"}, "not seen", "(✗)"),
+    ],
+)
+def test_the_verdict_comes_first_as_mark_and_word_and_class(fields, verdict, mark):
+    row = rows(claims_table([claim(**fields)]))[0]["row"]
+    assert row["class"] == [verdict.replace(" ", "-")]
+    assert row.find().get_text(" ", strip=True) == f"{mark} {verdict}"
+    assert row.b["aria-hidden"] == "true", "a screen reader has the word"
+
+
+def test_each_row_has_a_name_of_its_own_that_its_claim_decides():
+    texts = ["F1: φ > 1 & up", "… by far", "C1", "… by far", "C1"]
+    found = rows(claims_table([claim(True, text, varies="exact") for text in texts]))
+    names = ["f1-φ-1-up", "f1-φ-1-up-by-far", "c1", "c1-by-far", "c1-2"]
+    assert [row["row"]["id"] for row in found] == [f"claim-{name}" for name in names]
+    stems = [row["row"].select_one(".stem").string.strip() for row in found]
+    assert stems == ["", "F1: φ > 1 & up", "", "C1", ""]
+
+
+def drawn(**fields):
+    """The picture of a claim: where the numbers of its shapes lie, of 180."""
+    svg = rows(claims_table([claim(**fields)]))[0]["row"].svg
+    than = svg.find_all("path", recursive=False)[1]
+    low, high = re.match(r"M([\d.]+) 17.5H([\d.]+)", svg.g.path["d"]).groups()
+    start = float(svg.rect["x"])
+    return {
+        "than": float(re.match(r"M([\d.]+) ", than["d"])[1]),
+        "allowed": (start, start + float(svg.rect["width"])),
+        "found": (float(low), float(svg.circle["cx"]), float(high)),
+        "paper": [float(x) for x in re.findall(r"M([\d.]+) ", svg.find(class_="paper")["d"])],
+        "number": svg.find("text").string,
+    }
+
+
+def test_the_picture_has_the_interval_the_margin_and_the_papers_value_on_one_axis():
+    there = {"says": "equal", "than": -1, "margin": 2, "paper": "−2 points"}
+    seen = drawn(found=span(0, 3), **there)
+    # from −3, the end of the margin, to 3, with a sixth of that at either side: 8 in all
+    at = [180 * (effect + 4) / 8 for effect in (-3, -2, -1, 0, 1, 1.5, 3)]
+    assert seen["allowed"] == pytest.approx((at[0], at[4]))
+    assert seen["paper"] == pytest.approx([at[1]])
+    assert seen["than"] == pytest.approx(at[2])
+    assert seen["found"] == pytest.approx((at[3], at[5], at[6]), abs=0.06)
+    assert seen["number"] == "−1"
+
+
+def test_the_picture_of_a_factor_has_an_axis_of_logarithms():
+    seen = drawn(found=span(10, 1000, ratio=True), paper="10 to 100 times")
+    assert seen["allowed"] == (seen["than"], 180)
+    low, mean, high = seen["found"]
+    assert mean - low == pytest.approx(high - mean, abs=0.2)
+    assert low - seen["than"] == pytest.approx(mean - low, abs=0.2)
+    assert seen["paper"] == pytest.approx([low, mean], abs=0.2)
+    below = drawn(found=span(0.1, 2, ratio=True), says="below")
+    assert below["allowed"] == (0, below["than"])
+
+
+@pytest.mark.parametrize("paper", ["–", "a peak", "8 rows", "(24)", "1 to 2 orders", "−2 at k = 3"])
+def test_what_a_paper_says_without_a_number_of_the_kind_is_not_drawn(paper):
+    assert drawn(found=span(1, 2), paper=paper)["paper"] == []
+
+
+@pytest.mark.parametrize("found", [None, True])
+def test_without_an_interval_there_is_no_picture(found):
+    table = claims_table([claim(found, varies="exact" if found else "")])
+    assert "<svg" not in table.data
 
 
 @pytest.mark.parametrize(
@@ -306,7 +389,7 @@ def test_the_table_has_a_row_a_claim_with_margin_holm_and_verdict():
     ],
 )
 def test_the_table_says_what_is_claimed(found, fields, words):
-    assert cells(claims_table([claim(found, **fields)]))[0][4] == words
+    assert rows(claims_table([claim(found, **fields)]))[0]["Claimed"] == words
 
 
 def test_the_table_escapes_html_and_cuts_nothing():
@@ -314,7 +397,7 @@ def test_the_table_escapes_html_and_cuts_nothing():
     page = claims_table([claim(True, text, varies="exact")] * 70).data
     assert "<script>" not in page
     shown = "f &lt; g &amp; &lt;script&gt;alert(1)&lt;/script&gt;" + " long" * 40
-    assert page.count(f"<td>{shown}</td>") == 70
+    assert page.count(f"<span>{shown}</span>") == 70
 
 
 def test_a_table_without_claims_is_refused():

@@ -1,26 +1,18 @@
-"""The book's Sphinx extension: what re-executes the notebooks, what a page loads, the scorecard."""
+"""The book's Sphinx extension: what re-executes the notebooks, and what a page loads."""
 
 import hashlib
 import os
 import re
 import shutil
-from collections import Counter
-from html import escape
 from pathlib import Path
 
 import plotly
-from docutils import nodes
 from jupyter_cache import get_cache
 from jupyter_cache.executors import load_executor
 from lecture6_renderers import write_modules
 from sphinx.util import logging
-from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).parents[2]
-CLAIMS = re.compile(r'<table[^>]*\bclass="(?:[^"]* )?claims[ "]')
-THEAD = re.compile(r"<thead>.*?</thead>", re.DOTALL)
-TBODY = re.compile(r"<tbody>(.*?)</tbody>", re.DOTALL)
-VERDICT = re.compile(r"<td>([^<]*)</td>\s*</tr>")  # the last column
 SIGNATURE = re.compile(r'<dt class="sig .*?</dt>', re.DOTALL)
 logger = logging.getLogger(__name__)
 
@@ -107,91 +99,15 @@ def finish_page(app, pagename, templatename, context, doctree):
         app.add_css_file("explorables.css")
 
 
-class ScorecardNode(nodes.General, nodes.Element):
-    """Where the claims of all chapters go once every page has been read."""
-
-
-class Scorecard(SphinxDirective):
-    """The ``scorecard`` directive: the claims of all chapters, in one table."""
-
-    def run(self):
-        self.env.scorecard_pages.add(self.env.docname)
-        return [ScorecardNode()]
-
-
-def init(app):
-    """Give a fresh environment the two collections that are kept between builds."""
-    if not hasattr(app.env, "claims"):
-        app.env.claims = {}  # page -> HTML of its claims tables
-        app.env.scorecard_pages = set()
-
-
-def forget(app, env, docname):
-    """Drop what a page contributed before it is read again or removed."""
-    env.claims.pop(docname, None)
-    env.scorecard_pages.discard(docname)
-
-
-def collect(app, doctree):
-    """Keep the claims tables of the page just read."""
-    tables = [node.astext() for node in doctree.findall(nodes.raw) if CLAIMS.search(node.astext())]
-    if tables:
-        app.env.claims[app.env.docname] = tables
-
-
-def outdated_scorecards(app, env):
-    """Write the scorecard again in every build: any chapter may have changed its claims."""
-    return sorted(env.scorecard_pages)
-
-
-def fill_scorecard(app, doctree, docname):
-    """Put one table of all claims where the directive stands, and count the verdicts."""
-    computed = {
-        "this page": f"live, {os.environ['LECTURE6_PROFILE']}",  # this page is another one here
-        "stored study": "stored, full",
-    }
-    for place in list(doctree.findall(ScorecardNode)):
-        if not app.env.claims:
-            logger.warning(
-                "the scorecard is empty: no page shows a table of claims", location=place
-            )
-        head, bodies, verdicts = "", [], Counter()
-        for page, tables in sorted(app.env.claims.items()):
-            uri = app.builder.get_relative_uri(docname, page)
-            link = f'<a href="{uri}#what-we-checked">{escape(app.env.titles[page].astext())}</a>'
-            head = THEAD.search(tables[0])[0]
-            columns = head.count("<th>")
-            rows = "".join(body for table in tables for body in TBODY.findall(table))
-            verdicts.update(VERDICT.findall(rows))
-            for word, said in computed.items():
-                rows = rows.replace(f"<td>{word}</td>", f"<td>{said}</td>")
-            title = f'<tr><th colspan="{columns}" scope="rowgroup">{link}</th></tr>'
-            bodies.append(f"<tbody>{title}{rows}</tbody>")
-        counts = "; ".join(f"{verdict}: {n}" for verdict, n in verdicts.most_common())
-        # The wrappers are those of a notebook's output: a wide table scrolls, by keys too.
-        html = (
-            f"<p>{verdicts.total()} claims. {counts[:1].upper()}{counts[1:]}.</p>"
-            '<div class="cell_output"><div class="output text_html">'
-            f'<table class="dataframe claims">{head}{"".join(bodies)}</table></div></div>'
-        )
-        place.replace_self(nodes.raw("", html, format="html"))
-
-
 def setup(app):
     """Register the extension; the kernels that Sphinx starts inherit the variables."""
     os.environ["PLOTLY_RENDERER"] = "plotly_mimetype"  # figures as JSON, for BookFigure
     os.environ["LECTURE6_STATIC"] = "1"  # explorers that work without a kernel
     os.environ.setdefault("LECTURE6_PROFILE", "book")
     app.setup_extension("lecture6_renderers")
+    app.setup_extension("lecture6_scorecard")
     app.add_js_file("paper.js", loading_method="defer")
-    app.add_node(ScorecardNode)
-    app.add_directive("scorecard", Scorecard)
     app.connect("config-inited", configure)
-    app.connect("builder-inited", init)
     app.connect("env-before-read-docs", execute_side_by_side)
-    app.connect("env-purge-doc", forget)
-    app.connect("doctree-read", collect)
-    app.connect("env-updated", outdated_scorecards)
-    app.connect("doctree-resolved", fill_scorecard)
     app.connect("html-page-context", finish_page, priority=900)  # after the theme
     return {"version": "1", "env_version": 1, "parallel_read_safe": False}

@@ -12,12 +12,14 @@ once*. Batch sizes, epochs and layers are not replicates.
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from IPython.display import HTML
 from scipy import stats
 
@@ -25,6 +27,13 @@ from lecture6 import checks
 
 LEVEL = 0.95  # of an interval; a claim is decided at 1 − LEVEL, two-sided
 KINDS = ("above", "below", "not above", "not below", "equal")
+MARKS = {"holds": "✓", "holds within the margin": "≈", "does not hold": "✗", "cannot tell": "?"}
+MARKS |= {"seen once": "(✓)", "not seen": "(✗)"}
+_PAPER = re.compile(r"([+-]?\d+\.?\d*)(?: to (\d+\.?\d*))?(?: (?:times|points|%))?")
+_HEAD = """<style>table.claims :is(th, td, caption) { text-align: left; }</style>
+<table class="claims"><caption>Shaded: what is claimed, a margin included; dashed: the number that
+it names. Dot and bar: what is found here, and its 95 % interval. ▼: what the paper found.</caption>
+<thead><tr><th>Verdict</th><th>Claim</th><th>Found</th><th>Rests on</th></tr></thead>"""
 
 
 @dataclass(frozen=True)
@@ -132,7 +141,7 @@ class Claim:
 
     claim: str
     source: str
-    paper: str  #: what they found
+    paper: str  #: what they found; a number, or two ("3 to 10 times"), is drawn, too
     found: Interval | bool | None
     says: str = "above"
     than: float | None = None  #: default: 0, for a factor 1
@@ -224,7 +233,8 @@ def claims_table(claims: Iterable[Claim]) -> HTML:
     """The claims of a chapter as an HTML table of class ``claims`` (the scorecard collects it).
 
     Beside each verdict stands whether it would stand if all claims of the table were one test
-    (Holm); a claim about which something was chosen after the data were seen has a dagger.
+    (Holm); a claim about which something was chosen after the data were seen has a dagger. One that
+    starts with "…" goes on from the last that does not, and repeats it where only one is shown.
     """
     claims = list(claims)
     if not claims:
@@ -232,26 +242,61 @@ def claims_table(claims: Iterable[Claim]) -> HTML:
     p = [c.p for c in claims]
     adjusted = iter(holm([value for value in p if value is not None]))
     survives = ["–" if value is None else _survives(next(adjusted), value) for value in p]
-    words = [_words(c) for c in claims]
-    rows = [
-        {
-            "Claim": c.claim + " †" * c.after,
-            "Source": c.source,
-            "There": c.paper,
-            "Here": c.ours or here,
-            "Claimed": claimed,
-            "Varies": c.varies or f"{getattr(c.found, 'n_seeds', '–')} seeds",
-            "Computed": c.run,
-            "Holm": holds,
-            "Verdict": c.verdict,
-        }
-        for c, (here, claimed), holds in zip(claims, words, survives, strict=True)
-    ]
-    return HTML(pd.DataFrame(rows).to_html(classes="claims", index=False, border=0))
+    rows, stem, names = [], "", Counter[str]()
+    for claim, holds in zip(claims, survives, strict=True):
+        stem = stem if (goes_on := claim.claim.startswith("…")) else claim.claim
+        name = re.sub(r"\W+", "-", (stem + " ") * goes_on + claim.claim).strip("-").lower()
+        names[name] += 1
+        name += f"-{names[name]}" * (names[name] > 1)
+        rows.append(_row(claim, name, stem * goes_on, holds))
+    return HTML(f"{_HEAD}<tbody>{''.join(rows)}</tbody></table>")
 
 
 def _survives(adjusted: float, p: float) -> str:
     return "–" if p == 1 else "yes" if adjusted < 1 - LEVEL else "no"
+
+
+def _row(claim: Claim, name: str, stem: str, holds: str) -> str:
+    here, claimed = _words(claim)
+    varies = claim.varies or f"{getattr(claim.found, 'n_seeds', '–')} seeds"
+    found = _fields(Here=claim.ours or here, Claimed=claimed, There=claim.paper)
+    return (
+        f'<tr id="claim-{name}" class="{claim.verdict.replace(" ", "-")}"><td class="verdict">'
+        f'<b aria-hidden="true">{MARKS[claim.verdict]}</b> <span>{claim.verdict}</span></td>'
+        f'<th scope="row"><span class="stem" hidden>{escape(stem)} </span>'
+        f"<span>{escape(claim.claim)}{' †' * claim.after}</span>"
+        f'<div class="source">{escape(claim.source)}</div></th><td>{_picture(claim)}{found}</td>'
+        f"<td>{_fields(Varies=varies, Computed=claim.run, Holm=holds)}</td></tr>\n"
+    )
+
+
+def _fields(**words: str) -> str:
+    given = {name: escape(text) for name, text in words.items() if text not in ("–", "– seeds")}
+    return "".join(f"<div><i>{name}</i> <span>{text}</span></div>" for name, text in given.items())
+
+
+def _picture(claim: Claim) -> str:
+    """What ``_HEAD`` describes, as an SVG; the words beside it have the numbers."""
+    found = claim.found
+    if not isinstance(found, Interval):
+        return ""
+    paper = _PAPER.fullmatch(claim.paper.replace("−", "-"))
+    papers = [float(number) for number in (paper.groups() if paper else ()) if number]
+    at = np.array([found.low, found.mean, found.high, claim._than, *claim.allowed, *papers])
+    with np.errstate(divide="ignore"):
+        at = np.log(np.maximum(at, 0)) if found.ratio else at
+    shown = at[np.isfinite(at)]
+    pad = (np.ptp(shown) or 1.0) / 6
+    at = np.interp(at, [shown.min() - pad, shown.max() + pad], [0, 180]).round(1)
+    low, mean, high, than, start, end, *there = at.tolist()
+    number = f"{claim._than:.3g}".replace("-", "−")
+    return f"""<svg width="180" height="38" aria-hidden="true" fill="currentColor"
+ stroke="currentColor"><path d="M0 25.5h180" opacity="0.5"/><path d="M{than} 9v19"
+ stroke-dasharray="2 2"/><rect x="{start}" y="10" width="{max(end - start, 2):.1f}" height="15"
+ opacity="0.2" stroke="none"/><g class="found" stroke-width="2"><path
+ d="M{low} 17.5H{high}M{low} 14v7M{high} 14v7"/><circle cx="{mean}" cy="17.5" r="3"/></g><path
+ class="paper" d="{"".join(f"M{x} 9l-4 -8h8z" for x in there)}"/><text x="{than}" y="37"
+ font-size="10" text-anchor="middle" stroke="none">{number}</text></svg>"""
 
 
 def _words(claim: Claim) -> tuple[str, str]:

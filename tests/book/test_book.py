@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browsing import THEMES, emulate, resize, served, violations
+from bs4 import BeautifulSoup
 from figure_data import assert_same_data, figure_of, move
 from selenium import webdriver
 from selenium.webdriver.common.by import By
@@ -35,7 +36,6 @@ ALIVE = {
     "notebooks/06_equilibrium": 2,
     "notebooks/07_beyond": 1,
 }
-CLAIMS = re.compile(r'<table[^>]*\bclass="[^"]*\bclaims\b.*?</table>', re.DOTALL)
 WIDTHS = tuple(THEMES)
 TIMEOUT = 30  # seconds for a page to be typeset, or a figure to be drawn
 WEIGHT = 1.5e6  # bytes of a page and its images
@@ -368,18 +368,27 @@ def test_every_control_changes_its_figure(visit):
 
 def test_scorecard_holds_every_claim(address):
     def claims(page):
-        """All but what the scorecard says in its own words: where a claim was computed."""
-        tables = CLAIMS.findall((HTML / f"{page}.html").read_text("utf8"))
-        rows = [re.findall(r"<td>(.*?)</td>", row) for row in "".join(tables).split("</tr>")]
-        return [cells[:-3] + cells[-2:] for cells in rows if cells]
+        """What the rows say, but for where it was computed: the scorecard has its own words."""
+        html = BeautifulSoup((HTML / f"{page}.html").read_text("utf8"), "html.parser")
+        rows = html.select("table.claims tr[id]")
+        texts = [row.get_text(" ", strip=True).replace(" # ", " ") for row in rows]
+        return [re.sub(r"Computed .*?(?=Holm|$)", "", text) for text in texts]
 
     chapters = [claims(page) for page in CHAPTERS]
     assert all(chapters), "a chapter without a table of claims"
     assert claims("book/scorecard") == [row for rows in chapters for row in rows]
     scorecard = (HTML / "book/scorecard.html").read_text("utf8")
-    assert len(CLAIMS.findall(scorecard)) == 1
-    assert "this page</td>" not in scorecard
-    assert f"<p>{sum(map(len, chapters))} claims. " in scorecard
+    assert scorecard.count('<table class="claims"') == 1
+    assert "this page</span>" not in scorecard
+    assert f"<p>{sum(map(len, chapters))} claims:</p>" in scorecard
+
+
+def test_every_claim_leads_to_its_row_in_the_chapter():
+    scorecard = (HTML / "book/scorecard.html").read_text("utf8")
+    links = re.findall(r'href="\.\./(notebooks/\w+)\.html#(claim-[^"]+)"', scorecard)
+    pages = {page: (HTML / f"{page}.html").read_text("utf8") for page in CHAPTERS}
+    assert {page for page, _ in links} == set(CHAPTERS)
+    assert [link for link in links if f'<tr id="{link[1]}"' not in pages[link[0]]] == []
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -405,6 +414,15 @@ def test_search_finds_a_word_and_leads_to_it(browser, address):
             and "search.html" not in browser.current_url
         ),
         "the result leads elsewhere",
+    )
+
+
+def test_search_finds_a_claim_by_its_words(browser, address):
+    resize(browser, WIDTHS[0])
+    browser.get(f"{address}/search.html?q=adaptive+sharpness+survives")
+    result = '#search-results li a[href*="book/scorecard.html"]'
+    WebDriverWait(browser, TIMEOUT).until(
+        lambda _: browser.find_elements(By.CSS_SELECTOR, result), "the scorecard is not found"
     )
 
 
