@@ -7,6 +7,7 @@ figures of every other book of the same environment.
 
 import hashlib
 import json
+import re
 from html import escape
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,12 +18,29 @@ from sphinx.util.docutils import SphinxDirective
 
 from lecture6.course import explorables
 
+UNREAD = re.compile(r"^\s*//.*\n|^\s+| +// [^\"`\n]*$", re.MULTILINE)  # comments, indentation
+# Spaces beside punctuation, and around operators that are not next to a sign.
+SPACES = re.compile(r" ?([][{}(),;:?=<>&|!]) ?| ([-+*]) (?=[\w([])")
+
 
 def script(content):
     """Return a script element that holds ``content`` as JSON."""
     # "<" is escaped so that no text in it can end the element.
     text = json.dumps(content).replace("<", "\\u003c")
     return f'<script type="application/json">{text}</script>'
+
+
+def tightened(text):
+    """Return a JavaScript module without comments, indentation and spaces that mean nothing.
+
+    Spaces go on lines where all is code.
+    """
+    lines, in_template = [], False
+    for line in UNREAD.sub("", text).split("\n"):
+        is_code = not in_template and not re.search(r"[\"'`/]", line)
+        lines.append(SPACES.sub(r"\1\2", line) if is_code else line)
+        in_template ^= line.count("`") % 2 == 1
+    return "\n".join(lines)
 
 
 def write_modules(folder):
@@ -32,8 +50,8 @@ def write_modules(folder):
     """
     for path in explorables.HERE.glob("*.js"):
         if "export default" in path.read_text("utf8"):
-            name, text = json.dumps(path.stem), json.dumps(explorables.bundle(path.name))
-            (folder / path.name).write_text(f"lecture6Module({name}, {text});\n", "utf8")
+            content = json.dumps([path.stem, tightened(explorables.bundle(path.name))])
+            (folder / path.name).write_text(f"lecture6Module(...{content});\n", "utf8")
 
 
 def figure_html(figure, start):

@@ -177,15 +177,10 @@ class Claim:
     @property
     def allowed(self) -> tuple[float, float]:
         """The ends of the effects that the claim allows."""
-        than, margin = self._than, self.margin
-        if self._ratio:
-            low, high = than / (margin or 1.0), than * (margin or 1.0)
-        else:
-            low, high = than - (margin or 0.0), than + (margin or 0.0)
-        return (
-            -math.inf if self.says in ("below", "not above") else low,
-            math.inf if self.says in ("above", "not below") else high,
-        )
+        than, by = self._than, self.margin or float(self._ratio)
+        low, high = (than / by, than * by) if self._ratio else (than - by, than + by)
+        low = -math.inf if self.says in ("below", "not above") else low
+        return low, math.inf if self.says in ("above", "not below") else high
 
     @property
     def verdict(self) -> str:
@@ -239,21 +234,17 @@ def claims_table(claims: Iterable[Claim]) -> HTML:
     claims = list(claims)
     if not claims:
         raise ValueError("a table of claims needs at least one, got none")
-    p = [c.p for c in claims]
-    adjusted = iter(holm([value for value in p if value is not None]))
-    survives = ["–" if value is None else _survives(next(adjusted), value) for value in p]
+    adjusted = iter(holm([claim.p for claim in claims if claim.p is not None]))
     rows, stem, names = [], "", Counter[str]()
-    for claim, holds in zip(claims, survives, strict=True):
+    for claim in claims:
+        holds = claim.p is not None and next(adjusted) < 1 - LEVEL
+        survives = "–" if claim.p in (None, 1) else "yes" if holds else "no"
         stem = stem if (goes_on := claim.claim.startswith("…")) else claim.claim
         name = re.sub(r"\W+", "-", (stem + " ") * goes_on + claim.claim).strip("-").lower()
         names[name] += 1
         name += f"-{names[name]}" * (names[name] > 1)
-        rows.append(_row(claim, name, stem * goes_on, holds))
+        rows.append(_row(claim, name, stem * goes_on, survives))
     return HTML(f"{_HEAD}<tbody>{''.join(rows)}</tbody></table>")
-
-
-def _survives(adjusted: float, p: float) -> str:
-    return "–" if p == 1 else "yes" if adjusted < 1 - LEVEL else "no"
 
 
 def _row(claim: Claim, name: str, stem: str, holds: str) -> str:

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import subprocess
 from html import escape
 from importlib.metadata import entry_points
 from types import SimpleNamespace
@@ -10,7 +12,7 @@ import lecture6_renderers
 import plotly.graph_objects as go
 import pytest
 from as_in_book import html_of
-from lecture6_renderers import BookExplorable, BookFigure, write_modules
+from lecture6_renderers import BookExplorable, BookFigure, tightened, write_modules
 from myst_nb.core.render import MIME_RENDER_ENTRY_GROUP, load_mime_renders
 
 from lecture6.course import explorables
@@ -72,10 +74,35 @@ def test_the_page_gets_the_name_of_a_module_and_a_script_its_text(monkeypatch, t
     assert f"<div>{escape(kind.about)}</div>" in html
     write_modules(tmp_path)
     call = (tmp_path / f"{kind.module}.js").read_text("utf8")
-    name, text = json.loads(
-        f"[{call.removeprefix('lecture6Module(').removesuffix(');' + chr(10))}]"
-    )
-    assert (name, text) == (kind.module, explorables.bundle(f"{kind.module}.js"))
+    name, text = json.loads(call.removeprefix("lecture6Module(...").removesuffix(");\n"))
+    whole = explorables.bundle(f"{kind.module}.js")
+    assert (name, text) == (kind.module, tightened(whole))
+    assert len(text) < 0.85 * len(whole)
+
+
+SPACED = """
+const i = 3, list = [1, 2]; // a comment
+function* both({ first = "a  =  b", ...rest }) {
+  yield first + " + " + rest.second; // here
+  yield `two
+   lines  =  and ${list.map((x) => `{ ${x} }`).join(", ")}
+ three ; three`;
+  yield [i - -i, i + +i, i * -i, i > -1 ? i : -i, /a = {2} b/.test("a =   b"), "x // y"];
+}
+console.log(JSON.stringify([...both({ second: "c , d" })]));
+"""
+
+
+def test_only_spaces_that_mean_nothing_are_left_out():
+    text = tightened(SPACED)
+    assert "const i=3,list=[1,2];" in text
+    assert "comment" not in text
+    node = shutil.which("node")
+    if not node:
+        pytest.skip("no Node.js")
+    done = subprocess.run([node, "-e", text], capture_output=True, text=True, check=True)
+    lines = "two\nlines  =  and { 1 }, { 2 }\nthree ; three"
+    assert json.loads(done.stdout) == ["a  =  b + c , d", lines, [6, 6, -9, 3, True, "x // y"]]
 
 
 def test_a_change_of_the_renderers_is_a_change_of_every_page(monkeypatch, tmp_path):

@@ -28,9 +28,6 @@ from lecture6 import checks, toys
 HERE = Path(__file__).parent
 MIME_TYPE = "application/vnd.lecture6.explorable+json"
 
-_UNREAD = re.compile(r"^\s*//.*\n|^\s+| +// [^\"`\n]*$", re.MULTILINE)  # comments, indentation
-# Spaces beside punctuation, and around operators that are not next to a sign.
-_SPACES = re.compile(r" ?([][{}(),;:?=<>&|!]) ?| ([-+*]) (?=[\w([])")
 _IMPORT = re.compile(r'^import\s+([^"]+?)\s+from\s+"([^"]+)";$', re.MULTILINE)
 _EXPORT = re.compile(r"^export (?=(?:const|class|(?:async )?function)[ *]+(\w+))", re.MULTILINE)
 
@@ -43,7 +40,7 @@ def bundle(name: str) -> str:
     as a function that returns its exports, whose text a worker runs (``"./engine.js?function"``);
     the bytes of a file, in base64 (``"./kernel.wasm?base64"``); or a data set
     (``"dataset:digits"``). What is imported exports constants, functions and classes, each where
-    it is declared, one name a declaration. Comments and spaces that mean nothing are left out.
+    it is declared, one name a declaration.
 
     Raises ValueError for an import of a file that is not there, of a name that is not exported, or
     in a circle.
@@ -89,17 +86,7 @@ def _inlined(path: Path, scopes: dict, importers: tuple[Path, ...]) -> str:
             scopes[file] = name, exported, f"const {name} = (() => {{\n{body}\n}})();\n"
         return scopes[file][:2]
 
-    return _tightened(_IMPORT.sub(constant, _UNREAD.sub("", path.read_text("utf8"))))
-
-
-def _tightened(text: str) -> str:
-    """The text without spaces that mean nothing, on lines where all is code."""
-    lines, in_template = [], False
-    for line in text.split("\n"):
-        is_code = not in_template and not re.search(r"[\"'`/]", line)
-        lines.append(_SPACES.sub(r"\1\2", line) if is_code else line)
-        in_template ^= line.count("`") % 2 == 1
-    return "\n".join(lines)
+    return _IMPORT.sub(constant, path.read_text("utf8"))
 
 
 def _body(text: str) -> tuple[str, set[str]]:
@@ -124,8 +111,9 @@ class Explorable(anywidget.AnyWidget):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        cls.module = vars(cls).get("module", cls.__name__.lower())
-        cls.about = f"An explorable: {(cls.__doc__ or '').splitlines()[0]} It needs JavaScript."
+        if cls.__doc__:  # anywidget makes a class without, of the same name, for each widget
+            cls.module = vars(cls).get("module", cls.__name__.lower())
+            cls.about = f"An explorable: {cls.__doc__.splitlines()[0]} It needs JavaScript."
 
     def __init__(self, **start) -> None:
         checked = {name: self._checked(name, value) for name, value in start.items()}
