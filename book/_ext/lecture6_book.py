@@ -8,10 +8,9 @@ from collections import Counter
 from html import escape
 from pathlib import Path
 
-import plotly
 from docutils import nodes
-from jupyter_cache import get_cache
-from jupyter_cache.executors import load_executor
+from lecture6_execution import execute_side_by_side
+from lecture6_plotly import write_part
 from lecture6_renderers import write_modules
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
@@ -46,40 +45,16 @@ def configure(app, config):
     config.nb_execution_cache_path = str(cache)
     if os.environ["LECTURE6_PROFILE"] == "full":
         config.nb_execution_timeout = -1  # a cell may take hours
-    plotly_js = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
-    config.html_static_path.append(str(plotly_js))
     config.html_static_path.append(
         str(ROOT / "lecture6" / "course" / "explorables" / "explorables.css")
     )
     static = Path(app.outdir).parent / ".static"
     (static / "explorables").mkdir(parents=True, exist_ok=True)
     write_modules(static / "explorables")
+    write_part(static / "plotly.min.js")
     config.html_static_path.append(str(static))
     if not config.html_theme_options["repository_url"]:
         config.html_theme_options["launch_buttons"] = {}  # no address yet: no dead Colab button
-
-
-def execute_side_by_side(app, env, docnames):
-    """Execute the notebooks that Sphinx is about to read, one a core: it would take one by one.
-
-    One that fails is left to Sphinx, which executes it again and reports. At profile full each may
-    want the whole machine.
-    """
-    notebooks = [path for name in docnames if (path := env.doc2path(name)).endswith(".ipynb")]
-    if (
-        len(notebooks) < 2
-        or app.config.nb_execution_mode != "cache"
-        or os.environ["LECTURE6_PROFILE"] == "full"
-    ):
-        return
-    cache = get_cache(app.config.nb_execution_cache_path)
-    for path in notebooks:
-        cache.add_nb_to_project(path)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the kernels' share of the cores
-    logger.info("executing the notebooks, one a core ...")
-    load_executor("local-parallel", cache).run_and_cache(
-        filter_uris=notebooks, timeout=app.config.nb_execution_timeout
-    )
 
 
 def as_divisions(signature):
@@ -183,6 +158,7 @@ def setup(app):
     os.environ["LECTURE6_STATIC"] = "1"  # explorers that work without a kernel
     os.environ.setdefault("LECTURE6_PROFILE", "book")
     app.setup_extension("lecture6_renderers")
+    app.setup_extension("lecture6_weight")
     app.add_js_file("paper.js", loading_method="defer")
     app.add_node(ScorecardNode)
     app.add_directive("scorecard", Scorecard)
