@@ -22,18 +22,20 @@ from serve import server  # noqa: E402
 NETWORK = {"offline": False, "latency": 150, "downloadThroughput": 200_000}  # 1.6 Mbit/s
 SLOWER = 6
 TIMEOUT = 240
-# When the first figure is drawn, noted by the page itself.
-WATCH = """
-new MutationObserver((_, observer) => {
-  if (!document.querySelector("figure.plotly-figure .plot[aria-busy=false]")) return;
+FIGURE = "figure.plotly-figure:not(details.answer *) .plot"  # an answer waits for a guess
+# A figure is drawn when it comes near; when the first one is, the page itself notes.
+WATCH = f"""
+addEventListener("DOMContentLoaded", () => document.querySelector("{FIGURE}")?.scrollIntoView());
+new MutationObserver((_, observer) => {{
+  if (document.querySelector("{FIGURE}")?.ariaBusy !== "false") return;
   window.firstFigure = performance.now() / 1000;
   observer.disconnect();
-}).observe(document, {subtree: true, childList: true, attributes: true});
+}}).observe(document, {{subtree: true, childList: true, attributes: true}});
 """
-READY = """
+READY = f"""
 const paint = performance.getEntriesByName("first-contentful-paint")[0];
 return document.readyState === "complete" && paint
-  && (window.firstFigure || !document.querySelector("figure.plotly-figure"))
+  && (window.firstFigure || !document.querySelector("{FIGURE}"))
   && [paint.startTime / 1000, window.firstFigure ?? null];
 """
 
