@@ -9,7 +9,8 @@ from html import escape
 from pathlib import Path
 
 from docutils import nodes
-from lecture6_execution import execute_side_by_side
+from jupyter_cache import get_cache
+from jupyter_cache.executors import load_executor
 from lecture6_plotly import write_part
 from lecture6_renderers import write_modules
 from sphinx.util import logging
@@ -55,6 +56,29 @@ def configure(app, config):
     config.html_static_path.append(str(static))
     if not config.html_theme_options["repository_url"]:
         config.html_theme_options["launch_buttons"] = {}  # no address yet: no dead Colab button
+
+
+def execute_side_by_side(app, env, docnames):
+    """Execute the notebooks that Sphinx is about to read, one a core: it would take one by one.
+
+    One that fails is left to Sphinx, which executes it again and reports. At profile full each may
+    want the whole machine.
+    """
+    notebooks = [path for name in docnames if (path := env.doc2path(name)).endswith(".ipynb")]
+    if (
+        len(notebooks) < 2
+        or app.config.nb_execution_mode != "cache"
+        or os.environ["LECTURE6_PROFILE"] == "full"
+    ):
+        return
+    cache = get_cache(app.config.nb_execution_cache_path)
+    for path in notebooks:
+        cache.add_nb_to_project(path)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the kernels' share of the cores
+    logger.info("executing the notebooks, one a core ...")
+    load_executor("local-parallel", cache).run_and_cache(
+        filter_uris=notebooks, timeout=app.config.nb_execution_timeout
+    )
 
 
 def as_divisions(signature):

@@ -1,7 +1,6 @@
 """How the notebooks are executed for the book: side by side, and again when something changed."""
 
 import os
-import re
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,10 +31,6 @@ def test_notebooks_are_executed_side_by_side(small_book, build, monkeypatch):
     root = small_book({a: [code(WAIT.format(mine=a, other=b))] for a, b in ("ab", "ba")})
     done = build(root)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "executing 2 notebooks" in done.stdout
-    assert sorted(re.findall(r"executed (\w)\.ipynb: \d+ s, ", done.stdout)) == ["a", "b"]
-    assert re.findall(r", (\d) left", done.stdout) == ["1", "0"]
-    assert "encryption" not in done.stdout + done.stderr
     for name in "ab":
         assert "1 thread" in (root / f"_build/html/notebooks/{name}.html").read_text("utf8")
 
