@@ -38,7 +38,7 @@ book: $(INSTALLED) ## execute the notebooks and render the book into _build/html
 	@echo "The book: file://$(CURDIR)/_build/html/index.html, or: make serve"
 
 serve: book ## serve the book on this machine: http://127.0.0.1:8000
-	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html 8000
+	@$(BIN)/python book/serve.py _build/html 8000
 
 # The notebooks are run by one process and the book by another, so that two kernels never start at
 # the same moment: they may pick the same ports.

@@ -1,21 +1,27 @@
-"""When each chapter of the built book is there: its first paint, and its first figure.
+"""What each chapter of the built book moves, and when it is there, over a slow connection.
 
-`_build/html` is served on this machine, uncompressed, to a window as wide as a phone. It needs
+The folder of a book, `_build/html` if none is named, is served by `book/serve.py`; Chromium's own
+emulation slows the network and the processor. Bytes are those of the network, compressed. It needs
 Chromium and its driver.
 """
 
+import argparse
 import json
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 from selenium.webdriver.support.ui import WebDriverWait
 
-sys.path.append(str(Path(__file__).parents[1] / "tests" / "book"))
-from browsing import chromium, resize, served
+ROOT = Path(__file__).parents[1]
+sys.path += [str(ROOT / folder) for folder in ("tests/book", "book")]
+from browsing import chromium, resize  # noqa: E402
+from serve import server  # noqa: E402
 
-BOOK = Path(__file__).parents[1] / "_build" / "html"
-TIMEOUT = 60  # seconds
+NETWORK = {"offline": False, "latency": 150, "downloadThroughput": 200_000}  # 1.6 Mbit/s
+SLOWER = 6
+TIMEOUT = 240
 FIGURE = "figure.plotly-figure:not(details.answer *) .plot"  # an answer waits for a guess
 # A figure is drawn when it comes near; when the first one is, the page itself notes.
 WATCH = f"""
@@ -40,7 +46,7 @@ def measured(browser, address):
     browser.execute_cdp_cmd("Network.clearBrowserCache", {})
     browser.get_log("performance")
     browser.get(address)
-    wait = WebDriverWait(browser, TIMEOUT, poll_frequency=0.1)
+    wait = WebDriverWait(browser, TIMEOUT, poll_frequency=0.5)
     paint, figure = wait.until(lambda _: browser.execute_script(READY), address)
     messages = [json.loads(e["message"])["message"] for e in browser.get_log("performance")]
     moved = sum(
@@ -52,20 +58,33 @@ def measured(browser, address):
 
 
 def main():
-    pages = ["book/index.html", *(f"notebooks/{p.name}" for p in BOOK.glob("notebooks/*.html"))]
-    print(f"{'page':26} {'MB':>5} {'first paint, s':>15} {'first figure, s':>16}")
+    """Print a line for each chapter, and the size of the whole."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "_build" / "html")
+    folder = parser.parse_args().folder
+    pages = [folder / "book" / "index.html", *sorted((folder / "notebooks").glob("*.html"))]
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    print(f"site: {sum(path.stat().st_size for path in files) / 1e6:.1f} MB, {len(files)} files")
+    print(f"{'page':24} {'MB':>5} {'first paint, s':>15} {'first figure, s':>16}")
     with (
-        tempfile.TemporaryDirectory() as folder,
-        chromium(Path(folder) / "profile") as browser,
-        served(BOOK) as address,
+        tempfile.TemporaryDirectory() as profile,
+        chromium(profile) as browser,
+        server(folder) as at,
     ):
+        threading.Thread(target=at.serve_forever, daemon=True).start()
         resize(browser, 390)
         browser.execute_cdp_cmd("Network.enable", {})
+        browser.execute_cdp_cmd(
+            "Network.emulateNetworkConditions", {**NETWORK, "uploadThroughput": -1}
+        )
+        browser.execute_cdp_cmd("Emulation.setCPUThrottlingRate", {"rate": SLOWER})
         browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": WATCH})
-        for page in sorted(pages):
-            moved, paint, figure = measured(browser, f"{address}/{page}")
-            drawn = "none" if figure is None else f"{figure:.2f}"
-            print(f"{Path(page).stem:26} {moved / 1e6:5.2f} {paint:15.2f} {drawn:>16}")
+        for page in pages:
+            address = f"http://127.0.0.1:{at.server_port}/{page.relative_to(folder)}"
+            moved, paint, figure = measured(browser, address)
+            drawn = "none" if figure is None else f"{figure:.1f}"
+            print(f"{page.stem:24} {moved / 1e6:5.2f} {paint:15.1f} {drawn:>16}", flush=True)
+        at.shutdown()
 
 
 if __name__ == "__main__":

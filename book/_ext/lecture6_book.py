@@ -6,9 +6,9 @@ import re
 import shutil
 from pathlib import Path
 
-import plotly
 from jupyter_cache import get_cache
 from jupyter_cache.executors import load_executor
+from lecture6_plotly import write_part
 from lecture6_renderers import write_modules
 from sphinx.util import logging
 
@@ -38,14 +38,13 @@ def configure(app, config):
     config.nb_execution_cache_path = str(cache)
     if os.environ["LECTURE6_PROFILE"] == "full":
         config.nb_execution_timeout = -1  # a cell may take hours
-    plotly_js = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
-    config.html_static_path.append(str(plotly_js))
     config.html_static_path.append(
         str(ROOT / "lecture6" / "course" / "explorables" / "explorables.css")
     )
     static = Path(app.outdir).parent / ".static"
     (static / "explorables").mkdir(parents=True, exist_ok=True)
     write_modules(static / "explorables")
+    write_part(static / "plotly.min.js")
     config.html_static_path.append(str(static))
     if not config.html_theme_options["repository_url"]:
         config.html_theme_options["launch_buttons"] = {}  # no address yet: no dead Colab button
@@ -106,6 +105,7 @@ def setup(app):
     os.environ.setdefault("LECTURE6_PROFILE", "book")
     app.setup_extension("lecture6_renderers")
     app.setup_extension("lecture6_scorecard")
+    app.setup_extension("lecture6_weight")
     app.add_js_file("paper.js", loading_method="defer")
     app.connect("config-inited", configure)
     app.connect("env-before-read-docs", execute_side_by_side)

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import yaml
 from docutils import nodes
+from lecture6_plotly import KINDS
 from sphinx.util.docutils import SphinxDirective
 
 from lecture6.course import explorables
@@ -61,8 +62,11 @@ def figure_html(figure, start):
     `layout.meta["description"]` stand under it. ``start`` holds what the module is started with.
 
     Raises:
-        ValueError: the figure has no title or no text description.
+        ValueError: the figure has no title or no text description, or is of a kind that the book's
+            part of Plotly cannot draw.
     """
+    if unknown := {trace.get("type", "scatter") for trace in figure["data"]} - KINDS:
+        raise ValueError(f"book/_ext/lecture6_plotly.py does not keep {', '.join(unknown)}")
     layout = figure["layout"]
     heading = layout.get("title", {})
     title, description = heading.get("text"), layout.get("meta", {}).get("description")

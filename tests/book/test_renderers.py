@@ -65,6 +65,11 @@ def test_a_figure_without_its_words_is_refused(lacks):
         html_of(BookFigure, PLOTLY, figure(**lacks).to_plotly_json())
 
 
+def test_a_figure_that_the_part_of_plotly_cannot_draw_is_refused():
+    with pytest.raises(ValueError, match="does not keep pie"):
+        html_of(BookFigure, PLOTLY, figure().add_trace(go.Pie(values=[1])).to_plotly_json())
+
+
 @pytest.mark.parametrize("kind", [Walkers, Box, Steps])
 def test_the_page_gets_the_name_of_a_module_and_a_script_its_text(monkeypatch, tmp_path, kind):
     monkeypatch.setenv("LECTURE6_STATIC", "1")
