@@ -494,6 +494,7 @@ ESTIMATES = {  # name: (seed -> value and standard error, truth)
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ESTIMATES)
 def test_estimates_lie_within_three_of_their_standard_errors(name):
     """In at least 97 % of 200 repeats, and not because the errors are far too large."""

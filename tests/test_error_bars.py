@@ -26,7 +26,7 @@ F32, F64 = torch.float32, torch.float64
 DATA = gaussian_classes(80, 10, shape=(4,), n_classes=3, separation=1.0)
 each_precision = pytest.mark.parametrize("dtype", [F32, F64], ids=["float32", "float64"])
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 
 def covers(estimate, truth):
@@ -109,7 +109,6 @@ def test_trace_of_a_diagonal_matrix_is_rounding_alone(dtype):
     covers(lambda seed: number(curvature.trace(f, np.zeros(52), seed=seed)), truth)
 
 
-@pytest.mark.slow
 @each_precision
 @pytest.mark.parametrize("of", ["hessian", "covariance"])
 def test_trace_for_a_network(dtype, of):
@@ -122,7 +121,6 @@ def test_trace_for_a_network(dtype, of):
     covers(trace, truth)
 
 
-@pytest.mark.slow
 @each_precision
 def test_means_over_the_spectral_density(dtype):
     """Of λ², most of which is two eigenvalues, ten vectors have a skewed law."""
@@ -146,7 +144,6 @@ def test_means_over_the_spectral_density(dtype):
 # Noise
 
 
-@pytest.mark.slow
 @each_precision
 def test_critical_batch_size(dtype):
     objective, loss = network(dtype)
@@ -201,7 +198,6 @@ def test_simple_noise_scale(dtype, spread, b_big):
 # Walkers
 
 
-@pytest.mark.slow
 def test_the_order_of_convergence_of_euler():
     """On dw = −w dt + dW all is linear in the noise: the errors are normal, and known."""
     time, counts = 1.0, [4, 8, 16]

@@ -252,6 +252,7 @@ def test_in_the_book_the_output_is_the_name_of_the_module_and_the_start(kind):
     assert data["text/plain"] == f"An explorable: {first} It needs JavaScript."
 
 
+@pytest.mark.slow
 def test_a_notebook_executed_for_the_book_needs_no_widget_manager():
     source = "from lecture6.course import explorables\nexplorables.Steps(k=4)"
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])

@@ -285,6 +285,7 @@ def test_a_resnet_of_other_sizes():
             models.resnet(depth)
 
 
+@pytest.mark.slow
 def test_a_resnet_is_trained_and_is_an_objective():
     images = gaussian_classes(96, 40, shape=(3, 32, 32), n_classes=3)
     run = train(models.resnet(8, 3), images, batch_size=48, lr=0.1, epochs=3, momentum=0.9)

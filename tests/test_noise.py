@@ -357,6 +357,7 @@ def test_critical_batch_size_does_not_depend_on_the_scale_of_the_loss(scale, n_p
     assert found(scale).value == pytest.approx(found(1.0).value, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_critical_batch_size_against_the_full_matrices():
     whole = build()  # in one batch, for speed
     covariance = GradientCovariance(whole, whole.w)

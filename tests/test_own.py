@@ -12,7 +12,7 @@ PAGE = (Path(__file__).parents[1] / "book" / "own.md").read_text("utf8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", PAGE, re.M | re.S)
 NUMBER = re.compile(r"(± )?(-?\d[\d,]*\.?\d*(?:e[+-]\d+)?)")
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 
 def test_the_code_of_the_page_prints_what_the_page_says():

@@ -1130,6 +1130,7 @@ def test_a_run_whose_loss_ceases_to_improve_ends(pair):
     assert [r["last"] for r in rows["history"]] == [False] * 2 * (best + 2) + [True, True]
 
 
+@pytest.mark.slow
 def test_what_the_length_of_layers_cannot_change(one_thread, monkeypatch):
     images = data.load("digits").subset(60, 50)
     monkeypatch.setattr(keskar_study, "build", lambda net, images, seed: models.f1(64, seed=seed))
@@ -1285,9 +1286,10 @@ def kinds():
                     "n_train" in p,
                 )
                 found.setdefault(key, p)
-    slow = {"VGG-11": [pytest.mark.slow]}  # products with its Hessian
+    slow = {"VGG-11", "C1", "C1, stride 2"}
+    marks = {True: [pytest.mark.slow], False: []}
     return [
-        pytest.param(key[0], p, id=" ".join(map(str, key)), marks=slow.get(key[2], []))
+        pytest.param(key[0], p, id=" ".join(map(str, key)), marks=marks[key[2] in slow])
         for key, p in found.items()
     ]
 

@@ -288,12 +288,14 @@ def run_cells(*sources):
     return client
 
 
+@pytest.mark.slow
 def test_in_a_kernel_the_widget_holds_the_figure_of_the_value():
     client = run_cells(SETUP, 'box = explore(figure_of, {"ε": [1.0, 3.0]})', "box.at = [1]; box")
     (found,) = [w for w in client.widget_state.values() if w["_model_module"] == "anywidget"]
     assert found["figure"]["data"][0]["y"] == [3.0, 1.0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "cell",
     ['explore(figure_of, {"ε": [2.0, 3.0]})', 'explore(figure_of, {"ε": [1.0, 2.0]}).at = [1]'],
