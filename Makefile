@@ -8,10 +8,11 @@ LECTURE6_DATA ?= $(wildcard ../shared/data)
 ifneq ($(LECTURE6_DATA),)
 export LECTURE6_DATA := $(abspath $(LECTURE6_DATA))
 endif
-# Tests run in two processes, of one thread each: more would wait for one another. Files are taken
-# up in the order of tests/conftest.py.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -ra --numprocesses 2 --dist loadfile \
-  --no-loadscope-reorder
+# Tests run in two processes, of one thread each: more would wait for one another. Of the unit tests
+# it is three, since they wait a third of their time for what they start. Files are taken up in the
+# order of tests/conftest.py.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -ra --dist loadfile --no-loadscope-reorder \
+  --numprocesses
 UNIT_TESTS := tests --ignore=tests/notebooks --ignore=tests/book
 # The kernels of .venv win over any of the same name under the home folder.
 export JUPYTER_PREFER_ENV_PATH := 1
@@ -43,8 +44,8 @@ serve: book ## serve the book on this machine: http://127.0.0.1:8000
 # The notebooks are run by one process and the book by another, so that two kernels never start at
 # the same moment: they may pick the same ports.
 test: lint book ## everything that CI checks; its parts by themselves:
-	$(PYTEST) $(UNIT_TESTS)
-	$(PYTEST) tests/notebooks tests/book
+	$(PYTEST) 3 $(UNIT_TESTS)
+	$(PYTEST) 2 tests/notebooks tests/book
 
 lint: $(INSTALLED) ## - style and types
 	$(BIN)/ruff check .
@@ -52,16 +53,16 @@ lint: $(INSTALLED) ## - style and types
 	$(BIN)/mypy
 
 unit: $(INSTALLED) ## - the unit tests
-	$(PYTEST) $(UNIT_TESTS)
+	$(PYTEST) 3 $(UNIT_TESTS)
 
 notebooks: $(INSTALLED) ## - the notebooks at profile smoke
-	$(PYTEST) tests/notebooks
+	$(PYTEST) 2 tests/notebooks
 
 browser: book ## - the book, in a browser
-	$(PYTEST) tests/book
+	$(PYTEST) 2 tests/book
 
 test-fast: $(INSTALLED) ## the unit tests that start no processes and take no minutes
-	$(PYTEST) -m "not slow" $(UNIT_TESTS)
+	$(PYTEST) 2 -m "not slow" $(UNIT_TESTS)
 
 lock: ## write requirements.lock anew from pyproject.toml, with the newest versions
 	@$(PYTHON) -m venv _build/uv
