@@ -17,7 +17,7 @@ UNIT_TESTS := tests --ignore=tests/notebooks --ignore=tests/book
 # The kernels of .venv win over any of the same name under the home folder.
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: help book serve test test-fast lint unit notebooks browser lock exercises repository gpu wheels clean
+.PHONY: help book serve test test-fast lint unit notebooks browser pages lock exercises repository gpu wheels clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
@@ -41,11 +41,10 @@ book: $(INSTALLED) ## execute the notebooks and render the book into _build/html
 serve: book ## serve the book on this machine: http://127.0.0.1:8000
 	@$(BIN)/python book/serve.py _build/html 8000
 
-# The notebooks are run by one process and the book by another, so that two kernels never start at
-# the same moment: they may pick the same ports.
-test: lint book ## everything that CI checks; its parts by themselves:
-	$(PYTEST) 3 $(UNIT_TESTS)
-	$(PYTEST) 2 tests/notebooks tests/book
+test: $(INSTALLED) ## everything that CI checks; all of it, whatever fails; its parts by themselves:
+	@failed=; for part in lint book unit pages; do \
+	  $(MAKE) --no-print-directory $$part || failed="$$failed $$part"; \
+	done; test -z "$$failed" || { echo "make test: failed:$$failed" >&2; exit 1; }
 
 lint: $(INSTALLED) ## - style and types
 	$(BIN)/ruff check .
@@ -60,6 +59,11 @@ notebooks: $(INSTALLED) ## - the notebooks at profile smoke
 
 browser: book ## - the book, in a browser
 	$(PYTEST) 2 tests/book
+
+# The notebooks are run by one process and the book by another, so that two kernels never start at
+# the same moment: they may pick the same ports.
+pages: $(INSTALLED) ## - these two side by side, of the book as it was built last
+	$(PYTEST) 2 tests/notebooks tests/book
 
 test-fast: $(INSTALLED) ## the unit tests that start no processes and take no minutes
 	$(PYTEST) 2 -m "not slow" $(UNIT_TESTS)
