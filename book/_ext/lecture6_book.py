@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import shutil
+import threading
 from pathlib import Path
 
 from jupyter_cache import get_cache
@@ -45,6 +46,7 @@ def configure(app, config):
     (static / "explorables").mkdir(parents=True, exist_ok=True)
     write_modules(static / "explorables")
     write_part(static / "plotly.min.js")
+    quiet_kernels(Path(app.outdir).parent / ".ipython")
     config.html_static_path.append(str(static))
     if not config.html_theme_options["repository_url"]:
         config.html_theme_options["launch_buttons"] = {}  # no address yet: no dead Colab button
@@ -67,10 +69,41 @@ def execute_side_by_side(app, env, docnames):
     for path in notebooks:
         cache.add_nb_to_project(path)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the kernels' share of the cores
-    logger.info("executing the notebooks, one a core ...")
-    load_executor("local-parallel", cache).run_and_cache(
-        filter_uris=notebooks, timeout=app.config.nb_execution_timeout
-    )
+    executor, ended = load_executor("local-parallel", cache), threading.Event()
+    n = len(executor.get_records(notebooks))
+    logger.info("executing %d notebooks, one a core ...", n)
+    known = {record.pk for record in cache.list_cache_records()}
+    n_known = len(known)
+
+    def report():
+        for record in cache.list_cache_records():
+            if record.pk not in known:
+                known.add(record.pk)
+                name, seconds = Path(record.uri).stem, record.data["execution_seconds"]
+                logger.info("%s: %.0f s, %d of %d", name, seconds, len(known) - n_known, n)
+
+    def report_on_the_way():
+        while not ended.wait(1):
+            report()
+
+    # It starts later than the processes: these are forked, and a fork keeps other threads' locks.
+    progress = threading.Timer(2, report_on_the_way)
+    progress.start()
+    try:
+        executor.run_and_cache(filter_uris=notebooks, timeout=app.config.nb_execution_timeout)
+    finally:
+        progress.cancel()  # if it has not started yet
+        ended.set()
+        progress.join()
+    report()
+
+
+def quiet_kernels(folder):
+    """Let kernels tell errors alone: each would warn that it talks to this machine over TCP."""
+    profile = folder / "profile_default"
+    profile.mkdir(parents=True, exist_ok=True)
+    (profile / "ipython_kernel_config.py").write_text('c.IPKernelApp.log_level = "ERROR"\n')
+    os.environ["IPYTHONDIR"] = str(folder)
 
 
 def as_divisions(signature):

@@ -1,6 +1,7 @@
 """How the notebooks are executed for the book: side by side, and again when something changed."""
 
 import os
+import re
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,6 +34,11 @@ def test_notebooks_are_executed_side_by_side(small_book, build, monkeypatch):
     assert done.returncode == 0, done.stderr[-3000:]
     for name in "ab":
         assert "1 thread" in (root / f"_build/html/notebooks/{name}.html").read_text("utf8")
+    assert "executing 2 notebooks" in done.stdout
+    said = re.findall(r"^([ab]): \d+ s, (\d) of 2$", done.stdout, re.MULTILINE)
+    assert sorted(name for name, _ in said) == ["a", "b"]
+    assert [place for _, place in said] == ["1", "2"]
+    assert "IPKernelApp" not in done.stdout + done.stderr
 
 
 def test_a_notebook_that_fails_is_reported(small_book, build):
