@@ -249,6 +249,14 @@ def test_accuracy_shows_and_says_the_tables_means(x):
             assert said in description(figure)
 
 
+def assert_two_panels(figure):
+    """Over one x-axis, which stands at the lower; they share no height."""
+    above, below = figure.layout.yaxis.domain, figure.layout.yaxis2.domain
+    assert 0 == below[0] < below[1] < above[0] < above[1] == 1
+    assert figure.layout.xaxis.anchor == "y2"
+    assert {curve.xaxis or "x" for curve in figure.data} == {"x"}
+
+
 def test_interpolation_shows_and_says_the_tables_means():
     table = path()
     figure = figures.interpolation(table, **COMMON)
@@ -265,7 +273,10 @@ def test_interpolation_shows_and_says_the_tables_means():
                 f"accuracy {100 * means['accuracy'][alpha]:.1f} per cent"
             )
             assert said in description(figure)
-    assert [s.x0 for s in figure.layout.shapes] == [0, 1]
+    assert [(s.x0, s.x1, s.y0, s.y1, s.yref) for s in figure.layout.shapes] == [
+        (alpha, alpha, 0, 1, "paper") for alpha in (0, 1)
+    ]
+    assert_two_panels(figure)
     assert [a.text for a in figure.layout.annotations] == ["small batch", "large batch"]
 
 
@@ -291,6 +302,7 @@ def test_accuracy_and_sharpness_shows_and_says_the_tables_means():
         said = f"ε = {name} goes from {means[16]:.3g} at 16 to {means[1000]:.3g} at 1000"
         assert said in description(figure)
     assert list(figure.layout.xaxis.ticktext) == ["16", "64", "1,000"]
+    assert_two_panels(figure)
 
 
 @pytest.mark.parametrize(

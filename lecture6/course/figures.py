@@ -58,10 +58,10 @@ def _band(
     figure.add_scatter(x=there, y=stats["mean"], name=name, **same)
 
 
-def _right_axis(figure: go.Figure, title: str, **more: Any) -> go.Figure:
-    """The figure with a second y-axis, for curves with ``yaxis="y2"``."""
-    axis = {"title": title, "overlaying": "y", "side": "right", "showgrid": False}
-    return figure.update_layout(yaxis2=axis | {"automargin": True} | more)
+def _two_panels(figure: go.Figure, above: dict, below: dict) -> go.Figure:
+    """The figure with a panel for each y-axis, over one x-axis: ``below`` has ``yaxis="y2"``."""
+    axes = {"yaxis": {"domain": [0.54, 1]} | above, "yaxis2": {"domain": [0, 0.46]} | below}
+    return figure.update_layout(**axes, xaxis_anchor="y2", height=560)
 
 
 def _checked(table: pd.DataFrame, *columns: str, finite: bool = False) -> pd.DataFrame:
@@ -167,7 +167,7 @@ def accuracy(history: pd.DataFrame, *, title: str, provenance: str, x: str = "ep
 
 
 def interpolation(table: pd.DataFrame, *, title: str, provenance: str) -> go.Figure:
-    """Figure 5: loss (left axis) and accuracy (right axis) along a path between two solutions.
+    """Figure 5: loss, and below it accuracy, along a path between two solutions.
 
     ``table`` comes from :func:`lecture6.landscape.interpolate`, with a column seed when there are
     several pairs. α = 0 is the small-batch solution, α = 1 the large-batch one.
@@ -185,17 +185,18 @@ def interpolation(table: pd.DataFrame, *, title: str, provenance: str) -> go.Fig
             loss, percents = means.loc[a]
             what = f"{split} at α = {a:g}: loss {loss:.2g}, accuracy {percents:.1f} per cent."
             _describe(figure, what)
-    place = {"y": 0.55, "yref": "paper", "xshift": 9, "textangle": -90, "showarrow": False}
+    whole = {"type": "line", "y0": 0, "y1": 1, "yref": "paper", "line": {"width": 1, "dash": "dot"}}
+    place = {"y": 0.9, "yref": "paper", "xshift": 9, "textangle": -90, "showarrow": False}
     for alpha, name in ((0, "small batch"), (1, "large batch")):
-        figure.add_vline(alpha, line={"width": 1, "dash": "dot"})
+        figure.add_shape(x0=alpha, x1=alpha, **whole)
         figure.add_annotation(x=alpha, text=name, **place)
-    axis = {"title": "Cross-entropy", "rangemode": "tozero"}
-    figure.update_layout(xaxis_title="Position α on the path", yaxis=axis)
-    return _right_axis(figure, "Accuracy, %", range=[0, 102], tickmode="linear", dtick=20)
+    figure.update_layout(xaxis_title="Position α on the path")
+    loss = {"title": "Cross-entropy", "rangemode": "tozero"}
+    return _two_panels(figure, loss, {"title": "Accuracy, %", "range": [0, 102], "dtick": 20})
 
 
 def accuracy_and_sharpness(table: pd.DataFrame, *, title: str, provenance: str) -> go.Figure:
-    """Figure 7: test accuracy (left axis) and sharpness (right axis, log) against batch size.
+    """Figure 7: test accuracy, and below it sharpness, against batch size.
 
     ``table``: one row a run and ε, with columns batch_size, seed, accuracy (fraction), epsilon,
     sharpness (per cent, Definition 2). At most two ε.
@@ -216,8 +217,9 @@ def accuracy_and_sharpness(table: pd.DataFrame, *, title: str, provenance: str) 
         _describe(figure, f"Sharpness at {name} goes {course} per cent.")
     sizes = sorted(percent[x].unique())
     axis = {"tickvals": sizes, "ticktext": [f"{size:,}" for size in sizes], "title": "Batch size"}
-    figure.update_layout(xaxis=axis | {"type": "log"}, yaxis_title="Test accuracy, %")
-    return _right_axis(figure, "Sharpness φ, %", type="log", tickmode="linear", dtick="D2")
+    figure.update_layout(xaxis=axis | {"type": "log"})
+    phi = {"title": "Sharpness φ, %", "type": "log", "dtick": "D2"}
+    return _two_panels(figure, {"title": "Test accuracy, %"}, phi)
 
 
 def curves(
