@@ -1,4 +1,5 @@
 import itertools
+import re
 
 import numpy as np
 import pandas as pd
@@ -247,6 +248,31 @@ def test_accuracy_shows_and_says_the_tables_means(x):
             assert min(band.y) == pytest.approx(100 * rows["accuracy"].min())
             said = f"{label}, {split}: from {means.iloc[0]:.1f} at 0 to {means.iloc[-1]:.1f}"
             assert said in description(figure)
+
+
+def test_curves_that_differ_by_a_number_have_the_colours_of_a_ramp():
+    labels = ["k = 1", "k = 4", "k = 1,600", "limit = 2"]
+    shown = looks_of(labels)
+    channels = np.array([re.findall(r"\d+", shown[label][0]) for label in labels[:3]], dtype=int)
+    ends = [[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in (figures.BLUE, figures.ORANGE)]
+    np.testing.assert_allclose(channels, [ends[0], np.mean(ends, 0), ends[1]], atol=1)
+    assert [shown[label][1] for label in labels] == ["solid", "solid", "solid", "dash"]
+    assert shown["limit = 2"][0] not in {colour for colour, _ in list(shown.values())[:3]}
+
+
+@pytest.mark.parametrize(
+    "labels", [["k = 1", "k = 4"], ["a", "b", "c"], ["k = 1", "n = 2", "B = 3"]]
+)
+def test_other_curves_have_hues(labels):
+    shown = looks_of(labels)
+    assert [colour for colour, _ in shown.values()] == list(figures._COLOURS[: len(labels)])
+
+
+def looks_of(labels):
+    """The colour and the dash of each curve of a figure that has these."""
+    table = pd.DataFrame({"x": 1, "y": 2, "label": labels})
+    figure = figures.curves(table, "x", "y", xlabel="x", ylabel="y", title="Looks")
+    return {curve.name: (curve.line.color, curve.line.dash) for curve in figure.data if curve.name}
 
 
 def assert_two_panels(figure):

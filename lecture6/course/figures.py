@@ -12,6 +12,8 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -21,6 +23,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
+from plotly.colors import sample_colorscale
 from torch import nn
 
 from lecture6 import checks
@@ -85,6 +88,22 @@ def _coloured(curves: Iterable, colours: Sequence) -> Iterator[tuple]:
         most = f"this figure shows at most {len(colours)} curves side by side"
         raise ValueError(f"{most}, got {len(curves)}: leave some out, or draw two figures")
     return zip(curves, colours, strict=False)
+
+
+def _looks(labels: Sequence[str]) -> list[tuple[str, str]]:
+    """Colours and dashes: of three or more that differ by a number ("η = 0.1") a ramp, else hues.
+
+    The ramp has the lightness of its ends, so that it stands out from a white and from a dark page.
+    """
+    parts = [re.fullmatch(r"(.+ = )[\d.,]+", label) for label in labels]
+    stem, n = Counter(part and part[1] for part in parts).most_common(1)[0]
+    if stem is None or n < 3:
+        return [(colour, dash) for dash in ("solid", "dash") for colour in _COLOURS]
+    ramp = iter(sample_colorscale([[0, BLUE], [1, ORANGE]], np.linspace(0, 1, n)))
+    others = cycle([(GREEN, "dash"), (PURPLE, "dash")])
+    return [
+        (next(ramp), "solid") if part and part[1] == stem else next(others) for part in parts[:8]
+    ]
 
 
 def _over(table: pd.DataFrame) -> str:
@@ -239,14 +258,15 @@ def curves(
 ) -> go.Figure:
     """Any quantity against another: one curve a label, its mean and range over seeds.
 
-    ``table`` has the columns ``x`` and ``y``, label (one curve a label, at most eight), and seed
-    when there are several. ``log`` names the logarithmic axes: "", "x", "y" or "xy". ``xrange`` and
-    ``yrange`` are in the units of the data. ``marks`` are points (x, y, text) to point out.
+    ``table`` has the columns ``x`` and ``y``, label (one curve a label, at most eight; if three or
+    more differ by a number alone, as "η = 0.1" does, their colours are a ramp), and seed when there
+    are several. ``log`` names the logarithmic axes: "", "x", "y" or "xy". ``xrange`` and ``yrange``
+    are in the units of the data. ``marks`` are points (x, y, text) to point out.
     A logarithmic axis needs a positive value, or a positive range: else ValueError.
     """
     checks.one_of("log", log, ("", "x", "y", "xy"))
     by_label = _checked(table, x, y, "label").groupby("label", sort=False)
-    looks = [(c, dash) for dash in ("solid", "dash") for c in _COLOURS]
+    looks = _looks([str(label) for label, _ in by_label])
     figure = _figure(title, f"{ylabel} against {xlabel}{_over(table)}.", provenance)
     for (label, rows), (colour, dash) in _coloured(by_label, looks):
         _band(figure, rows, x, y, label, colour, dash=dash, mode=mode)
