@@ -111,7 +111,7 @@ class SpectralDensity:
         The variance of uᵀ A u over random directions u is 2/(n + 2) times that of A's eigenvalues:
         where the draws differ less, by chance, the standard error is from it.
         """
-        here, beside = function(self.nodes), function(self.nodes + self.rounding)
+        here, beside = (1.0 * function(at) for at in (self.nodes, self.nodes + self.rounding))
         rounding = float((self.weights * np.abs(beside - here)).sum(1).mean())
         found = Estimate.mean((self.weights * here).sum(1), rounding=rounding)
         if found.n_samples > 1:  # else it is the spectrum itself

@@ -219,6 +219,13 @@ def test_measures_at_any_scale(scale):
     np.testing.assert_allclose(curvature.matrix(bowl, ZERO) / scale, BOWL.h, atol=1e-12)
 
 
+def test_a_share_of_the_eigenvalues_is_the_mean_of_a_condition():
+    density = curvature.spectral_density(BOWL, ZERO, n_vectors=40, n_steps=60)
+    share = density.mean_of(lambda values: values > 2)
+    assert share.stderr < 0.02
+    assert abs(share.value - 4 / 124) < 3 * share.stderr
+
+
 @pytest.mark.parametrize("scale", [1e-300, 1e-20, 1.0, 1e300])
 @pytest.mark.parametrize(
     "spectrum", [[5, 5, 5, 1, -0.2], [2, 2, 2, 2, 0.5], [3, 3, 1, 1, 1, 1, 0.5]]

@@ -1,4 +1,5 @@
 import itertools
+import re
 
 import numpy as np
 import pandas as pd
@@ -249,6 +250,39 @@ def test_accuracy_shows_and_says_the_tables_means(x):
             assert said in description(figure)
 
 
+def test_curves_that_differ_by_a_number_have_the_colours_of_a_ramp():
+    labels = ["k = 1", "k = 4", "k = 1,600", "limit = 2"]
+    shown = looks_of(labels)
+    channels = np.array([re.findall(r"\d+", shown[label][0]) for label in labels[:3]], dtype=int)
+    ends = [[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in (figures.BLUE, figures.ORANGE)]
+    np.testing.assert_allclose(channels, [ends[0], np.mean(ends, 0), ends[1]], atol=1)
+    assert [shown[label][1] for label in labels] == ["solid", "solid", "solid", "dash"]
+    assert shown["limit = 2"][0] not in {colour for colour, _ in list(shown.values())[:3]}
+
+
+@pytest.mark.parametrize(
+    "labels", [["k = 1", "k = 4"], ["a", "b", "c"], ["k = 1", "n = 2", "B = 3"]]
+)
+def test_other_curves_have_hues(labels):
+    shown = looks_of(labels)
+    assert [colour for colour, _ in shown.values()] == list(figures._COLOURS[: len(labels)])
+
+
+def looks_of(labels):
+    """The colour and the dash of each curve of a figure that has these."""
+    table = pd.DataFrame({"x": 1, "y": 2, "label": labels})
+    figure = figures.curves(table, "x", "y", xlabel="x", ylabel="y", title="Looks")
+    return {curve.name: (curve.line.color, curve.line.dash) for curve in figure.data if curve.name}
+
+
+def assert_two_panels(figure):
+    """Over one x-axis, which stands at the lower; they share no height."""
+    above, below = figure.layout.yaxis.domain, figure.layout.yaxis2.domain
+    assert 0 == below[0] < below[1] < above[0] < above[1] == 1
+    assert figure.layout.xaxis.anchor == "y2"
+    assert {curve.xaxis or "x" for curve in figure.data} == {"x"}
+
+
 def test_interpolation_shows_and_says_the_tables_means():
     table = path()
     figure = figures.interpolation(table, **COMMON)
@@ -265,7 +299,10 @@ def test_interpolation_shows_and_says_the_tables_means():
                 f"accuracy {100 * means['accuracy'][alpha]:.1f} per cent"
             )
             assert said in description(figure)
-    assert [s.x0 for s in figure.layout.shapes] == [0, 1]
+    assert [(s.x0, s.x1, s.y0, s.y1, s.yref) for s in figure.layout.shapes] == [
+        (alpha, alpha, 0, 1, "paper") for alpha in (0, 1)
+    ]
+    assert_two_panels(figure)
     assert [a.text for a in figure.layout.annotations] == ["small batch", "large batch"]
 
 
@@ -291,6 +328,7 @@ def test_accuracy_and_sharpness_shows_and_says_the_tables_means():
         said = f"ε = {name} goes from {means[16]:.3g} at 16 to {means[1000]:.3g} at 1000"
         assert said in description(figure)
     assert list(figure.layout.xaxis.ticktext) == ["16", "64", "1,000"]
+    assert_two_panels(figure)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,10 @@ FIGURE, CELL = 1, 0.5  # minutes to look at a figure, and to read the code of an
 SENTENCE = re.compile(r"[.?!](?=\s|$)")
 FOLDED = "tag_hide-input"
 EXERCISE = re.compile(r"\((\d+) minutes\)$")
+# A figure up to where its number goes; a prediction's text follows its tag, too.
+DRAWN = re.compile(
+    r'<figure( class="plotly-figure"><figcaption>| class="explorable">(?!<div>A prediction:))'
+)
 CHAPTER = re.compile(r"ch\.\s(\d)")
 # What stays as it is: headings, links, code, displayed mathematics and what figures say.
 CLOSED = (nodes.title, nodes.reference, nodes.literal, nodes.raw, nodes.math_block, nodes.caption)
@@ -56,6 +60,29 @@ def rows(table):
 def symbols(row):
     """Return the symbols of a row as they stand in the source."""
     return [math.astext() for math in row[0].findall(nodes.math)]
+
+
+class NumberFigures(SphinxTransform):
+    """Gives each figure of a chapter, drawn or computed in the page, a number and an address.
+
+    A prediction has none: the figure with its answer has.
+    """
+
+    default_priority = 500
+
+    def apply(self):
+        chapter, count = chapter_number(self.env.docname), 0
+
+        def numbered(found):
+            nonlocal count
+            count += 1
+            name = f"figure-{chapter}-{count}"
+            label = f'<a class="number" href="#{name}">Figure {chapter}.{count}</a> '
+            return f'<figure id="{name}"{found[1]}{label}'
+
+        if chapter is not None:
+            for html in self.document.findall(nodes.raw):
+                html[:] = [nodes.Text(DRAWN.sub(numbered, html.astext()))]
 
 
 class NameSymbols(SphinxTransform):
@@ -242,6 +269,7 @@ def setup(app):
     """Register the transforms and what is done with a page that is complete."""
     app.add_transform(NumberChapter)
     app.add_transform(NameSymbols)
+    app.add_transform(NumberFigures)
     app.connect("doctree-resolved", show_minutes)  # of words that are no links yet
     app.connect("doctree-resolved", link_terms)
     app.connect("html-page-context", finish_page)

@@ -58,8 +58,9 @@ def write_modules(folder):
 def figure_html(figure, start):
     """Return a figure of the book: what Plotly draws, with its words, as `explorer.js` takes it.
 
-    The title is the caption; the subtitle (which run it shows) and the text of
-    `layout.meta["description"]` stand under it. ``start`` holds what the module is started with.
+    The title, which says what the figure shows, stands above it; what folds out below are the text
+    of `layout.meta["description"]` and the subtitle, which run it shows. ``start`` holds what the
+    module is started with.
 
     Raises:
         ValueError: the figure has no title or no text description, or is of a kind that the book's
@@ -75,16 +76,15 @@ def figure_html(figure, start):
             f"the figure {title!r} needs a title (its caption in the book) and a text "
             "description: set layout.title.text and layout.meta['description']"
         )
-    caption = f'<span class="title">{escape(title)}</span>'
-    if "subtitle" in heading:
-        caption += f'<span class="subtitle">{escape(heading["subtitle"]["text"])}</span>'
+    run = heading.get("subtitle", {}).get("text", "")
     return (
         '<figure class="plotly-figure">'
+        f'<figcaption><span class="title">{escape(title)}</span></figcaption>'
         f'<div class="plot" role="group" aria-label="{escape(title)}" '
         f'aria-busy="true" style="min-height: {layout.get("height", 450)}px"></div>'
-        f"<figcaption>{caption}</figcaption>"
-        "<details><summary>Description of the figure</summary>"
-        f"<p>{escape(description)}</p></details>"
+        "<details><summary>About this figure</summary>"
+        f'<p class="description">{escape(description)}</p>'
+        f'<p class="subtitle">{escape(run)}</p></details>'
         f"{script({'module': 'explorer', 'start': start})}</figure>"
     )
 

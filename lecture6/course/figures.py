@@ -12,6 +12,8 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -21,6 +23,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
+from plotly.colors import sample_colorscale
 from torch import nn
 
 from lecture6 import checks
@@ -58,10 +61,10 @@ def _band(
     figure.add_scatter(x=there, y=stats["mean"], name=name, **same)
 
 
-def _right_axis(figure: go.Figure, title: str, **more: Any) -> go.Figure:
-    """The figure with a second y-axis, for curves with ``yaxis="y2"``."""
-    axis = {"title": title, "overlaying": "y", "side": "right", "showgrid": False}
-    return figure.update_layout(yaxis2=axis | {"automargin": True} | more)
+def _two_panels(figure: go.Figure, above: dict, below: dict) -> go.Figure:
+    """The figure with a panel for each y-axis, over one x-axis: ``below`` has ``yaxis="y2"``."""
+    axes = {"yaxis": {"domain": [0.54, 1]} | above, "yaxis2": {"domain": [0, 0.46]} | below}
+    return figure.update_layout(**axes, xaxis_anchor="y2", height=560)
 
 
 def _checked(table: pd.DataFrame, *columns: str, finite: bool = False) -> pd.DataFrame:
@@ -85,6 +88,22 @@ def _coloured(curves: Iterable, colours: Sequence) -> Iterator[tuple]:
         most = f"this figure shows at most {len(colours)} curves side by side"
         raise ValueError(f"{most}, got {len(curves)}: leave some out, or draw two figures")
     return zip(curves, colours, strict=False)
+
+
+def _looks(labels: Sequence[str]) -> list[tuple[str, str]]:
+    """Colours and dashes: of three or more that differ by a number ("η = 0.1") a ramp, else hues.
+
+    The ramp has the lightness of its ends, so that it stands out from a white and from a dark page.
+    """
+    parts = [re.fullmatch(r"(.+ = )[\d.,]+", label) for label in labels]
+    stem, n = Counter(part and part[1] for part in parts).most_common(1)[0]
+    if stem is None or n < 3:
+        return [(colour, dash) for dash in ("solid", "dash") for colour in _COLOURS]
+    ramp = iter(sample_colorscale([[0, BLUE], [1, ORANGE]], np.linspace(0, 1, n)))
+    others = cycle([(GREEN, "dash"), (PURPLE, "dash")])
+    return [
+        (next(ramp), "solid") if part and part[1] == stem else next(others) for part in parts[:8]
+    ]
 
 
 def _over(table: pd.DataFrame) -> str:
@@ -167,7 +186,7 @@ def accuracy(history: pd.DataFrame, *, title: str, provenance: str, x: str = "ep
 
 
 def interpolation(table: pd.DataFrame, *, title: str, provenance: str) -> go.Figure:
-    """Figure 5: loss (left axis) and accuracy (right axis) along a path between two solutions.
+    """Figure 5: loss, and below it accuracy, along a path between two solutions.
 
     ``table`` comes from :func:`lecture6.landscape.interpolate`, with a column seed when there are
     several pairs. α = 0 is the small-batch solution, α = 1 the large-batch one.
@@ -185,17 +204,18 @@ def interpolation(table: pd.DataFrame, *, title: str, provenance: str) -> go.Fig
             loss, percents = means.loc[a]
             what = f"{split} at α = {a:g}: loss {loss:.2g}, accuracy {percents:.1f} per cent."
             _describe(figure, what)
-    place = {"y": 0.55, "yref": "paper", "xshift": 9, "textangle": -90, "showarrow": False}
+    whole = {"type": "line", "y0": 0, "y1": 1, "yref": "paper", "line": {"width": 1, "dash": "dot"}}
+    place = {"y": 0.9, "yref": "paper", "xshift": 9, "textangle": -90, "showarrow": False}
     for alpha, name in ((0, "small batch"), (1, "large batch")):
-        figure.add_vline(alpha, line={"width": 1, "dash": "dot"})
+        figure.add_shape(x0=alpha, x1=alpha, **whole)
         figure.add_annotation(x=alpha, text=name, **place)
-    axis = {"title": "Cross-entropy", "rangemode": "tozero"}
-    figure.update_layout(xaxis_title="Position α on the path", yaxis=axis)
-    return _right_axis(figure, "Accuracy, %", range=[0, 102], tickmode="linear", dtick=20)
+    figure.update_layout(xaxis_title="Position α on the path")
+    loss = {"title": "Cross-entropy", "rangemode": "tozero"}
+    return _two_panels(figure, loss, {"title": "Accuracy, %", "range": [0, 102], "dtick": 20})
 
 
 def accuracy_and_sharpness(table: pd.DataFrame, *, title: str, provenance: str) -> go.Figure:
-    """Figure 7: test accuracy (left axis) and sharpness (right axis, log) against batch size.
+    """Figure 7: test accuracy, and below it sharpness, against batch size.
 
     ``table``: one row a run and ε, with columns batch_size, seed, accuracy (fraction), epsilon,
     sharpness (per cent, Definition 2). At most two ε.
@@ -216,8 +236,9 @@ def accuracy_and_sharpness(table: pd.DataFrame, *, title: str, provenance: str) 
         _describe(figure, f"Sharpness at {name} goes {course} per cent.")
     sizes = sorted(percent[x].unique())
     axis = {"tickvals": sizes, "ticktext": [f"{size:,}" for size in sizes], "title": "Batch size"}
-    figure.update_layout(xaxis=axis | {"type": "log"}, yaxis_title="Test accuracy, %")
-    return _right_axis(figure, "Sharpness φ, %", type="log", tickmode="linear", dtick="D2")
+    figure.update_layout(xaxis=axis | {"type": "log"})
+    phi = {"title": "Sharpness φ, %", "type": "log", "dtick": "D2"}
+    return _two_panels(figure, {"title": "Test accuracy, %"}, phi)
 
 
 def curves(
@@ -237,14 +258,15 @@ def curves(
 ) -> go.Figure:
     """Any quantity against another: one curve a label, its mean and range over seeds.
 
-    ``table`` has the columns ``x`` and ``y``, label (one curve a label, at most eight), and seed
-    when there are several. ``log`` names the logarithmic axes: "", "x", "y" or "xy". ``xrange`` and
-    ``yrange`` are in the units of the data. ``marks`` are points (x, y, text) to point out.
+    ``table`` has the columns ``x`` and ``y``, label (one curve a label, at most eight; if three or
+    more differ by a number alone, as "η = 0.1" does, their colours are a ramp), and seed when there
+    are several. ``log`` names the logarithmic axes: "", "x", "y" or "xy". ``xrange`` and ``yrange``
+    are in the units of the data. ``marks`` are points (x, y, text) to point out.
     A logarithmic axis needs a positive value, or a positive range: else ValueError.
     """
     checks.one_of("log", log, ("", "x", "y", "xy"))
     by_label = _checked(table, x, y, "label").groupby("label", sort=False)
-    looks = [(c, dash) for dash in ("solid", "dash") for c in _COLOURS]
+    looks = _looks([str(label) for label, _ in by_label])
     figure = _figure(title, f"{ylabel} against {xlabel}{_over(table)}.", provenance)
     for (label, rows), (colour, dash) in _coloured(by_label, looks):
         _band(figure, rows, x, y, label, colour, dash=dash, mode=mode)

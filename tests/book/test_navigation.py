@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from browsing import emulate, resize, served
+from bs4 import BeautifulSoup
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -172,3 +173,28 @@ def test_the_search_shows_chapters_with_their_numbers(browser, address, words, p
             for link in browser.find_elements(By.CSS_SELECTOR, "#search-results li a")
         )
     )
+
+
+@pytest.mark.parametrize("page", CHAPTERS)
+def test_figures_have_numbers_that_can_be_cited(address, page):
+    chapter = int(page.split("/")[1][:2])
+    soup = BeautifulSoup(page_of(page), "html.parser")
+    figures = soup.select("main figure:is(.plotly-figure, .explorable)")
+    figures = [f for f in figures if '"module": "prediction"' not in f.script.string]
+    assert len(figures) > 2
+    for k, figure in enumerate(figures, 1):
+        [number] = figure.select("a.number")
+        assert number.string == f"Figure {chapter}.{k}"
+        assert number["href"] == f"#{figure['id']}" == f"#figure-{chapter}-{k}"
+
+
+def test_the_title_stands_above_the_figure_and_its_run_folds_out(visit, browser):
+    visit(CHAPTERS[1])
+    figure = browser.find_element(By.CSS_SELECTOR, "figure.plotly-figure")
+    caption, plot, run = (
+        figure.find_element(By.CSS_SELECTOR, part) for part in ("figcaption", ".plot", ".subtitle")
+    )
+    assert caption.rect["y"] + caption.rect["height"] <= plot.rect["y"]
+    assert not run.is_displayed()
+    figure.find_element(By.TAG_NAME, "summary").click()
+    assert "profile" in run.text

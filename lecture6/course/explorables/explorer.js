@@ -144,16 +144,16 @@ export function drawFigure({ model, el }) {
   const over = new AbortController(), { signal } = over;
   // The book has written this already, with the words of the first figure.
   if (!el.querySelector(".plot"))
-    el.innerHTML = `<figure class="plotly-figure"><div class="plot" role="group" aria-busy="true">
-      </div><figcaption><span class="title"></span><span class="subtitle"></span></figcaption>
-      <details><summary>Description of the figure</summary><p></p></details></figure>`;
+    el.innerHTML = `<figure class="plotly-figure"><figcaption><span class="title"></span></figcaption>
+      <div class="plot" role="group" aria-busy="true"></div><details><summary>About this figure
+      </summary><p class="description"></p><p class="subtitle"></p></details></figure>`;
   const plot = el.querySelector(".plot"), root = plot.parentElement;
   root.classList.add("lecture6-explorable");
   plot.insertAdjacentHTML("afterend", `<form class="controls"></form><div class="tools">
     <button type="button" class="reset" hidden>Reset the axes</button>
     <button type="button" class="data">Data (CSV)</button></div>`);
   const [form, tools, reset, title, subtitle, description] =
-    ["form", ".tools", ".reset", ".title", ".subtitle", "details p"].map((part) =>
+    ["form", ".tools", ".reset", ".title", ".subtitle", ".description"].map((part) =>
       root.querySelector(part));
   const options = model.get("controls"), states = model.get("states"), pressed = [];
   let figure = null, legend = 0, drawn = {}, printing = false, near = false, busy = false, again;
@@ -177,12 +177,12 @@ export function drawFigure({ model, el }) {
     if (!next?.data) {
       const chosen = options.map(({ label, names }, j) => `${label} = ${names[at[j]]}`).join(", ");
       title.textContent = description.textContent = error ?? `Not measured: ${chosen}`;
-      if (subtitle) subtitle.textContent = "";
+      subtitle.textContent = "";
       return;
     }
     const { title: heading, meta } = figure.layout;
     if (heading?.text) title.textContent = heading.text;
-    if (subtitle) subtitle.textContent = heading?.subtitle?.text ?? "";
+    subtitle.textContent = heading?.subtitle?.text ?? "";
     description.textContent = meta?.description ?? description.textContent;
     draw();
   }
