@@ -320,6 +320,9 @@ class Restriction(Objective):
         full[..., self.indices] = part
         return full
 
+    def check_derivatives(self, order: int) -> None:
+        self.objective.check_derivatives(order)
+
     def _terms(self) -> list[tuple[float, Callable[[Tensor], Tensor]]]:
         return [(weight, partial(self._moved, term)) for weight, term in self.objective._terms()]
 

@@ -40,6 +40,14 @@ NO_SINGLE = (
     "without; or torch.func.vmap does not take it, as it takes no recurrent layers"
 )
 
+NO_DERIVATIVE = (
+    "the derivative of order {order} that torch gives of this network is not that of its loss. "
+    "Usual causes: "
+    "activation checkpointing, which batch_size makes needless; detach, no_grad or a "
+    "straight-through estimator inside the model; an autograd.Function whose backward pass is not "
+    "the derivative, or has none (once_differentiable); a layer that torch differentiates once only"
+)
+
 PartProduct = Callable[[Tensor, bool], Tensor]  # see Product
 #: Makes what the products with one term need, the last tensor of a graph or gradients, and them.
 Graph = Callable[[], tuple[Tensor | SampleGradients, PartProduct]]
@@ -115,6 +123,10 @@ class Objective(ABC):
         """
         return self
 
+    def check_derivatives(self, order: int) -> None:
+        """Raises ValueError where the derivatives up to ``order``, 1 or 2, are not those of f."""
+        return  # a function's are taken as they come
+
     def value(self, w: Tensor) -> float:
         """f(w)."""
         w = vector(self, w)
@@ -128,6 +140,7 @@ class Objective(ABC):
     def value_and_grad(self, w: Tensor) -> tuple[float, Tensor]:
         """f(w) and ∇f(w) from one forward and one backward pass."""
         w = vector(self, w)
+        self.check_derivatives(1)
         with torch.inference_mode(False), torch.enable_grad():
             x, total, out = w.clone().requires_grad_(), 0.0, torch.zeros_like(w)
             for weight, term in self._terms():
@@ -156,6 +169,7 @@ class Objective(ABC):
                 limit; the samples beyond it are passed through the network at every call.
         """
         w = vector(self, w)
+        self.check_derivatives(1 if of == "covariance" else 2)
         terms = self._graphs(of, w)
         kept = _kept([graph for _, graph in terms], memory_limit)
 
@@ -296,10 +310,11 @@ class NetworkObjective(FlatNetwork, Objective):
         x, y = checks.samples(x, y, classes=loss is None)
         first = next(iter(checks.parameters(model).values()))
         self.dtype, self.device = dtype or first.dtype, first.device
-        if not (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point):
-            raise ValueError(f"dtype must be one of torch's floating ones, got {dtype!r}")
+        if self.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"dtype must be torch.float32 or torch.float64, got {self.dtype}")
         with torch.inference_mode(False):
-            super().__init__(checks.as_dtype(copy.deepcopy(model), self.dtype).eval())
+            super().__init__(checks.as_dtype(_copied(model), self.dtype).eval())
+        self._right: set[int] = set()  # the orders of derivatives that were checked
         checks.fits(self.model, x, y, classes=loss is None)
         self.loss, self.classes = loss or F.cross_entropy, loss is None
         #: (n_params,) the model's own weights
@@ -345,9 +360,31 @@ class NetworkObjective(FlatNetwork, Objective):
                 found = NetworkObjective(
                     *data, loss=loss, batch_size=self.batch_size, dtype=torch.float64
                 )
+                found._right = {1, 2}  # or it would be checked on these samples itself
                 found.grad(found.w)
                 return found
         return few
+
+    def check_derivatives(self, order: int) -> None:
+        """Raises ValueError where the derivatives up to ``order``, 1 or 2, are not those of f.
+
+        They are compared once an objective, on a few of the samples and at other weights than its
+        own, with differences of the loss and of the gradient.
+        """
+        if order in self._right:
+            return
+        if order > 1:
+            self.check_derivatives(order - 1)
+        few, message = copy.copy(self.few(exact=True)), NO_DERIVATIVE.format(order=order)
+        few._right = {1, 2}
+        try:
+            # One of three will do: the differences may have come across a kink.
+            right = any(_is_derivative(few, order, seed) for seed in range(3))
+        except RuntimeError as error:
+            raise ValueError(f"{message}: {error}") from error
+        if not right:
+            raise ValueError(message)
+        self._right.add(order)
 
     def on(self, index: Tensor) -> NetworkObjective:
         """The loss of the mini-batch of the samples with these numbers, (n,)."""
@@ -443,3 +480,37 @@ class NetworkObjective(FlatNetwork, Objective):
         if not self.classes:
             return self.value(w), math.nan
         return evaluate(partial(self.logits, vector(self, w)), self._batches)
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` whose gradients are those of its outputs."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError("torch.jit's modules have no parameters apart: give the module before it")
+    try:
+        model = copy.deepcopy(getattr(model, "module", model))  # of DataParallel
+    except RuntimeError as error:
+        what = "the model cannot be copied; in place of nn.utils.weight_norm take that of"
+        raise ValueError(f"{what} nn.utils.parametrizations: {error}") from error
+    for layer in model.modules():
+        if isinstance(layer, nn.Embedding):  # these change gradients alone, not outputs
+            layer.padding_idx, layer.scale_grad_by_freq, layer.sparse = None, False, False
+    return model
+
+
+def _is_derivative(f: NetworkObjective, order: int, seed: int) -> bool:
+    """Whether ∇f·v is the slope of f along a random v, or the Hessian times v that of ∇f."""
+    rng, scale = torch.Generator().manual_seed(seed), f.w.abs()
+    scale += scale.mean() or 1.0
+    x, v = (scale * torch.randn(f.n_params, generator=rng).to(scale) for _ in range(2))
+    h, most = (1e-8, 1e-3) if f.dtype == torch.float64 else (1e-3, 0.1)
+    w = f.w + 0.1 * x
+    (up, g_up), (down, g_down) = (Objective.value_and_grad(f, w + step * v) for step in (h, -h))
+    if order == 1:
+        found, there = (g_up + g_down) @ v / 2, torch.tensor((up - down) / (2 * h)).to(v)
+        noise = max(abs(up), abs(down))
+    else:
+        found, there = f.hvp(w, v), (g_up - g_down) / (2 * h)
+        noise = length(g_up)
+    noise *= 100 * torch.finfo(f.dtype).eps / h
+    # what is not finite is said elsewhere
+    return not length(found - there) > most * max(length(found), length(there)) + noise

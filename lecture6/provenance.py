@@ -12,10 +12,10 @@ from lecture6 import __version__
 
 
 def device_name() -> str:
-    """What computes here: "GPU NVIDIA H200", or "CPU x86_64" when there is no GPU."""
+    """What computes here: "GPU NVIDIA H200", or a CPU with its instructions, "CPU x86_64, AVX2"."""
     if torch.cuda.is_available():
         return f"GPU {torch.cuda.get_device_name()}"
-    return f"CPU {platform.machine()}"
+    return f"CPU {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def code_version() -> str:

@@ -402,12 +402,13 @@ def _result(
 ) -> SharpnessResult:
     """φ of a rise above the loss ``base``, with the errors of both; ``found``: no better."""
     scale, error = 1 + base, math.hypot(rounding, draws)
-    known = math.hypot(3 * rounding, draws) < KNOWN * abs(rise)
+    of_base = abs(rise) / scale  # what an error of 1 + f(x) is in that of the rise
+    known = math.hypot(3 * rounding * (1 + of_base), draws) < KNOWN * abs(rise)
     if not known:
         remedy = "more n_samples" if draws > 3 * rounding else "a larger epsilon or float64"
         message += f"; the rise is {rise:.2g} ± {error:.2g}: take {remedy}"
     value = checks.real("the sharpness", 100 * (rise / scale))
-    stderr = 100 * (error / scale) * (1 + abs(rise) / scale)
+    stderr = 100 * (error / scale) * (1 + of_base)
     how: Any = {"converged": found and known, "method": method, "message": message}
     return SharpnessResult(value, base, base + rise, stderr=stderr, **how, **rest)
 

@@ -462,9 +462,11 @@ def test_an_objective_refuses_what_is_no_batch_no_dtype_and_no_logits():
     for most in (0, -1, 1.5):
         with pytest.raises(ValueError, match="most must be"):
             f.sample_gradients(f.w, most=most)
-    for dtype in ("float64", torch.int64):
-        with pytest.raises(ValueError, match="dtype must be one of torch's floating ones"):
+    for dtype in ("float64", torch.int64, torch.bfloat16, torch.float16):
+        with pytest.raises(ValueError, match=r"dtype must be torch.float32 or torch.float64, got"):
             NetworkObjective(net(), SET.x_train, SET.y_train, dtype=dtype)
+    with pytest.raises(ValueError, match=r"dtype must be .* got torch.bfloat16"):
+        NetworkObjective(net().bfloat16(), SET.x_train, SET.y_train)
     with pytest.raises(ValueError, match=r"the gradient at w has .* not finite.* w is too large"):
         f.sample_gradients(f.w * 1e30)
 

@@ -1,11 +1,16 @@
 import copy
+import math
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from synthetic import gaussian_classes
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
+from lecture6 import curvature, sharpness
 from lecture6.models import flat_parameters, local_seed
 from lecture6.objective import (
     FunctionObjective,
@@ -314,6 +319,7 @@ def test_products_do_not_depend_on_what_is_kept(name, of):
 def passes(limit, n_products):
     data = gaussian_classes(100, 1, shape=(5,), n_classes=3)
     objective = NetworkObjective(Recorder(), data.x_train, data.y_train, batch_size=20, dtype=F64)
+    objective.check_derivatives(2)
     objective.model.seen.clear()
     product = objective.product(objective.w, memory_limit=limit)
     for _ in range(n_products):
@@ -417,7 +423,7 @@ def random(*shape, seed=3):
 
 
 WORDS = torch.randint(7, (20, 6), generator=torch.Generator().manual_seed(2))
-X = DATA.x_train[:20]
+X, LABELS = DATA.x_train[:20], DATA.y_train[:20]
 OWN = {  # net, inputs, labels, loss
     "squares (n, k)": (dense, X, random(20, 3), F.mse_loss),
     "a module, float64 labels": (dense, X, random(20, 3).double(), nn.MSELoss()),
@@ -629,6 +635,142 @@ def test_curvature_of_any_network(name):
         torch.testing.assert_close(rows, torch.stack(alone), rtol=1e-9, atol=1e-12)
 
 
+class Square(torch.autograd.Function):
+    """x², whose backward pass has a derivative, or none, or is another function's."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx, g):
+        return 2 * ctx.saved_tensors[0] * g
+
+
+class SquareOnce(Square):
+    backward = staticmethod(torch.autograd.function.once_differentiable(Square.backward))
+
+
+class AnotherBackward(Square):
+    backward = staticmethod(lambda ctx, g: ctx.saved_tensors[0] * g)
+
+
+class Between(nn.Module):
+    """Two layers, and a function of the first and of what it makes of the inputs."""
+
+    def __init__(self, function, first=None):
+        super().__init__()
+        self.first, self.head = first or nn.Linear(5, 4), nn.Linear(4, 3)
+        self.function = function
+
+    def forward(self, x):
+        return self.head(self.function(self.first, x))
+
+
+def unrecorded(layer, x):
+    with torch.no_grad():
+        return layer(x).tanh()
+
+
+def straight_through(layer, x):
+    z = layer(x)
+    return z + (z.sign() - z).detach()
+
+
+RECOMPUTED = partial(checkpoint, use_reentrant=False)
+NO_GRADIENT = {
+    "recomputed": lambda layer, x: RECOMPUTED(lambda z: layer(z).tanh(), x),
+    "detached": lambda layer, x: layer(x).tanh().detach() + 0 * layer(x),
+    "unrecorded": unrecorded,
+    "straight through": straight_through,
+    "another backward": lambda layer, x: AnotherBackward.apply(layer(x)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64], ids=str)
+@pytest.mark.parametrize("name", NO_GRADIENT)
+def test_a_gradient_that_is_not_that_of_the_loss_is_refused(name, dtype):
+    f = NetworkObjective(Between(NO_GRADIENT[name]), X, LABELS, dtype=dtype)
+    assert math.isfinite(f.value(f.w))
+    part = curvature.Restriction(f, f.w, slice(0, 5))
+    with pytest.raises(ValueError, match=r"order 1 .* not that of its loss"):
+        part.grad(part.w)
+    for derivative in (f.grad, f.value_and_grad, f.sample_gradients, partial(f.hvp, v=f.w)) * 2:
+        with pytest.raises(ValueError, match=r"order 1 .* not that of its loss"):
+            derivative(f.w)
+
+
+def test_a_second_derivative_that_is_not_that_of_the_loss_is_refused():
+    f = NetworkObjective(Between(lambda layer, x: SquareOnce.apply(layer(x))), X, LABELS, dtype=F64)
+    twice = NetworkObjective(f.model, X, LABELS, dtype=F64)
+    twice.model.function = lambda layer, x: Square.apply(layer(x))
+    torch.testing.assert_close(f.grad(f.w), twice.grad(f.w))
+    for measure in (curvature.trace, curvature.eigenvalues, curvature.spectral_density):
+        with pytest.raises(ValueError, match=r"order 2 .* \(once_differentiable\)"):
+            measure(f, f.w)
+    assert curvature.eigenvalues(twice, f.w).converged
+
+
+def test_a_layer_that_torch_differentiates_once_has_a_gradient_and_no_curvature():
+    net = Between(lambda layer, x: layer(x).tanh(), nn.EmbeddingBag(7, 4, mode="max"))
+    f = NetworkObjective(net, WORDS, WORDS[:, 1] % 3, dtype=F64)
+    v, h = direction(f.n_params), 1e-7
+    slope = (f.value(f.w + h * v) - f.value(f.w - h * v)) / (2 * h)
+    assert (f.grad(f.w) @ v).item() == pytest.approx(slope, rel=1e-5)
+    with pytest.raises(ValueError, match=r"order 2 .* differentiates once only: .*bag"):
+        f.hvp(f.w, v)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"padding_idx": 0}, {"scale_grad_by_freq": True}, {"sparse": True}],
+    ids=lambda options: next(iter(options)),
+)
+def test_what_an_embedding_does_to_gradients_alone_is_left_out(options):
+    """Of the loss as a function of all weights the padding's row has a gradient like the others."""
+    with local_seed(0):
+        model = Between(lambda layer, x: layer(x).mean(1).tanh(), nn.Embedding(7, 4, **options))
+    plain = Between(model.function, nn.Embedding(7, 4))
+    plain.load_state_dict(model.state_dict())
+    labels = WORDS[:, 1] % 3
+    f, g = (NetworkObjective(net, WORDS, labels, dtype=F64) for net in (model, plain))
+    v = direction(f.n_params)
+    torch.testing.assert_close(f.grad(f.w), g.grad(f.w), rtol=0, atol=0)
+    torch.testing.assert_close(f.hvp(f.w, v), g.hvp(f.w, v), rtol=0, atol=0)
+    assert all(getattr(model.first, name) == value for name, value in options.items())
+
+
+def test_a_kink_between_the_ends_of_a_difference_is_no_wrong_derivative():
+    """A unit that is zero at the weights themselves, and many kinks everywhere."""
+    with local_seed(0):
+        model = nn.Sequential(nn.Linear(5, 3000), nn.ReLU(), nn.Linear(3000, 3))
+    model[0].weight.data[0] = model[0].bias.data[0] = 0.0
+    f = NetworkObjective(model, X, LABELS, dtype=F64)
+    f.check_derivatives(2)
+
+
+def test_a_model_that_cannot_be_copied_is_one_clear_error():
+    model = nn.Sequential(nn.utils.weight_norm(nn.Linear(5, 3)))
+    model(X)
+    with pytest.raises(ValueError, match=r"cannot be copied.*nn.utils.parametrizations"):
+        NetworkObjective(model, X, LABELS)
+
+
+@pytest.mark.parametrize("jitted", [torch.jit.script, lambda net: torch.jit.trace(net, X)])
+def test_a_jitted_model_is_one_clear_error(jitted):
+    with pytest.raises(ValueError, match="give the module before it"):
+        NetworkObjective(jitted(dense()), X, LABELS)
+
+
+def test_a_data_parallel_model_is_the_model_inside():
+    with local_seed(0):
+        model = dense()
+    f, g = (NetworkObjective(net, X, LABELS) for net in (nn.DataParallel(model), model))
+    assert torch.equal(f.grad(f.w), g.grad(g.w))
+    assert list(f.shapes) == list(g.shapes)
+
+
 def test_the_settings_of_torch_are_as_they_were():
     f = NetworkObjective(Attention("encoder"), WORDS, WORDS[:, 1] % 3)
     f.hvp(f.w, f.w)
@@ -687,6 +829,30 @@ def test_what_is_not_frozen_is_named():
         NetworkObjective(model[0].requires_grad_(False), X, DATA.y_train[:20]).trainable.numel()
         == 0
     )
+
+
+@pytest.mark.parametrize("frozen", [["0.weight", "0.bias"], ["2.bias"], ["0.bias", "2.weight"]])
+def test_curvature_of_what_is_not_frozen_is_that_of_its_block(frozen):
+    with local_seed(0):
+        model = dense()
+    for name, p in model.named_parameters():
+        p.requires_grad_(name not in frozen)
+    f = NetworkObjective(model, X, LABELS, dtype=F64)
+    free = np.concatenate(
+        [np.full(p.numel(), p.requires_grad) for p in model.parameters()]
+    ).nonzero()[0]
+    assert f.trainable.tolist() == free.tolist()
+    block = curvature.matrix(f, f.w)[np.ix_(free, free)]
+    part = curvature.Restriction(f, f.w, f.trainable)
+    top, x = curvature.eigenvalues(part, part.w, 2), part.w
+    np.testing.assert_allclose(top.values, np.linalg.eigvalsh(block)[:-3:-1], rtol=1e-3)
+    trace = curvature.trace(part, x, n_products=20)
+    assert abs(trace.value - np.trace(block)) < 4 * trace.stderr
+    found, whole = (sharpness.worst_case(g, w, epsilon=1e-2) for g, w in ((part, x), (f, f.w)))
+    moved = torch.zeros_like(f.w)
+    moved[f.trainable] = found.maximizer
+    assert f.value(f.w + moved) == pytest.approx(found.loss_max, rel=1e-12)
+    assert found.value < whole.value
 
 
 @pytest.mark.parametrize("inside", ["both", "data", "call"])

@@ -753,6 +753,19 @@ def test_a_loss_at_or_below_minus_1_is_refused(name, level):
         MEASURES[name](f, [0.0, 0.0])
 
 
+@pytest.mark.parametrize("name", ["Definition 2", "SAM"])
+@pytest.mark.parametrize("above", [1e-15, 3e-15, 1e-14])
+def test_a_loss_that_hardly_differs_from_minus_1_has_a_sharpness_of_few_digits(name, above):
+    """1 + f(x) is known to a unit in the last place of f(x), 10 % of it or more."""
+    f = FunctionObjective(lambda w: -1 + above + (w**2).sum(), 2)
+    x = [1e-9, 0.0]
+    found = MEASURES[name](f, x)
+    half = 1e-3 * (1 + 1e-9) if name == "Definition 2" else 0.05 / math.sqrt(2)
+    right = 100 * 2 * half**2 / above
+    assert abs(found.value - right) < found.stderr
+    assert not found.converged
+
+
 @pytest.mark.parametrize("name", MEASURES)
 @pytest.mark.parametrize("unit", [1e-200, 1e-30, 1e30, 1e200])
 def test_measures_of_tiny_and_huge_losses(name, unit):
