@@ -7,9 +7,10 @@ behind it works with, or raises a ValueError that names the value and the remedy
 import copy
 import operator
 import os
+import reprlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -141,11 +142,7 @@ def weights(w: Any, n_params: int, *, dtype: torch.dtype, device: torch.device) 
 
     Raises ValueError for what is no vector, another shape, and weights that are not finite.
     """
-    try:
-        w = _tensor(w)
-    except (TypeError, ValueError, RuntimeError):
-        got = type(w).__name__
-        raise ValueError(f"expected a vector of weights, such as run.w, got {got}") from None
+    w = _tensor(w, "a vector of weights, such as run.w")
     if w.is_complex():
         raise ValueError("expected a vector of real numbers, got complex ones: take its real part")
     w = w.to(device, dtype)
@@ -163,10 +160,8 @@ def samples(x: Any, y: Any, *, name: str = "", classes: bool = True) -> tuple[Te
     and for different lengths; ``name`` is said of the set ("test").
     """
     x_name, y_name = (f"{part}_{name}" if name else part for part in "xy")
-    try:
-        x, y = _tensor(x), _tensor(y)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{x_name} and {y_name} must be tensors or arrays: {error}") from None
+    what = "as a tensor or array, unmasked"
+    x, y = _tensor(x, f"{x_name} {what}"), _tensor(y, f"{y_name} {what}")
     if x.dim() == 0 or len(x) == 0:
         raise ValueError(f"{x_name} must hold at least one sample, got the shape {tuple(x.shape)}")
     if torch.sparse_coo in (x.layout, y.layout):
@@ -186,12 +181,13 @@ def samples(x: Any, y: Any, *, name: str = "", classes: bool = True) -> tuple[Te
     return x, y.to(torch.int64)
 
 
-def _tensor(values: Any) -> Tensor:
+def _tensor(values: Any, expected: str) -> Tensor:
     if isinstance(values, Tensor):
         return values.detach()
-    if np.ma.is_masked(values):
-        raise TypeError("some of them are masked")
-    return torch.as_tensor(np.require(values, None, "W"))  # a copy of what must not be written to
+    with suppress(TypeError, ValueError, RuntimeError):
+        if not np.ma.is_masked(values):
+            return torch.as_tensor(np.require(values, None, "W"))  # a copy, if it is read-only
+    raise ValueError(f"expected {expected}, got {reprlib.repr(values)}")
 
 
 def parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -68,8 +68,6 @@ def batch_size_for(
     g = checks.real("g", g, **{least: 0})
     batch_size = n_train / (g * (1 - momentum) / lr + (not replacement))
     if batch_size < 1 - 1e-9:
-        raise ValueError(
-            f"a noise scale of {g:g} needs {batch_size:.2g} samples in a batch: raise "
-            f"lr = {lr:g} or n_train = {n_train}"
-        )
+        needed = f"a noise scale of {g:g} needs {batch_size:.2g} samples in a batch"
+        raise ValueError(f"{needed}: raise lr = {lr:g} or n_train = {n_train}")
     return batch_size

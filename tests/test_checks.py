@@ -200,8 +200,8 @@ MISTAKEN = {
     "net: plane": (lambda: landscape.plane({"a": net()}, RUN.w), "must name a split or more"),
     "for w a net": (lambda: sharpness.worst_case(LOSS, net()), "a vector of weights.* got Seq"),
     "for w a run": (lambda: curvature.trace(LOSS, RUN), "a vector of weights.* got Run"),
-    "for w None": (lambda: LOSS.grad(None), "a vector of weights.* got NoneType"),
-    "for w a word": (lambda: LOSS.value("w"), "a vector of weights.* got str"),
+    "for w None": (lambda: LOSS.grad(None), "a vector of weights.* got None"),
+    "for w a word": (lambda: LOSS.value("w"), "a vector of weights.* got 'w'"),
     "λ of a net's w": (lambda: noise.critical_batch_size(LOSS), "expected Grad.* got Network"),
     "ψ of a net": (lambda: noise.fluctuation_trace(LOSS, 32), "expected Gradient.* got Network"),
     "one loss": (lambda: landscape.interpolate(LOSS, RUN.w, RUN.w), "must name a split or more"),
@@ -239,9 +239,9 @@ MISTAKEN = {
         "expected a list of models, got NoneType",
     ),
     "nowhere": (lambda: landscape.interpolate({"a": LOSS}, RUN.w, RUN.w, alphas=[]), "is empty"),
-    "rows for w": (lambda: LOSS.value([[1.0], [1.0, 2.0]]), "a vector of weights.* got list"),
+    "rows for w": (lambda: LOSS.value([[1.0], [1.0, 2.0]]), "a vector of weights.* got \\[\\[1"),
     "complex w": (lambda: LOSS.value(1j * np.ones(3)), "got complex ones"),
-    "a dictionary for w": (lambda: LOSS.value({"w": 1.0}), "a vector of weights.* got dict"),
+    "a dictionary for w": (lambda: LOSS.value({"w": 1.0}), "a vector of weights.* got {"),
     "a word": (lambda: sharpness.worst_case(LOSS, RUN.w, subspace="random"), "got 'random'"),
 }
 

@@ -691,13 +691,14 @@ NO_GRADIENT = {
 @pytest.mark.parametrize("dtype", [torch.float32, F64], ids=str)
 @pytest.mark.parametrize("name", NO_GRADIENT)
 def test_a_gradient_that_is_not_that_of_the_loss_is_refused(name, dtype):
-    f = NetworkObjective(Between(NO_GRADIENT[name]), X, LABELS, dtype=dtype)
+    with local_seed(78):
+        f = NetworkObjective(Between(NO_GRADIENT[name]), X, LABELS, dtype=dtype)
     assert math.isfinite(f.value(f.w))
     part = curvature.Restriction(f, f.w, slice(0, 5))
-    with pytest.raises(ValueError, match=r"order 1 .* not that of its loss"):
+    with pytest.raises(ValueError, match=r"order 1 is not that of the loss"):
         part.grad(part.w)
     for derivative in (f.grad, f.value_and_grad, f.sample_gradients, partial(f.hvp, v=f.w)) * 2:
-        with pytest.raises(ValueError, match=r"order 1 .* not that of its loss"):
+        with pytest.raises(ValueError, match=r"order 1 is not that of the loss"):
             derivative(f.w)
 
 
@@ -707,7 +708,7 @@ def test_a_second_derivative_that_is_not_that_of_the_loss_is_refused():
     twice.model.function = lambda layer, x: Square.apply(layer(x))
     torch.testing.assert_close(f.grad(f.w), twice.grad(f.w))
     for measure in (curvature.trace, curvature.eigenvalues, curvature.spectral_density):
-        with pytest.raises(ValueError, match=r"order 2 .* \(once_differentiable\)"):
+        with pytest.raises(ValueError, match=r"order 2 .*\(once_differentiable\)"):
             measure(f, f.w)
     assert curvature.eigenvalues(twice, f.w).converged
 
@@ -718,7 +719,7 @@ def test_a_layer_that_torch_differentiates_once_has_a_gradient_and_no_curvature(
     v, h = direction(f.n_params), 1e-7
     slope = (f.value(f.w + h * v) - f.value(f.w - h * v)) / (2 * h)
     assert (f.grad(f.w) @ v).item() == pytest.approx(slope, rel=1e-5)
-    with pytest.raises(ValueError, match=r"order 2 .* differentiates once only: .*bag"):
+    with pytest.raises(ValueError, match=r"order 2 .*: .*bag"):
         f.hvp(f.w, v)
 
 
