@@ -353,7 +353,7 @@ def frames_per_second(browser, seconds=1.0):
 
 def test_two_thousand_walkers_move_fast_enough(visit, browser, record_property):
     visit("walkers")
-    assert Walkers.n_walkers.default_value == 2000
+    assert Walkers().n_walkers == 2000
     rate = frames_per_second(browser, 3.0)
     record_property("frames_per_second", rate)
     print(f"{rate:.0f} frames/s with 2,000 walkers")

@@ -289,9 +289,10 @@ function render({ model, el }) {
   const near = (alpha) => ALPHAS.reduce((a, b) =>
     (Math.abs(b - alpha) < Math.abs(a - alpha) ? b : a));
   page.follow("alpha", () => {}, (text) => (Number(text) ? near(Number(text)) : 0));
+  const [first, last] = RANGE.alpha, length = last - first;
   page.handle("Position α on the line", () => path && [
-    line[0] + ((model.get("alpha") + 1) / 3) * line[2], line[1] + line[3] / 2,
-  ], (x) => model.set("alpha", near((3 * (x - line[0])) / line[2] - 1)));
+    line[0] + ((model.get("alpha") - first) / length) * line[2], line[1] + line[3] / 2,
+  ], (x) => model.set("alpha", near(first + (length * (x - line[0])) / line[2])));
   page.slider("small", "Small batch B", RANGE.small);
   page.slider("large", "Large batch B", RANGE.large);
   page.slider("lr", "Learning rate η", geometric(...RANGE.lr));
