@@ -25,6 +25,7 @@ from lecture6.course.explorables import (
     Box,
     Edge,
     Keskar,
+    NoiseScale,
     OneStep,
     Scaling,
     Spectrum,
@@ -53,7 +54,7 @@ def live(monkeypatch):
 
 
 def source(kind):
-    return explorables.bundle(f"{kind.module}.js")
+    return explorables.bundle(f"{kind.__name__.lower()}.js")
 
 
 # ---- the modules -----------------------------------------------------------------------------
@@ -210,6 +211,9 @@ def test_the_widget_holds_its_module_and_its_start_values(kind):
         (Walkers, {"seed": 2**32}),  # would be the walkers of seed 0
         (Walkers, {"learning_rate": 0.05}),
         (Box, {"length": float("inf")}),
+        (Box, {"length": 4.5}),
+        (OneStep, {"batch_size": 0}),
+        (NoiseScale, {"g_star": 0.0}),
         (Box, {"function": None}),
     ],
 )
@@ -233,7 +237,7 @@ def test_the_curvature_of_the_steps_is_what_was_measured():
 
 
 def test_the_functions_of_the_box_are_those_of_figure_6():
-    assert Box.function.values == list(toys.FIGURE_6)
+    assert Box().traits()["function"].values == tuple(toys.FIGURE_6)
 
 
 # ---- in the book -----------------------------------------------------------------------------
@@ -246,7 +250,7 @@ def test_in_the_book_the_output_is_the_name_of_the_module_and_the_start(kind):
     data = widget._repr_mimebundle_()
     assert set(data) == {MIME_TYPE, "text/plain"}
     content = json.loads(json.dumps(data[MIME_TYPE]))
-    assert content["module"] == kind.module
+    assert content["module"] == widget.module == kind.__name__.lower()
     assert content["start"] == widget.trait_values(start=True)
     first = inspect.getdoc(kind).splitlines()[0]
     assert data["text/plain"] == f"An explorable: {first} It needs JavaScript."

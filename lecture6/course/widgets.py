@@ -62,7 +62,6 @@ class Predict(Explorer):
     says = Dict().tag(sync=True, start=True)
 
     def __init__(self, *, question: str, figure: go.Figure, **answers) -> None:
-        self.about = f"A prediction: {question} The figure below has the answer."
         answers = json.loads(json.dumps(answers, default=float))  # plain, without NumPy's numbers
         if options := answers.get("options"):
             answers["options"] = [*options.items()]
@@ -70,6 +69,11 @@ class Predict(Explorer):
                 checks.one_of("truth, or what `says` has a sentence for", key, options)
         super().__init__(question=question, figure=json.loads(figure.to_json()), **answers)
         self.on_msg(_answer)
+
+    @property
+    def about(self) -> str:
+        """What stands for it where there is no JavaScript."""
+        return f"A prediction: {self.question} The figure below has the answer."
 
 
 def explore(

@@ -312,7 +312,7 @@ def test_every_slider_is_moved_by_keys(visit, browser, name):
     visit("short")
     slider = one(browser, f"input[name={name}]")
     assert slider.accessible_name.strip()
-    trait = Scaling.class_traits()[name]
+    trait = Scaling().traits()[name]
     for key, end in ((Keys.END, trait.max), (Keys.HOME, trait.min)):
         slider.send_keys(key)
         assert float(slider.get_attribute("aria-valuetext")) == end

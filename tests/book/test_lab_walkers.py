@@ -182,8 +182,11 @@ def test_walkers_hop_at_the_two_rates_and_kramers_are_twice_too_fast(browser, ad
 @pytest.mark.usefixtures("visit")
 def test_what_follows_a_locked_ratio_keeps_it_and_stays_in_reach(browser, address):
     cases = [[lr, b] for lr in (0.005, 0.016, 0.1) for b in (4, 7, 8, 128)]
-    code = f"""return {cases}.map(([lr, b]) => [["lr", 0.005], ["lr", lr * 1.26], ["lr", 0.1],
-      ["batch_size", 4], ["batch_size", 96]].map((moved) => m.inStep(...moved, lr / b)));"""
+    traits = Walkers().traits()
+    ranges = {name: [traits[name].min, traits[name].max] for name in ("lr", "batch_size")}
+    code = f"""const ranges = {ranges};
+    return {cases}.map(([lr, b]) => [["lr", 0.005], ["lr", lr * 1.26], ["lr", 0.1],
+      ["batch_size", 4], ["batch_size", 96]].map((moved) => m.inStep(...moved, lr / b, ranges)));"""
     for (lr, b), found in zip(cases, module(browser, address, "double_well", code), strict=True):
         for pair in found:
             assert pair["lr"] / pair["batch_size"] == pytest.approx(lr / b, rel=1e-9)

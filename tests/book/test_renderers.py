@@ -74,15 +74,16 @@ def test_a_figure_that_the_part_of_plotly_cannot_draw_is_refused():
 @pytest.mark.parametrize("kind", [Walkers, Box, Steps])
 def test_the_page_gets_the_name_of_a_module_and_a_script_its_text(monkeypatch, tmp_path, kind):
     monkeypatch.setenv("LECTURE6_STATIC", "1")
-    content = kind()._repr_mimebundle_()[MIME_TYPE]
+    widget = kind()
+    content = widget._repr_mimebundle_()[MIME_TYPE]
     html = html_of(BookExplorable, MIME_TYPE, content)
-    assert held(html) == {"module": kind.module, "start": content["start"]}
-    assert f"<div>{escape(kind.about)}</div>" in html
+    assert held(html) == {"module": widget.module, "start": content["start"]}
+    assert f"<div>{escape(widget.about)}</div>" in html
     write_modules(tmp_path)
-    call = (tmp_path / f"{kind.module}.js").read_text("utf8")
+    call = (tmp_path / f"{widget.module}.js").read_text("utf8")
     name, text = json.loads(call.removeprefix("lecture6Module(...").removesuffix(");\n"))
-    whole = explorables.bundle(f"{kind.module}.js")
-    assert (name, text) == (kind.module, tightened(whole))
+    whole = explorables.bundle(f"{widget.module}.js")
+    assert (name, text) == (widget.module, tightened(whole))
     assert len(text) < 0.85 * len(whole)
 
 

@@ -5,8 +5,17 @@ import digits from "dataset:digits";
 import { Lab } from "./lab/lab.js";
 import { noiseScale } from "./noisescale.js";
 import { predict, verdictOn } from "./predict.js";
-import { calm, geometric, interval, mark, number, panel, polyline, stage } from "./shared.js";
+import {
+  calm, geometric, interval, mark, number, panel, polyline, rangesOf, stage,
+} from "./shared.js";
 
+export const START = {
+  "lr": [0.4, 0.01, 4],
+  "momentum": [0.0, 0, 0.5, 0.9],
+  "samples": [200, 100, 200, 300, 500, 700, 1000, 1437],
+  "updates": [500, 50, 100, 200, 300, 500, 1000, 2000]
+};
+const RANGE = rangesOf(START);
 const SIZES = [1, 2, 4, 8, 16, 32, 64, 128, 256];
 const HIDDEN = 64, SEEDS = 8, MOST = 10; // at first, and at most
 const GUESS = 0.1; // the accuracy that a net counts with which has diverged
@@ -232,10 +241,10 @@ function render({ model, el }) {
       run(from, 2 * model.get("lr"));
     },
   });
-  page.slider("lr", "Learning rate η", geometric(-2, 0.6));
-  page.slider("samples", "Training images N", [100, 200, 300, 500, 700, 1000, 1437]);
-  page.slider("updates", "Updates", [50, 100, 200, 300, 500, 1000, 2000]);
-  page.choice("momentum", "Momentum m", [0, 0.5, 0.9].map((m) => [m, `${m}`]));
+  page.slider("lr", "Learning rate η", geometric(...RANGE.lr));
+  page.slider("samples", "Training images N", RANGE.samples);
+  page.slider("updates", "Updates", RANGE.updates);
+  page.choice("momentum", "Momentum m", RANGE.momentum);
   forget();
   page.over.signal.addEventListener("abort", () => {
     job?.abort();

@@ -4,8 +4,19 @@
 // identity, or one column a, for which A⁺x = a·x/|a|² and the box is a segment along a.
 
 import {
-  channels, curves, geometric, linear, mark, number, panel, polyline, stage,
+  bounded, channels, curves, geometric, linear, mark, number, panel, polyline, rangesOf, stage,
 } from "./shared.js";
+
+export const START = {
+  "function": ["100x² + y⁸", "100x²", "x⁸", "100(x² + y²)", "100x² + y⁸"],
+  "epsilon": [0.001, 0.0001, 3.2],
+  "x": [0.0, -1, 1],
+  "y": [0.0, -1, 1],
+  "subspace": ["identity", "identity", "column"],
+  "angle": [30.0, 0, 180],
+  "length": [1.0, 0.1, 4]
+};
+const RANGE = rangesOf(START);
 
 // Σ c_i w_i^(k_i), under the names of lecture6.toys.FIGURE_6.
 export const FUNCTIONS = {
@@ -55,7 +66,7 @@ export function crossings(f, g, x, column) {
   return found;
 }
 
-const LOW = -4, HIGH = 0.5; // of log₁₀ ε
+const [LOW, HIGH] = RANGE.epsilon.map(Math.log10);
 // What holds every box: with the identity it reaches to 1 + 3.2 (1 + 1), with a column of length 4
 // to √2 + 3.2 (√2 + 4).
 const RULERS = { identity: 8, column: 20 };
@@ -232,7 +243,7 @@ function render({ model, el }) {
 
   // What is dragged: x, and the end of a column's box, which turns the column. The view stays until
   // it is let go.
-  const clamp = (coordinate) => Number(Math.min(1, Math.max(-1, coordinate)).toPrecision(3));
+  const clamp = (coordinate) => Number(bounded(coordinate, RANGE.x).toPrecision(3));
   const turn = (dx, dy) =>
     model.set("angle", (Math.round((Math.atan2(dy, dx) * 180) / Math.PI) + 180) % 180);
   handles = [
@@ -242,19 +253,19 @@ function render({ model, el }) {
       (...to) => turn(...fromView(...to).map((coordinate, i) => coordinate - x[i])), update),
   ];
 
-  page.choice("function", "Function f", Object.keys(FUNCTIONS).map((name) => [name, name]));
-  page.choice("subspace", "Matrix A", [["identity", "the identity"], ["column", "one column a"]]);
-  page.slider("epsilon", "Size of the box, ε", geometric(-4, 0.5));
-  page.slider("x", "Position x", linear(-1, 1, 40));
-  const y = page.slider("y", "Position y", linear(-1, 1, 40));
-  const angle = page.slider("angle", "Angle of a, degrees", linear(0, 180, 36));
-  const length = page.slider("length", "Length of a", linear(0.1, 4, 39));
+  page.choice("function", "Function f", RANGE.function);
+  page.choice("subspace", "Matrix A", RANGE.subspace, ["the identity", "one column a"]);
+  page.slider("epsilon", "Size of the box, ε", geometric(...RANGE.epsilon));
+  page.slider("x", "Position x", linear(...RANGE.x, 40));
+  const y = page.slider("y", "Position y", linear(...RANGE.y, 40));
+  const angle = page.slider("angle", "Angle of a, degrees", linear(...RANGE.angle, 36));
+  const length = page.slider("length", "Length of a", linear(...RANGE.length, 39));
   const [random] = page.buttons({ "Random a": () => {
     const normal = () =>
       Math.sqrt(-2 * Math.log(1 - Math.random())) * Math.cos(2 * Math.PI * Math.random());
     const entries = f.c.map(normal); // N(0, 1)
     if (entries.length > 1) turn(...entries);
-    model.set("length", Number(Math.hypot(...entries).toPrecision(3)));
+    model.set("length", bounded(Number(Math.hypot(...entries).toPrecision(3)), RANGE.length));
     model.save_changes();
   } });
 

@@ -5,8 +5,17 @@
 // in test accuracy over the largest batch, in points, and its lowest and highest over the seeds;
 // `peaks` has the best batch size of each seed, null where a seed has none.
 
-import { interval, linear, mark, number, panel, polyline, stage } from "./shared.js";
+import { interval, linear, mark, number, panel, polyline, rangesOf, stage } from "./shared.js";
 
+export const START = {
+  "curves": [[]],
+  "provenance": [""],
+  "lr": [0.0, -2, 2],
+  "momentum": [0.0, -2, 2],
+  "size": [0.0, -2, 2],
+  "which": ["rates", "all", "rates", "sizes"]
+};
+const RANGE = rangesOf(START);
 export const THEORY = { lr: -1, momentum: 1, size: -1 }; // B(1 − m)/(ηN) ≈ 1/g, equation (24)
 const NAMES = Object.keys(THEORY);
 const HEIGHT = 560; // px, of the two charts
@@ -149,12 +158,9 @@ function render({ model, el }) {
     for (const [name, y] of rows) pen.fillText(name, left - 6, y);
   }
 
-  const numbers = linear(-2, 2, 80);
-  page.slider("lr", "a, exponent of η", numbers);
-  page.slider("momentum", "b, exponent of 1 − m", numbers);
-  page.slider("size", "c, exponent of N", numbers);
-  page.choice("which", "Curves", [["all", "all"], ["rates", "Figure 10: η and m"],
-    ["sizes", "Figure 11: N"]]);
+  const texts = ["a, exponent of η", "b, exponent of 1 − m", "c, exponent of N"];
+  NAMES.forEach((name, i) => page.slider(name, texts[i], linear(...RANGE[name], 80)));
+  page.choice("which", "Curves", RANGE.which, ["all", "Figure 10: η and m", "Figure 11: N"]);
   page.buttons({
     Theory: () => take(Object.values(THEORY), " Theory: 1/g of equation (24), for B ≪ N."),
     "Best fit": fit,

@@ -11,8 +11,6 @@ export const BINS = 70; // of w₁, from −EDGE to EDGE
 const SOFTNESS = 0.05;
 export const WIDTH = (2 * EDGE) / BINS;
 // Of the sliders.
-const RANGE = { lr: [0.005, 0.1], batch_size: [4, 128], depth: [-0.3, 0.3], curvature: [1, 9] };
-export const within = (name, value) => Math.min(RANGE[name][1], Math.max(RANGE[name][0], value));
 
 export const temperature = (lr, batchSize) => (lr * SIGMA ** 2) / (2 * batchSize);
 export const wells = (depth, curvature) => ({ h: [1, curvature], level: [0, -depth] });
@@ -126,11 +124,11 @@ export function twoRates({ leftRight, rightLeft }, first, time) {
 }
 
 // η and B after `name`, one of the two, was moved to `value`, and the other followed so that η/B
-// stays the same. B is whole, and both stay where their sliders reach.
-export function inStep(name, value, ratio) {
+// stays the same. B is whole, and both stay in their ranges.
+export function inStep(name, value, ratio, { lr, batch_size: sizes }) {
   const size = Math.round(name === "lr" ? value / ratio : value);
-  const least = Math.max(RANGE.batch_size[0], Math.ceil(RANGE.lr[0] / ratio - 1e-9));
-  const most = Math.min(RANGE.batch_size[1], Math.floor(RANGE.lr[1] / ratio + 1e-9));
+  const least = Math.max(sizes[0], Math.ceil(lr[0] / ratio - 1e-9));
+  const most = Math.min(sizes.at(-1), Math.floor(lr.at(-1) / ratio + 1e-9));
   const batchSize = Math.min(most, Math.max(least, size));
   return { lr: Number((batchSize * ratio).toPrecision(12)), batch_size: batchSize };
 }

@@ -4,9 +4,18 @@
 import digits from "dataset:digits";
 import { Lab } from "./lab/lab.js";
 import { between, predict } from "./predict.js";
-import { calm, curves, number, panel, polyline, stage } from "./shared.js";
+import { calm, curves, number, panel, polyline, rangesOf, reader, stage } from "./shared.js";
 
-const N = 500; // images to train on
+export const START = {
+  "lr": [0.4, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1],
+  "batch_size": [500, 4, 8, 16, 32, 64, 125, 250, 500],
+  "updates": [600, 200, 400, 600, 1000, 2000],
+  "net": ["tanh", "tanh", "relu", "wide"],
+  "axis": ["eigenvalue", "eigenvalue", "relative"],
+  "seed": [0, 0, 999999999]
+};
+const RANGE = rangesOf(START);
+const N = RANGE.batch_size.at(-1); // images to train on
 const FINER = 8; // steps of η/8 in the place of one of η: gradient flow, nearly
 const POINTS = 40; // measurements of a run
 const KEPT = 5; // runs in the chart
@@ -217,12 +226,12 @@ function render({ model, el }) {
       });
   }
 
-  page.slider("lr", "Learning rate η", [0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1]);
-  page.slider("batch_size", "Batch size B", [4, 8, 16, 32, 64, 125, 250, N]);
-  page.slider("updates", "Updates", [200, 400, 600, 1000, 2000]);
-  page.choice("net", "Net", [["tanh", "tanh"], ["relu", "ReLU"], ["wide", "wide"]]);
-  page.choice("axis", "Show", [["eigenvalue", "λ_max"], ["relative", "λ_max η/2"]]);
-  page.follow("seed", () => {}, (text) => (/^\d{1,9}$/.test(text) ? Number(text) : undefined));
+  page.slider("lr", "Learning rate η", RANGE.lr);
+  page.slider("batch_size", "Batch size B", RANGE.batch_size);
+  page.slider("updates", "Updates", RANGE.updates);
+  page.choice("net", "Net", RANGE.net, ["tanh", "ReLU", "wide"]);
+  page.choice("axis", "Show", RANGE.axis, ["λ_max", "λ_max η/2"]);
+  page.follow("seed", () => {}, reader(RANGE.seed));
   forget();
   page.over.signal.addEventListener("abort", () => {
     job?.abort();

@@ -243,7 +243,7 @@ export function drawFigure({ model, el }) {
   const { slider, choice } = controls(held, form, { signal, changed });
   for (const [j, { label, names, buttons }] of options.entries())
     if (buttons)
-      pressed.push(...[...choice(label, label, names.map((name, i) => [i, name]))
+      pressed.push(...[...choice(label, label, names.map((_, i) => i), names)
         .querySelectorAll("label")].map((button, i) => ({ label: button, j, i })));
     else slider(label, label, names.map((_, i) => i), { show: (i) => names[i] });
   if (options.length) root.querySelector("figcaption").ariaLive = "polite";

@@ -3,14 +3,29 @@
 
 import digits from "dataset:digits";
 import {
-  ALPHAS, LONGER, MEASURES, changing, compared, finding, measured, plans, rows,
+  LONGER, MEASURES, changing, compared, finding, measured, plans, rows,
 } from "./keskar_findings.js";
 import { Lab } from "./lab/lab.js";
 import { predict, verdictOn } from "./predict.js";
 import {
-  calm, channels, curves, geometric, linear, mark, number, panel, polyline, stage,
+  calm, channels, curves, geometric, linear, mark, number, panel, polyline, rangesOf, stage,
 } from "./shared.js";
 
+export const START = {
+  "small": [8, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 1437],
+  "large": [512, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 1437],
+  "lr": [0.2, 0.001, 1],
+  "factor": [1, 1, 2, 4, 8, 16, 32, 64],
+  "optimizer": ["sgd", "sgd", "adam"],
+  "rule": ["epochs", "epochs", "longer", "updates", "loss"],
+  "epochs": [30, 5, 10, 20, 30, 50, 100],
+  "loss": [0.02, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5],
+  "epsilon": [0.001, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005],
+  "seed": [0, 0, 20],
+  "alpha": [0.5, -1, 2]
+};
+const RANGE = rangesOf(START);
+const ALPHAS = linear(...RANGE.alpha, 60); // 0 is the small batch, 1 the large one
 const SEEDS = 5;
 
 const FIRST = { small: 8, large: 512, optimizer: "sgd", lr: 0.2, factor: 1, rule: "epochs",
@@ -123,7 +138,7 @@ function render({ model, el }) {
     const line = await nets[0].measure("path", { to: nets[1], alphas: ALPHAS, labels: true });
     if (running !== token) return;
     path = line;
-    picked = changing(path.labels, lab.data.test.n);
+    picked = changing(path.labels, lab.data.test.n, ALPHAS);
     pairs.push(found.map(([, measures]) => measures));
     return true;
   }
@@ -229,7 +244,7 @@ function render({ model, el }) {
       ? [...path.train.loss, ...path.test.loss].filter(Number.isFinite) : [0.01, 10];
     const range = [Math.min(...losses) / 1.3, Math.max(...losses) * 1.3];
     const x = "α (0: small batch, 1: large batch)", y = "Loss on the line: training ━, test ╌";
-    panel(pen, colours, line, [-1, 2], range, { x, y, ylog: true },
+    panel(pen, colours, line, RANGE.alpha, range, { x, y, ylog: true },
       (px, py) => {
         if (!path) return;
         const [, top, , height] = line, now = px(model.get("alpha"));
@@ -271,26 +286,24 @@ function render({ model, el }) {
     "Five seeds": () => repeat(SEEDS),
     Stop: () => nets.forEach((net) => net.stop()),
   });
-  const sizes = [4, 8, 16, 32, 64, 128, 256, 512, 1024, 1437];
   const near = (alpha) => ALPHAS.reduce((a, b) =>
     (Math.abs(b - alpha) < Math.abs(a - alpha) ? b : a));
   page.follow("alpha", () => {}, (text) => (Number(text) ? near(Number(text)) : 0));
+  const [first, last] = RANGE.alpha, length = last - first;
   page.handle("Position α on the line", () => path && [
-    line[0] + ((model.get("alpha") + 1) / 3) * line[2], line[1] + line[3] / 2,
-  ], (x) => model.set("alpha", near((3 * (x - line[0])) / line[2] - 1)));
-  page.slider("small", "Small batch B", sizes);
-  page.slider("large", "Large batch B", sizes);
-  page.slider("lr", "Learning rate η", geometric(-3, 0));
-  page.slider("factor", "η of the large batch", [1, 2, 4, 8, 16, 32, 64],
-    { show: (k) => `${k} η` });
-  page.slider("epochs", "Epochs", [5, 10, 20, 30, 50, 100]);
-  page.slider("loss", "Training loss to reach", [0.01, 0.02, 0.05, 0.1, 0.2, 0.5]);
-  page.slider("epsilon", "ε of the box", [1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3]);
-  page.slider("seed", "Seed", linear(0, 20, 20));
-  page.choice("rule", "Stop both nets at", [["epochs", "equal epochs"],
-    ["longer", `${LONGER} × epochs for the large`], ["updates", "equal updates"],
-    ["loss", "equal training loss"]]);
-  page.choice("optimizer", "Optimizer", [["sgd", "SGD"], ["adam", "Adam"]]);
+    line[0] + ((model.get("alpha") - first) / length) * line[2], line[1] + line[3] / 2,
+  ], (x) => model.set("alpha", near(first + (length * (x - line[0])) / line[2])));
+  page.slider("small", "Small batch B", RANGE.small);
+  page.slider("large", "Large batch B", RANGE.large);
+  page.slider("lr", "Learning rate η", geometric(...RANGE.lr));
+  page.slider("factor", "η of the large batch", RANGE.factor, { show: (k) => `${k} η` });
+  page.slider("epochs", "Epochs", RANGE.epochs);
+  page.slider("loss", "Training loss to reach", RANGE.loss);
+  page.slider("epsilon", "ε of the box", RANGE.epsilon);
+  page.slider("seed", "Seed", linear(...RANGE.seed, 20));
+  page.choice("rule", "Stop both nets at", RANGE.rule, ["equal epochs",
+    `${LONGER} × epochs for the large`, "equal updates", "equal training loss"]);
+  page.choice("optimizer", "Optimizer", RANGE.optimizer, ["SGD", "Adam"]);
 
   const again = () => {
     arrange();

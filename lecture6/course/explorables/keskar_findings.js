@@ -1,13 +1,12 @@
 // What Keskar's experiment does and finds, apart from the page that shows it.
 
-import { interval, linear, number } from "./shared.js";
+import { interval, number } from "./shared.js";
 
 const ROWS = 60; // of a curve, where the number of updates is known
 const MOST = 1000; // epochs, where a training loss is waited for
 const SHOWN = 20; // digits
 
 export const LONGER = 10; // times as many epochs
-export const ALPHAS = linear(-1, 2, 60); // 0 is the small batch, 1 the large one
 
 // What is measured: its key, its name, and whether a difference of it is a ratio.
 export const MEASURES = [
@@ -51,13 +50,13 @@ export function compared(pairs, key, ratio) {
 }
 
 // The numbers of digits of the test set whose label changes between the two nets, in the order in
-// which it changes; then those that change beyond them.
-export function changing(labels, n) {
+// which it changes; then those that change beyond them. They are at α = 0 and 1 of `alphas`.
+export function changing(labels, n, alphas) {
   const inside = [], beyond = [];
   const at = (k, i) => labels[k * n + i];
-  const [zero, one] = [0, 1].map((alpha) => ALPHAS.indexOf(alpha));
+  const [zero, one] = [0, 1].map((alpha) => alphas.indexOf(alpha));
   for (let i = 0; i < n; i++) {
-    const changes = [...ALPHAS.keys()].filter((k) => k && at(k, i) !== at(k - 1, i));
+    const changes = [...alphas.keys()].filter((k) => k && at(k, i) !== at(k - 1, i));
     const first = changes.find((k) => k > zero && k <= one);
     if (first) inside.push([first, i]);
     else if (changes.length) beyond.push([changes[0], i]);

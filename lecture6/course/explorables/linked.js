@@ -5,6 +5,15 @@
 
 import { mark, number, panel, polyline, stage } from "./shared.js";
 
+export const START = {
+  "title": [""],
+  "provenance": [""],
+  "nets": [[]],
+  "epsilons": [[]],
+  "net": [""],
+  "epsilon": [0.001, 0, 1],
+  "batch_size": [256, 1, 1000000]
+};
 // Spearman's rank correlation of values without ties.
 export function rankCorrelation(first, second) {
   const ranks = (values) => values.map((value) => values.filter((other) => other < value).length);
@@ -94,8 +103,8 @@ function render({ model, el }) {
   const all = [...new Set(nets.flatMap(([, each]) => each.map(([size]) => size)))];
   page.slider("batch_size", "Batch size", all.sort((a, b) => a - b),
     { show: (value) => number(value, 6) });
-  page.choice("net", "Net", nets.map(([each]) => [each, each]));
-  page.choice("epsilon", "ε of the box", epsilons.map((epsilon) => [epsilon, `${epsilon}`]));
+  page.choice("net", "Net", nets.map(([each]) => each));
+  page.choice("epsilon", "ε of the box", epsilons);
   update();
   return () => page.over.abort();
 }

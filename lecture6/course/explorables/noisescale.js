@@ -3,8 +3,20 @@
 //
 // `curves` are those of collapse.js; `g_star` is the g* of the prediction.
 
-import { curves as named, geometric, mark, number, panel, polyline, stage } from "./shared.js";
+import {
+  curves as named, geometric, linear, mark, number, panel, polyline, rangesOf, stage,
+} from "./shared.js";
 
+export const START = {
+  "curves": [[]],
+  "provenance": [""],
+  "g_star": [1.0, 0.000001, 1000000],
+  "lr": [1.0, 0.01, 3.2],
+  "batch_size": [32, 1, 512],
+  "n_train": [1000, 1000, 60000],
+  "momentum": [0.0, 0, 0.9]
+};
+const RANGE = rangesOf(START);
 const LOWEST = -1.5; // points of test accuracy; curves go far below, where nets do not train
 
 // g of equation (24), of batches that are drawn without replacement.
@@ -128,15 +140,14 @@ function render({ model, el }) {
   }
 
   const sorted = (values) => [...new Set(values)].sort((a, b) => a - b);
-  const rates = geometric(-2, 0.5).filter((rate) => rate <= 3);
   const column = (name) => all.map((curve) => curve[name]);
-  page.slider("lr", "Learning rate η", sorted([...rates, ...column("lr")]));
+  page.slider("lr", "Learning rate η", sorted([...geometric(...RANGE.lr), ...column("lr")]));
   page.slider("batch_size", "Batch size B",
-    sorted(Array.from({ length: 28 }, (_, i) => Math.round(2 ** (i / 3)))));
-  page.slider("n_train", "Training images N", sorted([...geometric(3, 5)
+    sorted(linear(0, Math.log2(RANGE.batch_size[1]), 27).map((power) => Math.round(2 ** power))));
+  page.slider("n_train", "Training images N", sorted([...geometric(...RANGE.n_train)
     .filter((n) => n <= Math.max(...column("n_train"))), ...column("n_train")]),
   { show: (n) => n.toLocaleString("en") });
-  page.choice("momentum", "Momentum m", sorted(column("momentum")).map((m) => [m, `${m}`]));
+  page.choice("momentum", "Momentum m", sorted(column("momentum")));
   page.buttons({ "The nearest that was measured": () => {
     if (!all.length) return;
     const { lr, momentum, n_train: n } = nearest();

@@ -7,10 +7,23 @@
 
 import { Random } from "./lab/random.js";
 import { predict } from "./predict.js";
-import { calm, channels, curves, geometric, linear, mark, number, panel, polyline, stage }
-  from "./shared.js";
+import {
+  calm, channels, curves, geometric, linear, mark, number, panel, polyline, rangesOf, reader, stage,
+} from "./shared.js";
 
-const VIEW = [-3, 7]; // of both weights
+export const START = {
+  "samples": [[]],
+  "test": [[]],
+  "provenance": [""],
+  "lr": [2.0, 0.1, 32],
+  "batch_size": [8, 1, 1000000],
+  "momentum": [0.0, 0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98],
+  "w1": [-2.0, -3, 7],
+  "w2": [1.0, -3, 7],
+  "seed": [0, 0, 4294967295]
+};
+const RANGE = rangesOf(START);
+const VIEW = RANGE.w1; // of both weights
 const CELLS = 32, PIXELS = 240; // a side of the map of the loss: computed, and painted
 const BAND = 3; // bands while the loss doubles
 const SLOW = 40, MILLISECONDS = 80; // the first steps of a run, one at a time
@@ -298,11 +311,7 @@ function render({ model, el }) {
     arrow(pen, colours.orange, at(from), at(last.to), 3);
   }
 
-  for (const name of ["w1", "w2"])
-    page.follow(name, () => {}, (text) => {
-      const value = text.trim() ? Number(text) : NaN;
-      return value >= VIEW[0] && value <= VIEW[1] ? value : undefined;
-    });
+  for (const name of ["w1", "w2"]) page.follow(name, () => {}, reader(RANGE[name], false));
   page.handle("Weights w, where SGD starts", () => {
     const place = inPixels?.at(state.w), inside = (px) => px >= 0 && px <= inPixels.across;
     return place && inside(place[0] - LEFT) && inside(place[1] - TOP) ? place : null;
@@ -313,10 +322,10 @@ function render({ model, el }) {
       model.set(`w${i + 1}`, Number(value.toFixed(2)));
     });
   });
-  page.slider("lr", "Learning rate η", geometric(-1, 1.5));
+  page.slider("lr", "Learning rate η", geometric(...RANGE.lr));
   page.slider("batch_size", "Batch size B", [1, 2, 4, 8, 16, 32, 64, 128, n],
     { show: (size) => (size < n ? `${size}` : `all ${n}`) });
-  page.slider("momentum", "Momentum m", [...linear(0, 0.9, 9), 0.95, 0.98]);
+  page.slider("momentum", "Momentum m", RANGE.momentum);
   const [stepping, running] = page.buttons({
     Step: () => {
       if (!over()) advance();

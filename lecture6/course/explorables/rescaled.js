@@ -2,9 +2,9 @@
 // layer is multiplied by α, and whose second is divided by it. It is the same function (Dinh).
 
 import { between } from "./predict.js";
-import { geometric, number, panel, polyline, stage } from "./shared.js";
+import { number, panel, polyline, stage } from "./shared.js";
 
-const ALPHAS = geometric(-1, 1), KNOTS = [0.1, 0.32, 1, 3.2, 10];
+const KNOTS = [0.1, 0.32, 1, 3.2, 10];
 const MEASURES = [["eigenvalues", { k: 1 }], ["trace", {}], ["sharpness", {}],
   ["sharpness", { equal: true }], ["sharpness", { kind: "adaptive" }]];
 const NAMES = ["‖W₁‖", "‖W₂‖", "largest output", "λ₁", "trace of H", "φ, %", "φ, equal norms, %",
@@ -38,7 +38,7 @@ export const rescale = (w, [inputs, width], alpha) =>
 const still = (factor) => Math.abs(Math.log(factor)) < 1e-3;
 const times = (factor) => `× ${number(factor)}`;
 
-export function rescaled({ model, el, show, images, trained, open, running, changed }) {
+export function rescaled({ model, el, alphas, show, images, trained, open, running, changed }) {
   let w, end, known = new Map(), life = new AbortController(), busy = false, onBar;
   const widths = () => [64, model.get("width"), 10];
   const first = () => known.get(1), here = () => known.get(model.get("alpha"));
@@ -170,16 +170,16 @@ export function rescaled({ model, el, show, images, trained, open, running, chan
   }
 
   const handle = page.handle("End of the bar of the first layer's norm", () => onBar?.at, (x) => {
-    const gaps = ALPHAS.map((alpha) => Math.abs(onBar.px(alpha) - x)), now = model.get("alpha");
+    const gaps = alphas.map((alpha) => Math.abs(onBar.px(alpha) - x)), now = model.get("alpha");
     // An arrow key goes to the next α of the slider.
     const step = Math.sign(Math.round(x - onBar.at[0]));
-    const next = handle.held ? gaps.indexOf(Math.min(...gaps)) : ALPHAS.indexOf(now) + step;
-    model.set("alpha", ALPHAS[next] ?? now);
+    const next = handle.held ? gaps.indexOf(Math.min(...gaps)) : alphas.indexOf(now) + step;
+    model.set("alpha", alphas[next] ?? now);
   });
 
   return {
     page, run, sentence,
-    controls: () => page.slider("alpha", "Factor α of the first layer", ALPHAS),
+    controls: () => page.slider("alpha", "Factor α of the first layer", alphas),
     begin: forget,
     forget,
     done: () => Boolean(here()),

@@ -4,10 +4,21 @@
 import digits from "dataset:digits";
 import { Lab } from "./lab/lab.js";
 import { predict, verdictOn } from "./predict.js";
-import { calm, curves, geometric, interval, mark, number, panel, polyline, stage } from "./shared.js";
+import {
+  calm, curves, geometric, interval, mark, number, panel, polyline, rangesOf, stage,
+} from "./shared.js";
 
+export const START = {
+  "k": [8, 2, 4, 8, 16, 32, 64, 128],
+  "lr": [0.05, 0.01, 1],
+  "rule": ["linear", "linear", "sqrt", "none"],
+  "warmup": [0, 0, 1, 2, 3, 5, 8, 10],
+  "epochs": [20, 5, 10, 20, 30, 50],
+  "seed": [0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
+};
+const RANGE = rangesOf(START);
 const SIZE = 8; // B of the small batches
-const KS = [1, 2, 4, 8, 16, 32, 64, 128];
+const KS = [1, ...RANGE.k];
 const SEEDS = 5;
 const GUESS = Math.log(10); // the loss of a net that guesses
 export const MARGIN = 1.5; // the rule holds where the training loss is at most this many times
@@ -53,8 +64,8 @@ const highest = (points) => Math.max(...points.map(([, value]) => value));
 
 function render({ model, el }) {
   let lab, job = null, pair = null, sweeps = [];
-  const settings = () => Object.fromEntries(["k", "lr", "rule", "warmup", "epochs", "seed"].map(
-    (name) => [name, model.get(name)]));
+  const settings = () => Object.fromEntries(Object.keys(START).map((name) =>
+    [name, model.get(name)]));
   const rate = (k, epoch = Infinity) => {
     const { lr, rule, warmup } = settings();
     return rateAt(epoch, lr, scaled(rule, lr, k), warmup);
@@ -373,13 +384,13 @@ function render({ model, el }) {
       ready();
     },
   });
-  page.slider("k", "Ratio k of the batch sizes", KS.slice(1));
-  page.slider("lr", "Learning rate η of the small batch", geometric(-2, 0));
-  page.slider("warmup", "Warm-up, epochs", [0, 1, 2, 3, 5, 8, 10]);
-  page.slider("epochs", "Epochs", [5, 10, 20, 30, 50]);
-  page.slider("seed", "Seed", [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
-  page.choice("rule", "Rate of the large batch", Object.entries(RULES).map(([name, [text]]) =>
-    [name, text]));
+  page.slider("k", "Ratio k of the batch sizes", RANGE.k);
+  page.slider("lr", "Learning rate η of the small batch", geometric(...RANGE.lr));
+  page.slider("warmup", "Warm-up, epochs", RANGE.warmup);
+  page.slider("epochs", "Epochs", RANGE.epochs);
+  page.slider("seed", "Seed", RANGE.seed);
+  page.choice("rule", "Rate of the large batch", RANGE.rule,
+    RANGE.rule.map((name) => RULES[name][0]));
   ready();
   page.over.signal.addEventListener("abort", () => {
     job?.abort();

@@ -3,8 +3,16 @@
 // `paths` are pairs of a name and its rows: α and, of each quantity in QUANTITIES, the mean over
 // the pairs of nets, the lowest and the highest. The accuracy is a fraction.
 
-import { mark, number, panel, polyline, stage } from "./shared.js";
+import { bounded, mark, number, panel, polyline, stage } from "./shared.js";
 
+export const START = {
+  "title": [""],
+  "provenance": [""],
+  "paths": [[]],
+  "path": [""],
+  "alpha": [0.0, -1, 2],
+  "logarithmic": [false]
+};
 const QUANTITIES = ["training loss", "test loss", "training accuracy", "test accuracy"];
 const LOOKS = [["blue", []], ["orange", [6, 4]]]; // training, test
 
@@ -77,11 +85,11 @@ function render({ model, el }) {
   const place = (alpha) => left + ((alpha - ends[0]) / (ends[1] - ends[0])) * across;
   page.handle("Position α", () => [place(model.get("alpha")), 238], (x) => {
     const alpha = ends[0] + ((x - left) / across) * (ends[1] - ends[0]);
-    model.set("alpha", Math.min(ends[1], Math.max(ends[0], alpha)));
+    model.set("alpha", bounded(alpha, ends));
   });
   page.slider("alpha", "Position α", alphas);
-  page.choice("path", "Path", paths.map(([name]) => [name, name]));
-  page.choice("logarithmic", "Loss axis", [[false, "linear"], [true, "logarithmic"]]);
+  page.choice("path", "Path", paths.map(([name]) => name));
+  page.choice("logarithmic", "Loss axis", [false, true], ["linear", "logarithmic"]);
   update();
   return () => page.over.abort();
 }

@@ -5,6 +5,12 @@
 //   page.handle, .loop, .seen, .say    dragging, animation, being in view, the sentence
 //   panel, curves, polyline, mark      drawing on the canvas: axes, curves with names, marks
 //   number, linear, geometric          numbers in text, values for sliders
+//   rangesOf, bounded, reader          what the values may be that a module's START states
+//
+// A module states its values once: `export const START = {"name": [first, …], …};` is JSON, which
+// Python reads, too. Behind the value that is shown first stands what it may be: of a number, the
+// least and the most, with the stops of its slider between them if those are listed; of a word,
+// all words. A number whose first value has a point ("1.0") is real, another is whole.
 //
 // `model` is anywidget's in Jupyter and Colab; a page of the book brings its own, whose `kept(name)`
 // is the text that the address has for a control. All work ends when `page.over` is aborted.
@@ -27,9 +33,21 @@ const RAISED = Object.fromEntries([..."-0123456789"].map((character, i) =>
 // n + 1 values from low to high, for a slider.
 export const linear = (low, high, n) =>
   Array.from({ length: n + 1 }, (_, i) => Number((low + ((high - low) * i) / n).toFixed(9)));
-// Ten values a decade from 10^low to 10^high, of two digits.
-export const geometric = (low, high) =>
-  linear(low, high, Math.round(10 * (high - low))).map((e) => Number((10 ** e).toPrecision(2)));
+// Ten values a decade from low to high, of two digits: 1, 1.3, 1.6, 2, …
+export const geometric = (low, high) => {
+  const [first, last] = [low, high].map((end) => Math.round(10 * Math.log10(end)));
+  return linear(first, last, last - first).map((e) => Number((10 ** (e / 10)).toPrecision(2)));
+};
+// What the values of a START may be, by their names.
+export const rangesOf = (start) =>
+  Object.fromEntries(Object.entries(start).map(([name, [, ...range]]) => [name, range]));
+// `value`, or the end of its range that is nearer.
+export const bounded = (value, range) => Math.min(range.at(-1), Math.max(range[0], value));
+// Reads from text a number of this range, a `whole` one if all numbers there are; else undefined.
+export const reader = (range, whole = range.every(Number.isInteger)) => (text) => {
+  const value = text.trim() && (!whole || Number.isInteger(Number(text))) ? Number(text) : NaN;
+  return value >= range[0] && value <= range.at(-1) ? value : undefined;
+};
 // Mean of two to ten values, and half the width of its 95 % t-interval; of one value, NaN.
 export function interval(values) {
   const n = values.length, mean = values.reduce((sum, value) => sum + value, 0) / n;
@@ -124,24 +142,20 @@ export function controls(model, form, { signal, changed }) {
       input.value = gaps.indexOf(Math.min(...gaps));
       output.textContent = `${show(value)}${unit && ` ${unit}`}`;
       input.setAttribute("aria-valuetext", output.textContent);
-    }, (text) => {
-      const value = text.trim() ? Number(text) : NaN;
-      const whole = !values.every(Number.isInteger) || Number.isInteger(value);
-      return whole && value >= values[0] && value <= values.at(-1) ? value : undefined;
-    });
+    }, reader(values));
     return row;
   };
-  // Buttons of which one is pressed: `options` are pairs of a value and its text.
-  const choice = (name, label, options) => {
-    const row = add(`<fieldset class="choice"><legend>${escaped(label)}</legend>${options.map(
-      ([, text], i) => `<label><input type="radio" name="${escaped(name)}" value="${i}"><span>${
+  // Buttons of which one is pressed, one for each of `values`, with its text.
+  const choice = (name, label, values, texts = values) => {
+    const row = add(`<fieldset class="choice"><legend>${escaped(label)}</legend>${texts.map(
+      (text, i) => `<label><input type="radio" name="${escaped(name)}" value="${i}"><span>${
         escaped(text)}</span></label>`).join("")}</fieldset>`);
     const inputs = [...row.querySelectorAll("input")];
     for (const [i, input] of inputs.entries())
-      input.addEventListener("change", () => set(name, options[i][0]));
+      input.addEventListener("change", () => set(name, values[i]));
     follow(name, () => inputs.forEach((input, i) => {
-      input.checked = options[i][0] === model.get(name);
-    }), (text) => options.map(([value]) => value).find((value) => `${value}` === text));
+      input.checked = values[i] === model.get(name);
+    }), (text) => values.find((value) => `${value}` === text));
     return row;
   };
   // A row of buttons: `actions` maps the text of each to what it does. Returns the buttons.

@@ -7,8 +7,19 @@ import digits from "dataset:digits";
 import { Lab } from "./lab/lab.js";
 import { predict, verdictOn } from "./predict.js";
 import { PROVENANCE, rescaled } from "./rescaled.js";
-import { calm, curves, geometric, mark, number, panel, polyline, stage } from "./shared.js";
+import {
+  calm, curves, geometric, mark, number, panel, polyline, rangesOf, reader, stage,
+} from "./shared.js";
 
+export const START = {
+  "view": ["training", "training", "rescaled"],
+  "lr": [0.1, 0.01, 1],
+  "epochs": [30, 3, 5, 10, 20, 30, 50, 100],
+  "width": [64, 8, 16, 32, 64, 128],
+  "seed": [0, 0, 999999999],
+  "alpha": [1.0, 0.1, 10]
+};
+const RANGE = rangesOf(START);
 const K = 15; // of the largest eigenvalues are followed, as in the chapter
 const BATCH_SIZE = 32;
 
@@ -49,7 +60,7 @@ function render({ model, el }) {
   // What a view may ask: to draw again, the lab's data, its nets, and whether one is training.
   // Who wants little motion sees what is drawn when all is done.
   const view = (model.get("view") === "rescaled" ? rescaled : training)({
-    model, el,
+    model, el, alphas: geometric(...RANGE.alpha),
     show: () => (job && calm() ? undefined : page.redraw()),
     images: () => lab.data.test,
     trained: () => net,
@@ -128,10 +139,10 @@ function render({ model, el }) {
     return { epoch: epochs, train, test };
   }
 
-  page.slider("lr", "Learning rate η", geometric(-2, 0));
-  page.slider("epochs", "Epochs", [3, 5, 10, 20, 30, 50, 100]);
-  page.slider("width", "Hidden units", [8, 16, 32, 64, 128]);
-  page.follow("seed", () => {}, (text) => (/^\d{1,9}$/.test(text) ? Number(text) : undefined));
+  page.slider("lr", "Learning rate η", geometric(...RANGE.lr));
+  page.slider("epochs", "Epochs", RANGE.epochs);
+  page.slider("width", "Hidden units", RANGE.width);
+  page.follow("seed", () => {}, reader(RANGE.seed));
   view.controls?.();
   forget();
   page.over.signal.addEventListener("abort", () => {

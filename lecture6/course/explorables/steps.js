@@ -7,13 +7,20 @@
 // small batch has variance σ², that of a large one σ²/k.
 
 import { between } from "./predict.js";
-import { geometric, linear, mark, number, panel, polyline, stage } from "./shared.js";
+import {
+  bounded, geometric, linear, mark, number, panel, polyline, rangesOf, stage,
+} from "./shared.js";
 
+export const START = {
+  "lr": [0.05, 0.001, 1],
+  "k": [8, 1, 64],
+  "warmup": [0, 0, 1000],
+  "curvature": [[[0, 1.0], [100, 1.0], [200, 1.0], [400, 1.0], [700, 1.0], [1000, 1.0]], 0.1, 30]
+};
+const RANGE = rangesOf(START);
 const SIGMA = 0.1;
 const GAP = 0.1; // the two ends differ by less, from w = 1: the rule holds
-const [LOW, HIGH] = [0.1, 30]; // curvatures
 const STEEP = [1e-3, 3]; // ηh in the map
-const MOST = 64; // k
 const EARLY = [[0, 4], [0.125, 8], [0.375, 1], [1, 1]]; // share of the steps, and h
 
 // w_0 = 1, w_1, … by full gradients, with these rates.
@@ -45,7 +52,6 @@ export function reach(k, gap) {
 function render({ model, el }) {
   const start = model.get("curvature"), last = start.at(-1)[0];
   let points, lr, k, warmup, rounds, small, large, h, end, target, onTime, onMap;
-  const bounded = (value, low, high) => Math.min(high, Math.max(low, value));
   const at = (t) => between(points, t);
 
   const page = stage(model, el, {
@@ -112,7 +118,7 @@ function render({ model, el }) {
     const [curvature, map, spread, parabola] = places(width), time = [-0.04 * last, 1.04 * last];
     const { blue, orange, purple } = colours;
     const times = linear(0, last, 200);
-    panel(pen, colours, curvature, time, [LOW, HIGH],
+    panel(pen, colours, curvature, time, RANGE.curvature,
       { x: "", y: "Curvature h (shaded: large steps grow)", ylog: true }, (px, py) => {
         onTime = { px, py, at: curvature };
         const edge = times.map((t) => [px(t), py(2 / largeRate(t, lr, k, warmup))]);
@@ -123,7 +129,7 @@ function render({ model, el }) {
       });
     panel(pen, colours, map, STEEP, [0.9, 80], { x: "ηh", y: "k, or rate/η in a warm-up",
       xlog: true, ylog: true }, (px, py) => drawMap(pen, colours, map, px, py));
-    panel(pen, colours, spread, time, [2e-3, bounded(2 * Math.max(...small, ...large), 10, 1e4)],
+    panel(pen, colours, spread, time, [2e-3, bounded(2 * Math.max(...small, ...large), [10, 1e4])],
       { x: "Small steps (a large one counts k)", y: "Root mean square of w", ylog: true },
       (px, py) => {
         const line = (values, each) => values.map((value, i) =>
@@ -143,7 +149,7 @@ function render({ model, el }) {
   // Where the rule holds, where a large step overshoots, and where it grows; and the rounds.
   function drawMap(pen, { ink, orange, green }, [left, top, width, height], px, py) {
     onMap = { px, py, at: [left, top, width, height] };
-    const ratios = geometric(0, 1.9).map((ratio) => Math.max(1.02, ratio));
+    const ratios = geometric(1, 80).map((ratio) => Math.max(1.02, ratio));
     const border = (of) => ratios.map((ratio) => [px(of(ratio)), py(ratio)]);
     const held = border((ratio) => reach(ratio, GAP)), grows = border((ratio) => 2 / ratio);
     const over = border((ratio) => 1 / ratio);
@@ -182,11 +188,11 @@ function render({ model, el }) {
 
   // ---- controls ----------------------------------------------------------------------------------
 
-  const ofShare = (share, [low, high]) => low * (high / low) ** bounded(share, 0, 1);
+  const ofShare = (share, [low, high]) => low * (high / low) ** bounded(share, [0, 1]);
   const upward = (y, { at: [, top, , height] }, range) => ofShare(1 - (y - top) / height, range);
   start.forEach(([t], i) => page.handle(`Curvature after ${t} small steps`,
     () => [onTime.px(t), onTime.py(points[i][1])],
-    (x, y) => model.set("curvature", points.with(i, [t, upward(y, onTime, [LOW, HIGH])]))));
+    (x, y) => model.set("curvature", points.with(i, [t, upward(y, onTime, RANGE.curvature)]))));
   const reader = page.handle("Learning rate and k", () => [onMap.px(lr * h), onMap.py(k)],
     (x, y) => {
       const [left, , width] = onMap.at;
@@ -195,8 +201,8 @@ function render({ model, el }) {
       const next = reader.held || !step ? Math.round(found)
         : step > 0 ? Math.max(k + 1, Math.round(found)) : Math.min(k - 1, Math.round(found));
       const wanted = ofShare((x - left) / width, STEEP) / h;
-      if (Math.abs(x - onMap.px(lr * h)) > 0.5) model.set("lr", bounded(wanted, 1e-3, 1));
-      model.set("k", bounded(next, 1, MOST));
+      if (Math.abs(x - onMap.px(lr * h)) > 0.5) model.set("lr", bounded(wanted, RANGE.lr));
+      model.set("k", bounded(next, RANGE.k));
     });
   const shape = (of) => () => {
     model.set("curvature", start.map(([t, value]) => [t, of(t / last, value)]));
@@ -211,12 +217,12 @@ function render({ model, el }) {
     const numbers = text.split(",").map(Number), read = start.map((_, i) =>
       numbers.slice(2 * i, 2 * i + 2));
     const good = numbers.length === 2 * start.length && read.every(([t, value], i) =>
-      t === start[i][0] && value >= LOW && value <= HIGH);
+      t === start[i][0] && value >= RANGE.curvature[0] && value <= RANGE.curvature[1]);
     return good ? read : undefined;
   });
-  page.slider("lr", "Learning rate η", geometric(-3, 0));
-  page.slider("k", "Ratio k of the batch sizes", linear(1, MOST, MOST - 1));
-  page.slider("warmup", "Warm-up, small steps", linear(0, 1000, 20));
+  page.slider("lr", "Learning rate η", geometric(...RANGE.lr));
+  page.slider("k", "Ratio k of the batch sizes", linear(...RANGE.k, RANGE.k[1] - 1));
+  page.slider("warmup", "Warm-up, small steps", linear(...RANGE.warmup, 20));
   update();
   return () => page.over.abort();
 }

@@ -10,16 +10,24 @@
 
 import { Random } from "./lab/random.js";
 import { predict, verdictOn } from "./predict.js";
-import { calm, channels, curves, linear, mark, number, panel, polyline, stage } from "./shared.js";
+import {
+  calm, channels, curves, linear, mark, number, panel, polyline, rangesOf, reader, stage,
+} from "./shared.js";
 
+export const START = {
+  "noise": ["both", "both", "label", "isotropic"],
+  "lr": [0.01, 0.005, 0.007, 0.01, 0.014, 0.02],
+  "seed": [0, 0, 4294967295]
+};
+const RANGE = rangesOf(START);
 const XI = 0.5; // size of the noise of a label
-const START = [3, 1 / 3], LENGTH = 8; // of a run, in η² · updates
+const [A, B] = [3, 1 / 3]; // where the walkers start
+const LENGTH = 8; // of a run, in η² · updates
 const N = 600, RECORDS = 160, SECONDS = 6; // walkers of a kind; points of a curve; of a run
 const MILLISECONDS = 9; // of a frame, at most, for each kind
 const VIEW = [0, 5]; // of both weights
 const KINDS = { label: "label noise", isotropic: "isotropic noise" };
 
-const [A, B] = START;
 export const curvatureAtStart = A * A + B * B;
 const S = XI * Math.sqrt(curvatureAtStart / 2);
 
@@ -206,10 +214,9 @@ function render({ model, el }) {
       });
   }
 
-  page.choice("noise", "Noise", [["both", "both"], ...Object.entries(KINDS)]);
-  page.slider("lr", "Learning rate η", [0.005, 0.007, 0.01, 0.014, 0.02]);
-  page.follow("seed", () => {}, (text) =>
-    (/^\d{1,10}$/.test(text) && Number(text) < 2 ** 32 ? Number(text) : undefined));
+  page.choice("noise", "Noise", RANGE.noise, RANGE.noise.map((name) => KINDS[name] ?? name));
+  page.slider("lr", "Learning rate η", RANGE.lr);
+  page.follow("seed", () => {}, reader(RANGE.seed));
   const [run, again] = page.buttons({
     Run: () => {
       if (over()) restart();

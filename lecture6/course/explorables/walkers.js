@@ -1,16 +1,31 @@
 // Explorable: SGD walkers in a double well settle on the Gibbs law, equations (25) and (26).
 
 import { BINS, EDGE, SIGMA, WIDTH, distance, gibbs, histogram, inStep, isRight, kramers,
-  laplace, loss, normals, start, step, temperature, twoRates, wells, within }
+  laplace, loss, normals, start, step, temperature, twoRates, wells }
   from "./double_well.js";
-import { calm, channels, curves, geometric, linear, mark, number, panel, polyline, stage }
-  from "./shared.js";
+import {
+  bounded, calm, channels, curves, geometric, linear, mark, number, panel, polyline, rangesOf,
+  reader, stage,
+} from "./shared.js";
 
+export const START = {
+  "lr": [0.016, 0.005, 0.1],
+  "batch_size": [8, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128],
+  "locked": [false],
+  "anisotropy": [0.0, -0.9, 0.9],
+  "depth": [0.1, -0.3, 0.3],
+  "curvature": [4.0, 1, 9],
+  "x": [1.0, -3.4, 3.4],
+  "y": [0.0, -1.2, 1.2],
+  "n_walkers": [2000, 100, 20000],
+  "seed": [0, 0, 4294967295],
+  "compact": [false]
+};
+const RANGE = rangesOf(START);
 const STEPS = 30, MILLISECONDS = 8; // of a frame, at most
 const MEMORY = 40; // frames that the histogram is averaged over
 const RECORDED = 100; // points of the share against time, while the time doubles
 const RISE = 1; // of the loss, from the bottom of the right well to the handle of its width
-const SIZES = [4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128];
 
 const percent = (share) => `${number(100 * share, 2)} %`;
 const middle = (bin) => (bin + 0.5) * WIDTH - EDGE;
@@ -72,7 +87,8 @@ function render({ model, el }) {
     if (name === "locked") ratio = model.get("lr") / model.get("batch_size");
     else if (model.get("locked") && name in first) {
       moving = true; // the other one follows
-      Object.entries(inStep(name, model.get(name), ratio)).forEach((pair) => model.set(...pair));
+      Object.entries(inStep(name, model.get(name), ratio, RANGE))
+        .forEach((pair) => model.set(...pair));
       moving = false;
     }
     prepare();
@@ -214,11 +230,11 @@ function render({ model, el }) {
     const round = (value) => Number(value.toFixed(3));
     page.handle("Depth of the right well", () => inLoss && lowestPoint(), (_, y) => {
       const by = (y - lowestPoint()[1]) / inLoss.scale[1];
-      model.set("depth", round(within("depth", model.get("depth") + by)));
+      model.set("depth", round(bounded(model.get("depth") + by, RANGE.depth)));
     });
     page.handle("Width of the right well", () => inLoss && side(), (x) => {
-      const half = (x - inLoss.px(1)) / inLoss.scale[0];
-      model.set("curvature", round(within("curvature", (2 * RISE) / Math.max(half, 0.1) ** 2)));
+      const half = Math.max((x - inLoss.px(1)) / inLoss.scale[0], 0.1);
+      model.set("curvature", round(bounded((2 * RISE) / half ** 2, RANGE.curvature)));
     });
     page.handle("Where walkers are dropped", () =>
       inPlane && [inPlane.px(model.get("x")), inPlane.py(model.get("y"))], dropAt, restart);
@@ -234,13 +250,9 @@ function render({ model, el }) {
     }, { signal: page.over.signal });
   }
 
-  for (const name of ["x", "y"])
-    page.follow(name, () => {}, (text) => {
-      const value = text.trim() ? Number(text) : NaN;
-      return Math.abs(value) <= (name === "x" ? 3.4 : 1.2) ? value : undefined;
-    });
+  for (const name of ["x", "y"]) page.follow(name, () => {}, reader(RANGE[name]));
   const by = (name, factor) => () => {
-    model.set(name, within(name, model.get(name) * factor));
+    model.set(name, bounded(model.get(name) * factor, RANGE[name]));
     model.save_changes();
   };
   if (compact) {
@@ -248,13 +260,13 @@ function render({ model, el }) {
       "η × 2": by("lr", 2), "η ÷ 2": by("lr", 0.5) });
     page.plot.before(first.parentNode); // the challenge: in sight without a scroll
   } else addHandles();
-  page.slider("lr", "Learning rate η", geometric(-2.3, -1));
-  page.slider("batch_size", "Batch size B", SIZES);
+  page.slider("lr", "Learning rate η", geometric(...RANGE.lr));
+  page.slider("batch_size", "Batch size B", RANGE.batch_size);
   if (!compact) {
-    page.choice("locked", "Moving one of η and B", [[false, "changes η/B"], [true, "keeps η/B"]]);
-    page.slider("anisotropy", "Anisotropy of the noise", linear(-0.9, 0.9, 18));
-    page.slider("depth", "Right well: deeper by", linear(-0.3, 0.3, 12));
-    page.slider("curvature", "Right well: curvature h", linear(1, 9, 16));
+    page.choice("locked", "Moving one of η and B", [false, true], ["changes η/B", "keeps η/B"]);
+    page.slider("anisotropy", "Anisotropy of the noise", linear(...RANGE.anisotropy, 18));
+    page.slider("depth", "Right well: deeper by", linear(...RANGE.depth, 12));
+    page.slider("curvature", "Right well: curvature h", linear(...RANGE.curvature, 16));
   }
   ratio = model.get("lr") / model.get("batch_size");
 
