@@ -233,7 +233,7 @@ def run_trial(session: Session, one: Study, profile: str, allowed: float) -> str
 
 def alone(study: Study, profile: str, trial: Trial) -> Study:
     """The study of one trial: the same function and parameters, so the same key."""
-    return replace(study, grids={profile: [trial.parameters]}, cost=lambda _: trial.cost)
+    return replace(study, grids={profile: [trial.parameters | {"cost": trial.cost}]})
 
 
 def run_table(session: Session) -> None:

@@ -74,15 +74,15 @@ class Study:
 
     ``grids`` maps a profile to its list of parameters (numbers, strings, and lists of them), most
     wanted trial first; ``own_trials`` maps a profile to a trial in the place of ``trial``.
-    ``cost(parameters)`` is the expected time of a trial in seconds. ``notes`` says what is less
-    than the paper's; it goes into the record of the results.
+    The word ``cost`` there is no parameter, but the expected time of the trial in seconds (1, if it
+    is left out). ``notes`` says what is less than the paper's; it goes into the record of the
+    results.
     """
 
     name: str
     about: str
     trial: Function
     grids: Mapping[str, Sequence[dict]]
-    cost: Callable[[dict], float]
     notes: str = ""
     own_trials: Mapping[str, Function] = field(default_factory=dict)
 
@@ -115,13 +115,14 @@ class Study:
         trials = {}  # two equal trials are one
         for given in self.grids[profile]:
             parameters = {k: replace.get(v, v) if k in DATA_SETS else v for k, v in given.items()}
+            cost = parameters.pop("cost", 1.0)
             try:
                 text = json.dumps([self.name, parameters, code], sort_keys=True, allow_nan=False)
             except (TypeError, ValueError) as error:
                 what = "parameters must be finite numbers, strings and lists of them"
                 raise StudyError(f"{what}: {error} in {parameters}") from None
             key = hashlib.sha256(text.encode()).hexdigest()[:20]
-            trials[key] = Trial(key, parameters, self.cost(given))
+            trials[key] = Trial(key, parameters, cost)
         return list(trials.values())
 
 
@@ -137,9 +138,7 @@ class Trial:
         return ", ".join(f"{k} {v}" for k, v in self.parameters.items())
 
 
-def described(
-    name: str, trial: Function, cost: Callable[[dict], float], **more: Mapping[str, Function]
-) -> Study:
+def described(name: str, trial: Function, **more: Mapping[str, Function]) -> Study:
     """The study of which ``grids.toml`` has the words and the grids; ``more`` is a Study's."""
     written = dict(_written("grids.toml")[name])
     about, notes = written.pop("about"), written.pop("notes")
@@ -147,7 +146,7 @@ def described(
         profile: [parameters for block in blocks for parameters in _expanded(block, {})]
         for profile, blocks in written.items()
     }
-    return Study(name, about, trial, grids, cost, notes, **more)
+    return Study(name, about, trial, grids, notes, **more)
 
 
 def papers(study: str) -> dict[str, Any]:
