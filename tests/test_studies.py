@@ -1239,8 +1239,7 @@ def test_the_settled_grids_go_on_anywhere_and_decide_what_they_say():
             assert all(p.get("bf16", name == "keskar") is False for p in grid)
             assert len(study.trials(profile)) == len(grid)  # none twice
             for p in grid:
-                own = {name: value for name, value in p.items() if name != "cost"}
-                inspect.signature(study.trial_of(profile)).bind(**own)
+                inspect.signature(study.trial_of(profile)).bind(**p)
     keskar = pd.DataFrame(STUDIES["keskar"].grids["evidence"])
     sweep = keskar[keskar.group == "sweep"]
     for (size,), epochs in zip(sweep.batch_sizes, sweep.epochs, strict=True):
@@ -1259,8 +1258,11 @@ def test_the_settled_grids_go_on_anywhere_and_decide_what_they_say():
 
 def test_every_trial_has_a_cost_and_one_for_a_gpu_takes_at_most_four_minutes_there():
     for study in STUDIES.values():
-        assert all(p["cost"] > 0 for grid in study.grids.values() for p in grid)
-        assert max(p["cost"] for p in study.grids["gpu"]) <= 240
+        assert {name: len(costs) for name, costs in study.costs.items()} == {
+            name: len(grid) for name, grid in study.grids.items()
+        }
+        assert min(map(min, study.costs.values())) > 0
+        assert max(study.costs["gpu"]) <= 240
 
 
 TINY = {"epochs": 2, "evaluations": 2, "n_sharpness": 10, "updates": 4, "n_train": 24}
@@ -1294,7 +1296,7 @@ def kinds():
 def test_every_kind_of_trial_runs(one_thread, monkeypatch, name, point):
     monkeypatch.setattr(keskar_study, "build", BUILD)  # and not a test's small net
     monkeypatch.setattr(models, "N_HIDDEN", 12)  # of F1 and F2
-    p = {key: TINY.get(key, value) for key, value in point.items() if key not in ("data", "cost")}
+    p = {key: TINY.get(key, value) for key, value in point.items() if key != "data"}
     if name == "keskar":
         p |= {"batch_sizes": [6, 12][: len(p["batch_sizes"])], "n_columns": p.get("n_columns", 2)}
     images = gaussian_classes(30, 20, shape=SHAPES.get(p.get("net"), (3, 32, 32)), n_classes=3)

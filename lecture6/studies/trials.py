@@ -74,9 +74,8 @@ class Study:
 
     ``grids`` maps a profile to its list of parameters (numbers, strings, and lists of them), most
     wanted trial first; ``own_trials`` maps a profile to a trial in the place of ``trial``.
-    The word ``cost`` there is no parameter, but the expected time of the trial in seconds (1, if it
-    is left out). ``notes`` says what is less than the paper's; it goes into the record of the
-    results.
+    ``costs`` maps it to their expected times in seconds (default: 1 each). ``notes`` says what is
+    less than the paper's; it goes into the record of the results.
     """
 
     name: str
@@ -84,6 +83,7 @@ class Study:
     trial: Function
     grids: Mapping[str, Sequence[dict]]
     notes: str = ""
+    costs: Mapping[str, Sequence[float]] = field(default_factory=dict)
     own_trials: Mapping[str, Function] = field(default_factory=dict)
 
     def trial_of(self, profile: str) -> Function:
@@ -112,10 +112,10 @@ class Study:
             names = ", ".join(NAMES)
             raise StudyError(f"unknown data set {unknown.pop()!r}; the known names are {names}")
         code = code_digest(self.trial_of(profile))
+        costs = self.costs.get(profile) or [1.0] * len(self.grids[profile])
         trials = {}  # two equal trials are one
-        for given in self.grids[profile]:
+        for given, cost in zip(self.grids[profile], costs, strict=True):
             parameters = {k: replace.get(v, v) if k in DATA_SETS else v for k, v in given.items()}
-            cost = parameters.pop("cost", 1.0)
             try:
                 text = json.dumps([self.name, parameters, code], sort_keys=True, allow_nan=False)
             except (TypeError, ValueError) as error:
@@ -146,7 +146,8 @@ def described(name: str, trial: Function, **more: Mapping[str, Function]) -> Stu
         profile: [parameters for block in blocks for parameters in _expanded(block, {})]
         for profile, blocks in written.items()
     }
-    return Study(name, about, trial, grids, notes, **more)
+    costs = {profile: [p.pop("cost") for p in grid] for profile, grid in grids.items()}
+    return Study(name, about, trial, grids, notes, costs, **more)
 
 
 def papers(study: str) -> dict[str, Any]:
