@@ -73,9 +73,9 @@ class Study:
     :class:`lecture6.parallel.group.Group` of torchrun's processes that share the trial, else None.
 
     ``grids`` maps a profile to its list of parameters (numbers, strings, and lists of them), most
-    wanted trial first; ``own_trials`` maps a profile to a trial in the place of ``trial``.
-    ``costs`` maps it to their expected times in seconds (default: 1 each). ``notes`` says what is
-    less than the paper's; it goes into the record of the results.
+    wanted trial first, and ``costs`` to their expected seconds (default: 1 each). ``own_trials``
+    maps a profile to a trial in the place of ``trial``. ``notes`` says what is less than the
+    paper's; it goes into the record of the results.
     """
 
     name: str
