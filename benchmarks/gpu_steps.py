@@ -233,7 +233,8 @@ def run_trial(session: Session, one: Study, profile: str, allowed: float) -> str
 
 def alone(study: Study, profile: str, trial: Trial) -> Study:
     """The study of one trial: the same function and parameters, so the same key."""
-    return replace(study, grids={profile: [trial.parameters]}, cost=lambda _: trial.cost)
+    grids, costs = {profile: [trial.parameters]}, {profile: [trial.cost]}
+    return replace(study, grids=grids, costs=costs)
 
 
 def run_table(session: Session) -> None:

@@ -79,8 +79,7 @@ def _replacements(pairs: tuple[str, ...], study: Study, profile: str) -> dict[st
 def list_studies() -> None:
     """What studies there are, and which have stored results."""
     click.echo(
-        "Times are estimates: of one core, or of the GPU where this machine has one. Those of\n"
-        "ResNet-20, ResNet-50 and VGG-11 (profiles cifar10, imagenet and gpu) are always of a GPU."
+        "Times are estimates: of one core, or, for profiles cifar10, imagenet and gpu, of a GPU."
     )
     for study in STUDIES.values():
         click.echo(f"{study.name}: {study.about}")

@@ -37,7 +37,7 @@ def trial(*, i, log, seconds=0.0, fail_until=0, kill_until=0, interrupt_until=0)
 
 def study(log, n=6, **more):
     grid = [{"i": i, "sizes": [i, 2], "seed": i % 2, "log": str(log), **more} for i in range(n)]
-    return Study("toy", "nothing", _without_sizes, {"smoke": grid}, lambda p: 1.0)
+    return Study("toy", "nothing", _without_sizes, {"smoke": grid})
 
 
 def _without_sizes(*, sizes, seed, **parameters):

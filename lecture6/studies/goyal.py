@@ -163,16 +163,4 @@ def caption(stored: Stored, rows: pd.DataFrame) -> str:
     return stored.line(rows, f"{net} on {data}", f"n = {n}, η = {lr}", f"{epochs} epochs")
 
 
-def _cost(p: dict) -> float:
-    """Seconds on a core of a 2026 server, from the first trials; of a GPU for ResNets: a guess."""
-    if "images" in p:
-        return p["epochs"] * 1.28e6 / 1000
-    samples = p["epochs"] * (p.get("n_train") or 60_000)
-    rates = {"MLP": (13e-6, 3.5e-4), "ResNet-20": (1.8e-4, 2e-3), "ResNet-8, width 8": (5e-4, 0.0)}
-    per_sample, per_update = rates[p["net"]]
-    products = 30 * len(p.get("curvature_at") or [])
-    updates = samples / (p["k"] * p["n"])
-    return samples * per_sample + updates * per_update + products * N_CURVATURE * 3 * per_sample
-
-
-STUDY = described("goyal", trial, _cost, own_trials={"imagenet": imagenet.trial})
+STUDY = described("goyal", trial, own_trials={"imagenet": imagenet.trial})

@@ -243,16 +243,4 @@ def caption(stored: Stored, rows: pd.DataFrame) -> str:
     return stored.line(rows, f"{net} on {size}", f"{epochs} epochs")
 
 
-def _cost(p: dict) -> float:
-    """Seconds on one core of a 2026 server with bfloat16, fitted to the first trials."""
-    if p["net"] == "VGG-11":
-        return p["epochs"] * 6.0 + 30.0  # of a GPU: a guess
-    n = p["n_train"]
-    updates = p["epochs"] * n / p["batch_size"]
-    evaluations = p["epochs"] / p["evaluate_every"]
-    measured = 2 * len(p["levels"]) if "levels" in p else evaluations
-    curvature = measured * 1.2e-3 * p.get("n_curvature", 0) + evaluations * 0.2
-    return updates * 2.5e-4 + p["epochs"] * n * (7e-6 if p.get("bf16") else 1.2e-5) + curvature
-
-
-STUDY = described("jastrzebski", trial, _cost)
+STUDY = described("jastrzebski", trial)

@@ -242,26 +242,4 @@ def caption(stored: Stored, rows: pd.DataFrame) -> str:
     return stored.line(rows, f"{net} on {data}{samples}", f"{epochs} epochs")
 
 
-def _cost(p: dict) -> float:
-    """Seconds on one core of a 2026 server, fitted to the first trials, or on a GPU, guessed."""
-    # microseconds of training, in bfloat16 and in float32, and on a GPU; milliseconds of Adam
-    rates = {"F1": (21, 85, 1, 1.5), "F2": (42, 165, 1, 2.5)}
-    rates |= {"C1, stride 2": (80, 210, 3, 1.0), "C1": (500, 1550, 10, 3.0)}
-    half, single, on_gpu, per_update = rates[p["net"]]
-    if torch.cuda.is_available():
-        half = single = on_gpu
-    n = p.get("n_train") or TRAIN_SIZES[p["data"].removesuffix("_jpeg")]
-    runs, n_sharpness = len(p["batch_sizes"]), p.get("n_sharpness", 0)
-    share = 0.35 if "enough" in p else 1.0  # of the epochs, which are the most that a run may take
-    updates = share * p["epochs"] * sum(math.ceil(n / size) for size in p["batch_sizes"])
-    seconds = share * runs * n * (p["epochs"] + 0.4 * p.get("evaluations", 10))
-    seconds *= (half if p.get("bf16", True) else single) / 1e6
-    moments = 1 + len(p.get("measure_at", [])) + len(p.get("losses", []))
-    found = (1 + 1.2 * p.get("invariant", False)) * (45 + 100 * p.get("lbfgsb", False))
-    measured = runs * n_sharpness * moments * found
-    if runs == 2 and n_sharpness:
-        measured += 18 * (n_sharpness + 10_000)  # two paths, on training and test samples
-    return seconds + measured * single / 1e6 + updates * per_update / 1e3
-
-
-STUDY = described("keskar", trial, _cost)
+STUDY = described("keskar", trial)

@@ -113,8 +113,8 @@ def run(
     path. A trial that raises in one process ends it with exit code 1.
     """
     if rank():
-        with _channel() as share:
-            while share(None):
+        with _torchrun() as (share, _):
+            while share(_work).result():
                 pass
         return Outcome(0, {})
     if jobs is not None:
@@ -309,7 +309,7 @@ def _backend(
             raise StudyError(
                 "torchrun's processes share one trial at a time: leave out --jobs and --backend"
             )
-        return _leader()
+        return _torchrun()
     if backend == "loky" and not scheduler:
         jobs = jobs or max(1, torch.cuda.device_count())
         return contextlib.nullcontext((_here, 1)) if jobs == 1 else _processes(jobs)
@@ -371,19 +371,20 @@ def rank() -> int | None:
 
 
 @contextlib.contextmanager
-def _channel() -> Iterator[Callable[[tuple | None], tuple[str, None] | None]]:
-    """How torchrun's processes do a job together: that of rank 0, who gives None at the end.
+def _torchrun() -> Iterator[tuple[_Submit, int]]:
+    """All processes that torchrun has started, which do each job of rank 0 together.
 
-    Each gets the answer, or None at the end. An error is the end of the process.
+    The others ask for it, without one of their own: they get its answer, too, and None at the end.
+    An error in a job is the end of the process.
     """
     with parallel.from_torchrun() as group:
         # it stays open however long a trial takes, or another runner
         channel = dist.new_group(backend="gloo", timeout=timedelta(days=365))
 
-        def share(job: tuple | None) -> tuple[str, None] | None:
+        def share(*job: Any) -> tuple[str, None] | None:
             sent = [job]
             dist.broadcast_object_list(sent, group=channel)
-            if sent[0] is None:
+            if not sent[0]:
                 return None
             answer, error = _work(*sent[0], workers=group)
             if answer is None:
@@ -393,19 +394,13 @@ def _channel() -> Iterator[Callable[[tuple | None], tuple[str, None] | None]]:
                 os._exit(1)
             return answer, None
 
-        yield share
-
-
-@contextlib.contextmanager
-def _leader() -> Iterator[tuple[_Submit, int]]:
-    """In the process of rank 0: run jobs in all processes, and let the others go at the end."""
-    with _channel() as share:
         try:
-            yield lambda _, *job: _here(share, job), 1
-        except StudyError:
-            share(None)
+            yield lambda _, *job: _here(share, *job), 1
+        except StudyError:  # in the process of rank 0, where alone there is more to do
+            share()
             raise
-        share(None)
+        if not group.rank:
+            share()
 
 
 # ---- what came of it ---------------------------------------------------------------------------

@@ -73,17 +73,17 @@ class Study:
     :class:`lecture6.parallel.group.Group` of torchrun's processes that share the trial, else None.
 
     ``grids`` maps a profile to its list of parameters (numbers, strings, and lists of them), most
-    wanted trial first; ``own_trials`` maps a profile to a trial in the place of ``trial``.
-    ``cost(parameters)`` is the expected time of a trial in seconds. ``notes`` says what is less
-    than the paper's; it goes into the record of the results.
+    wanted trial first, and ``costs`` to their expected seconds (default: 1 each). ``own_trials``
+    maps a profile to a trial in the place of ``trial``. ``notes`` says what is less than the
+    paper's; it goes into the record of the results.
     """
 
     name: str
     about: str
     trial: Function
     grids: Mapping[str, Sequence[dict]]
-    cost: Callable[[dict], float]
     notes: str = ""
+    costs: Mapping[str, Sequence[float]] = field(default_factory=dict)
     own_trials: Mapping[str, Function] = field(default_factory=dict)
 
     def trial_of(self, profile: str) -> Function:
@@ -112,8 +112,9 @@ class Study:
             names = ", ".join(NAMES)
             raise StudyError(f"unknown data set {unknown.pop()!r}; the known names are {names}")
         code = code_digest(self.trial_of(profile))
+        costs = self.costs.get(profile) or [1.0] * len(self.grids[profile])
         trials = {}  # two equal trials are one
-        for given in self.grids[profile]:
+        for given, cost in zip(self.grids[profile], costs, strict=True):
             parameters = {k: replace.get(v, v) if k in DATA_SETS else v for k, v in given.items()}
             try:
                 text = json.dumps([self.name, parameters, code], sort_keys=True, allow_nan=False)
@@ -121,7 +122,7 @@ class Study:
                 what = "parameters must be finite numbers, strings and lists of them"
                 raise StudyError(f"{what}: {error} in {parameters}") from None
             key = hashlib.sha256(text.encode()).hexdigest()[:20]
-            trials[key] = Trial(key, parameters, self.cost(given))
+            trials[key] = Trial(key, parameters, cost)
         return list(trials.values())
 
 
@@ -137,9 +138,7 @@ class Trial:
         return ", ".join(f"{k} {v}" for k, v in self.parameters.items())
 
 
-def described(
-    name: str, trial: Function, cost: Callable[[dict], float], **more: Mapping[str, Function]
-) -> Study:
+def described(name: str, trial: Function, **more: Mapping[str, Function]) -> Study:
     """The study of which ``grids.toml`` has the words and the grids; ``more`` is a Study's."""
     written = dict(_written("grids.toml")[name])
     about, notes = written.pop("about"), written.pop("notes")
@@ -147,7 +146,8 @@ def described(
         profile: [parameters for block in blocks for parameters in _expanded(block, {})]
         for profile, blocks in written.items()
     }
-    return Study(name, about, trial, grids, cost, notes, **more)
+    costs = {profile: [p.pop("cost") for p in grid] for profile, grid in grids.items()}
+    return Study(name, about, trial, grids, notes, costs, **more)
 
 
 def papers(study: str) -> dict[str, Any]:
