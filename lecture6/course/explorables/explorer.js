@@ -67,6 +67,18 @@ function put(layout, update) {
   }
 }
 
+// The label of a point also says what is along the axis, and the unit of a curve, with which the title
+// of its axis ends: "Accuracy, %".
+function label(data, layout) {
+  if (layout.hovermode === "closest") return; // it points at one thing, and says where that is
+  put(layout, { "xaxis.unifiedhovertitle.text": `${layout.xaxis?.title?.text ?? "x"}: %{x}` });
+  for (const trace of data.filter(({ type = "scatter" }) => type === "scatter")) {
+    const { title } = layout[(trace.yaxis ?? "y").replace("y", "yaxis")] ?? {};
+    const unit = title?.text?.match(/,( %| points)$/)?.[1] ?? "";
+    trace.hovertemplate ??= `%{y}${unit}%{_xother}`;
+  }
+}
+
 // What depends on the page's theme.
 function themed(layout, { ink, dark }) {
   const lines = `rgba(${channels(ink)}, 0.2)`, clear = "rgba(0, 0, 0, 0)";
@@ -209,6 +221,7 @@ export function drawFigure({ model, el }) {
     const { data, layout: { title: _, ...layout } } = structuredClone(figure), first = !drawn.width;
     drawn = { width, ink: colours.ink };
     const fitted = structuredClone(layout);
+    label(data, fitted);
     put(fitted, { ...themed(layout, colours), ...sized(layout, width, legend), autosize: false });
     // A finger that scrolls the page must not zoom the figure.
     if (matchMedia("(pointer: coarse)").matches) fitted.dragmode = false;
