@@ -80,7 +80,7 @@ def figure_html(figure, start):
         caption += f'<span class="subtitle">{escape(heading["subtitle"]["text"])}</span>'
     return (
         '<figure class="plotly-figure">'
-        f'<div class="plot" role="group" aria-label="{escape(title)}" '
+        f'<div class="plot" role="img" aria-label="{escape(title)}" '
         f'aria-busy="true" style="min-height: {layout.get("height", 450)}px"></div>'
         f"<figcaption>{caption}</figcaption>"
         "<details><summary>Description of the figure</summary>"

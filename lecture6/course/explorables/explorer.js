@@ -67,10 +67,11 @@ function put(layout, update) {
   }
 }
 
-// The label of a point also says what is along the axis, and the unit of a curve, with which the title
-// of its axis ends: "Accuracy, %".
+// The label of a point also says what is along the axis, and the unit of a curve, with which the
+// title of its axis ends: "Accuracy, %".
 function label(data, layout) {
-  if (layout.hovermode === "closest") return; // it points at one thing, and says where that is
+  const { hovermode = layout.template?.layout?.hovermode } = layout;
+  if (hovermode !== "x unified") return; // it points at one thing, and says where that is
   put(layout, { "xaxis.unifiedhovertitle.text": `${layout.xaxis?.title?.text ?? "x"}: %{x}` });
   for (const trace of data.filter(({ type = "scatter" }) => type === "scatter")) {
     const { title } = layout[(trace.yaxis ?? "y").replace("y", "yaxis")] ?? {};
@@ -156,7 +157,7 @@ export function drawFigure({ model, el }) {
   const over = new AbortController(), { signal } = over;
   // The book has written this already, with the words of the first figure.
   if (!el.querySelector(".plot"))
-    el.innerHTML = `<figure class="plotly-figure"><div class="plot" role="group" aria-busy="true">
+    el.innerHTML = `<figure class="plotly-figure"><div class="plot" role="img" aria-busy="true">
       </div><figcaption><span class="title"></span><span class="subtitle"></span></figcaption>
       <details><summary>Description of the figure</summary><p></p></details></figure>`;
   const plot = el.querySelector(".plot"), root = plot.parentElement;
@@ -193,7 +194,7 @@ export function drawFigure({ model, el }) {
       return;
     }
     const { title: heading, meta } = figure.layout;
-    if (heading?.text) title.textContent = heading.text;
+    if (heading?.text) title.textContent = plot.ariaLabel = heading.text;
     if (subtitle) subtitle.textContent = heading?.subtitle?.text ?? "";
     description.textContent = meta?.description ?? description.textContent;
     draw();
