@@ -229,6 +229,7 @@ export function drawFigure({ model, el }) {
     reset.hidden = true;
     plot.style.minHeight = "";
     await Plotly.react(plot, data, fitted, CONFIG);
+    plot.firstElementChild.ariaHidden = "true"; // the picture has a name; its ticks say nothing
     if (first)
       plot.on("plotly_relayout", (update) => {
         if (Object.keys(update).some((key) => /axis\d*\.range/.test(key))) reset.hidden = false;
