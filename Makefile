@@ -17,7 +17,7 @@ UNIT_TESTS := tests --ignore=tests/notebooks --ignore=tests/book
 # The kernels of .venv win over any of the same name under the home folder.
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: help book serve test test-fast lint unit notebooks browser pages lock exercises repository gpu wheels clean
+.PHONY: help book serve pdf test test-fast lint unit notebooks browser pages lock exercises repository gpu wheels clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
@@ -40,6 +40,10 @@ book: $(INSTALLED) ## execute the notebooks and render the book into _build/html
 
 serve: book ## serve the book on this machine: http://127.0.0.1:8000
 	@$(BIN)/python book/serve.py _build/html 8000
+
+pdf: book ## print the whole book, by Chromium, into _build/sgd.pdf
+	@$(BIN)/python book/pdf.py _build/html _build/sgd.pdf
+	@echo "The book on paper: _build/sgd.pdf"
 
 test: $(INSTALLED) ## everything that CI checks; all of it, whatever fails; its parts by themselves:
 	@failed=; for part in lint book unit pages; do \

@@ -80,7 +80,7 @@ def figure_html(figure, start):
     return (
         '<figure class="plotly-figure">'
         f'<figcaption><span class="title">{escape(title)}</span></figcaption>'
-        f'<div class="plot" role="group" aria-label="{escape(title)}" '
+        f'<div class="plot" role="img" aria-label="{escape(title)}" '
         f'aria-busy="true" style="min-height: {layout.get("height", 450)}px"></div>'
         "<details><summary>About this figure</summary>"
         f'<p class="description">{escape(description)}</p>'

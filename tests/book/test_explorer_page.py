@@ -58,7 +58,8 @@ def curves_of(lr, rule, n):
         meta={"description": f"Four curves, η = {lr:g}."},
         margin={"l": 60, "r": 60, "t": 120, "b": 60},
         xaxis_title="Updates",
-        yaxis={"title": "Loss", "type": "log" if rule == "sqrt" else "linear", "range": [0, n]},
+        hovermode="x unified",
+        yaxis={"title": "Error, %", "type": "log" if rule == "sqrt" else "linear", "range": [0, n]},
     )
 
 
@@ -271,6 +272,19 @@ def test_a_zoom_is_reset(visit, browser):
     reset.send_keys(Keys.ENTER)
     expect(browser, figure, [0, 1, 2])
     assert not reset.is_displayed()
+
+
+def test_the_label_of_a_point_names_the_axis_and_the_unit(visit, browser):
+    figure, _ = visit()
+    plot = figure.find_element(By.CSS_SELECTOR, ".plot")
+    browser.execute_script("Plotly.Fx.hover(arguments[0], {xval: 1, yval: 1})", plot)
+    lines = (
+        "return [...arguments[0].querySelectorAll('.hoverlayer text')].map((t) => t.textContent)"
+    )
+    WebDriverWait(browser, TIMEOUT).until(lambda _: browser.execute_script(lines, plot), "no label")
+    first, *others = browser.execute_script(lines, plot)
+    assert first == "Updates: 1"
+    assert others == ["η : 0.01 %", "rule : 1 %", "n : 3.2 %", "none : 2 %"]
 
 
 def test_the_data_that_are_shown_are_saved(visit, browser, tmp_path):

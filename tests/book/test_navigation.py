@@ -144,22 +144,6 @@ def test_only_an_equation_that_scrolls_is_a_stop_of_the_tab_key(visit, browser, 
     until(lambda _: browser.execute_script(stops) == browser.execute_script(wide))
 
 
-def test_a_screen_reader_is_given_names_and_no_raw_latex(visit, browser):
-    """A chapter's accessibility tree: all that takes the focus has a name, and no TeX is read."""
-    visit("notebooks/00_one_step")
-    nodes = browser.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
-    nodes = [node for node in nodes if not node["ignored"]]
-
-    def said(node):
-        return node["role"]["value"], str(node.get("name", {}).get("value", "")).strip()
-
-    unnamed = {"button", "link", "slider", "checkbox", "radio", "textbox"}
-    assert [node for node in nodes if said(node)[0] in unnamed and not said(node)[1]] == []
-    texts = [name for role, name in map(said, nodes) if role == "StaticText"]
-    assert len(texts) > 100
-    assert [text for text in texts if re.search(r"\\[(\[]|\$\S", text)] == []
-
-
 @pytest.mark.parametrize(
     ("words", "page"),
     [("Whose statistics", "3\u2002"), ("capacity bound", "1\u2002")],

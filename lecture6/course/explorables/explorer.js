@@ -67,6 +67,19 @@ function put(layout, update) {
   }
 }
 
+// The label of a point also says what is along the axis, and the unit of a curve, with which the
+// title of its axis ends: "Accuracy, %".
+function label(data, layout) {
+  const { hovermode = layout.template?.layout?.hovermode } = layout;
+  if (hovermode !== "x unified") return; // it points at one thing, and says where that is
+  put(layout, { "xaxis.unifiedhovertitle.text": `${layout.xaxis?.title?.text ?? "x"}: %{x}` });
+  for (const trace of data.filter(({ type = "scatter" }) => type === "scatter")) {
+    const { title } = layout[(trace.yaxis ?? "y").replace("y", "yaxis")] ?? {};
+    const unit = title?.text?.match(/,( %| points)$/)?.[1] ?? "";
+    trace.hovertemplate ??= `%{y}${unit}%{_xother}`;
+  }
+}
+
 // What depends on the page's theme.
 function themed(layout, { ink, dark }) {
   const lines = `rgba(${channels(ink)}, 0.2)`, clear = "rgba(0, 0, 0, 0)";
@@ -144,9 +157,15 @@ export function drawFigure({ model, el }) {
   const over = new AbortController(), { signal } = over;
   // The book has written this already, with the words of the first figure.
   if (!el.querySelector(".plot"))
+<<<<<<< HEAD
     el.innerHTML = `<figure class="plotly-figure"><figcaption><span class="title"></span></figcaption>
       <div class="plot" role="group" aria-busy="true"></div><details><summary>About this figure
       </summary><p class="description"></p><p class="subtitle"></p></details></figure>`;
+=======
+    el.innerHTML = `<figure class="plotly-figure"><div class="plot" role="img" aria-busy="true">
+      </div><figcaption><span class="title"></span><span class="subtitle"></span></figcaption>
+      <details><summary>Description of the figure</summary><p></p></details></figure>`;
+>>>>>>> f39177411489afd5c75d01e3f45dc591834db3a3
   const plot = el.querySelector(".plot"), root = plot.parentElement;
   root.classList.add("lecture6-explorable");
   plot.insertAdjacentHTML("afterend", `<form class="controls"></form><div class="tools">
@@ -181,8 +200,13 @@ export function drawFigure({ model, el }) {
       return;
     }
     const { title: heading, meta } = figure.layout;
+<<<<<<< HEAD
     if (heading?.text) title.textContent = heading.text;
     subtitle.textContent = heading?.subtitle?.text ?? "";
+=======
+    if (heading?.text) title.textContent = plot.ariaLabel = heading.text;
+    if (subtitle) subtitle.textContent = heading?.subtitle?.text ?? "";
+>>>>>>> f39177411489afd5c75d01e3f45dc591834db3a3
     description.textContent = meta?.description ?? description.textContent;
     draw();
   }
@@ -209,12 +233,14 @@ export function drawFigure({ model, el }) {
     const { data, layout: { title: _, ...layout } } = structuredClone(figure), first = !drawn.width;
     drawn = { width, ink: colours.ink };
     const fitted = structuredClone(layout);
+    label(data, fitted);
     put(fitted, { ...themed(layout, colours), ...sized(layout, width, legend), autosize: false });
     // A finger that scrolls the page must not zoom the figure.
     if (matchMedia("(pointer: coarse)").matches) fitted.dragmode = false;
     reset.hidden = true;
     plot.style.minHeight = "";
     await Plotly.react(plot, data, fitted, CONFIG);
+    plot.firstElementChild.ariaHidden = "true"; // the picture has a name; its ticks say nothing
     if (first)
       plot.on("plotly_relayout", (update) => {
         if (Object.keys(update).some((key) => /axis\d*\.range/.test(key))) reset.hidden = false;

@@ -175,8 +175,8 @@ export function controls(model, form, { signal, changed }) {
 export function stage(model, el, spec) {
   const { title, description, legend, note, height, draw, update, table } = spec;
   const over = new AbortController(), { signal } = over;
-  const key = ([colour, mark, text]) =>
-    `<span><b style="color: var(--${colour}, inherit)">${mark}</b> ${text}</span>`;
+  const key = ([colour, mark, text]) => `<span><b aria-hidden="true"
+    style="color: var(--${colour}, inherit)">${mark}</b> ${text}</span>`;
   el.innerHTML = `<div class="lecture6-explorable" role="group" aria-label="${title}">
     <p class="title">${title}</p><p class="legend">${legend.map(key).join(" ")}</p>
     <div class="plot"><canvas role="img" aria-label="${description}"></canvas></div>
