@@ -80,12 +80,9 @@ def trial(
     train, test = open_images(images, image_size, seed)
     checks.whole(f"a mini-batch of k = {k} parts of n = {n} images", k * n, most=len(train))
     if k % team.size:
-        raise ValueError(
-            f"k {k} parts cannot be divided among {team.size} processes: start torchrun with a "
-            f"number of processes that divides {k}"
-        )
+        what = f"k {k} parts cannot be divided among {team.size} processes"
+        raise ValueError(f"{what}: start torchrun with a number of processes that divides {k}")
     updates = len(train) // (k * n)
-
     model = build(net, len(train.classes), seed).to(team.device)
     if team.device.type == "cuda":
         model = model.to(memory_format=torch.channels_last)

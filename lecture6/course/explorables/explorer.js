@@ -157,15 +157,9 @@ export function drawFigure({ model, el }) {
   const over = new AbortController(), { signal } = over;
   // The book has written this already, with the words of the first figure.
   if (!el.querySelector(".plot"))
-<<<<<<< HEAD
     el.innerHTML = `<figure class="plotly-figure"><figcaption><span class="title"></span></figcaption>
-      <div class="plot" role="group" aria-busy="true"></div><details><summary>About this figure
+      <div class="plot" role="img" aria-busy="true"></div><details><summary>About this figure
       </summary><p class="description"></p><p class="subtitle"></p></details></figure>`;
-=======
-    el.innerHTML = `<figure class="plotly-figure"><div class="plot" role="img" aria-busy="true">
-      </div><figcaption><span class="title"></span><span class="subtitle"></span></figcaption>
-      <details><summary>Description of the figure</summary><p></p></details></figure>`;
->>>>>>> f39177411489afd5c75d01e3f45dc591834db3a3
   const plot = el.querySelector(".plot"), root = plot.parentElement;
   root.classList.add("lecture6-explorable");
   plot.insertAdjacentHTML("afterend", `<form class="controls"></form><div class="tools">
@@ -200,13 +194,8 @@ export function drawFigure({ model, el }) {
       return;
     }
     const { title: heading, meta } = figure.layout;
-<<<<<<< HEAD
-    if (heading?.text) title.textContent = heading.text;
-    subtitle.textContent = heading?.subtitle?.text ?? "";
-=======
     if (heading?.text) title.textContent = plot.ariaLabel = heading.text;
-    if (subtitle) subtitle.textContent = heading?.subtitle?.text ?? "";
->>>>>>> f39177411489afd5c75d01e3f45dc591834db3a3
+    subtitle.textContent = heading?.subtitle?.text ?? "";
     description.textContent = meta?.description ?? description.textContent;
     draw();
   }
