@@ -54,6 +54,19 @@ def _peak(rate: float) -> float:
     return rate * float(np.exp(np.log(found.B_opt / found.lr).mean()))
 
 
+def _modified_minimum() -> float:
+    """Of the loss that shuffled epochs of two parabolas follow at η = 0.1, by its derivative."""
+
+    def losses(w: torch.Tensor) -> torch.Tensor:
+        return torch.stack([(w - 1) ** 2 / 2, 3 * (w + 1) ** 2 / 2])
+
+    def loss(w: torch.Tensor) -> torch.Tensor:
+        return equilibrium.modified_loss(lambda w: losses(w[0]), 0.1)(w[None])
+
+    slope = torch.func.grad(loss)
+    return brentq(lambda w: slope(torch.tensor(w, dtype=torch.float64)).item(), -1, 1)
+
+
 def _equal_shares() -> list[float]:
     """Where two wells, one higher by 1, of curvatures 1 and 16 hold the same: by (26), exactly."""
     pair = toys.TwoWells((1.0, 16.0), (-1.0, 1.0), (1.0, 0.0))
@@ -133,4 +146,5 @@ ANSWERS: dict[str, Callable[[], Any]] = {
     "7.2": lambda: 2 * (1 + 0.9) / 0.05,
     "7.3": lambda: math.ceil(math.log(1000) / math.log(1.1)),  # |1 − ηλ| = 1.1
     "7.4": lambda: [4 / 10, 4.0],  # of the mean of ten, and of one
+    "7.5": _modified_minimum,
 }

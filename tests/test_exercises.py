@@ -156,10 +156,10 @@ def test_the_number_of_an_exercise_may_be_a_number(number):
     [
         ("1.9", "1.1 to 1.4"),
         (4, "4.1 to 4.4"),
-        ("9.1", "0.1 to 7.4"),
-        ("", "0.1 to 7.4"),
-        (None, "0.1 to 7.4"),
-        ([1.1], "0.1 to 7.4"),
+        ("9.1", "0.1 to 7.5"),
+        ("", "0.1 to 7.5"),
+        (None, "0.1 to 7.5"),
+        ([1.1], "0.1 to 7.5"),
     ],
 )
 def test_of_an_unknown_number_it_says_which_there_are(number, known):
