@@ -15,7 +15,7 @@ from torch import nn
 from lecture6 import curvature, equilibrium, sharpness, toys
 from lecture6.noise_scale import batch_size_for, covariance_factor, noise_scale
 from lecture6.objective import FunctionObjective
-from lecture6.studies import results, smith
+from lecture6.studies import beyond, results, smith
 
 
 def _bits(spectrum: Sequence[float]) -> float:
@@ -61,7 +61,7 @@ def _modified_minimum() -> float:
         return torch.stack([(w - 1) ** 2 / 2, 3 * (w + 1) ** 2 / 2])
 
     def loss(w: torch.Tensor) -> torch.Tensor:
-        return equilibrium.modified_loss(lambda w: losses(w[0]), 0.1)(w[None])
+        return beyond.modified_loss(lambda w: losses(w[0]), 0.1)(w[None])
 
     slope = torch.func.grad(loss)
     return brentq(lambda w: slope(torch.tensor(w, dtype=torch.float64)).item(), -1, 1)
