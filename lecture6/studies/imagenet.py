@@ -78,11 +78,8 @@ def trial(
         loaders = max(1, joblib.cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     recipe = recipe_for(k, n, lr=lr, rule=rule, warmup=warmup, epochs=epochs, seed=seed)
     train, test = open_images(images, image_size, seed)
-    checks.whole(f"a mini-batch of k = {k} parts of n = {n} images", k * n, most=len(train))
-    if k % team.size:
-        what = f"k {k} parts cannot be divided among {team.size} processes"
-        raise ValueError(f"{what}: start torchrun with a number of processes that divides {k}")
-    updates = len(train) // (k * n)
+    updates = check(len(train), k, n, team.size)
+
     model = build(net, len(train.classes), seed).to(team.device)
     if team.device.type == "cuda":
         model = model.to(memory_format=torch.channels_last)
@@ -222,6 +219,17 @@ def build(net: str, n_classes: int, seed: int) -> nn.Module:
     if checks.one_of("net", net, ("resnet50", "resnet20")) == "resnet50":
         return models.resnet50(n_classes, seed=seed)
     return models.resnet(20, n_classes, seed=seed)
+
+
+def check(n_train: int, k: int, n: int, processes: int) -> int:
+    """The updates of an epoch; ValueError for settings that cannot be trained."""
+    checks.whole(f"a mini-batch of k = {k} parts of n = {n} images", k * n, most=n_train)
+    if k % processes:
+        raise ValueError(
+            f"k {k} parts cannot be divided among {processes} processes: start torchrun with a "
+            f"number of processes that divides {k}"
+        )
+    return n_train // (k * n)
 
 
 def share(n_train: int, k: int, n: int, seed: tuple[int, ...], team: Team) -> Tensor:
