@@ -48,10 +48,10 @@ def curves_of(lr, rule, n):
     if (lr, rule, n) == MISSING:
         return None
     figure = go.Figure()
-    figure.add_scatter(x=[0, 1, 2], y=[0, lr, 2 * lr], name="η")
-    figure.add_scatter(x=[0, 1, 2], y=[1, 1, len(rule) / 10], name="rule")
-    figure.add_scatter(x=[0, 1, 2], y=[1, n / 10, 1], name="n")
-    figure.add_scatter(x=[0, 1, 2], y=[2, 2, 2], name="none")
+    figure.add_scatter(x=[0, 4 / 3, 2], y=[0, lr, 2 * lr], name="η")
+    figure.add_scatter(x=[0, 4 / 3, 2], y=[1, 1, len(rule) / 10], name="rule")
+    figure.add_scatter(x=[0, 4 / 3, 2], y=[1, n / 10, 1], name="n")
+    figure.add_scatter(x=[0, 4 / 3, 2], y=[2, 2, 2], name="none")
     figure.add_vline(n / 16)
     return figure.update_layout(
         title={"text": f"Rule “{rule}” with η = {lr:g} and n = {n}", "subtitle": {"text": "Run."}},
@@ -277,13 +277,13 @@ def test_a_zoom_is_reset(visit, browser):
 def test_the_label_of_a_point_names_the_axis_and_the_unit(visit, browser):
     figure, _ = visit()
     plot = figure.find_element(By.CSS_SELECTOR, ".plot")
-    browser.execute_script("Plotly.Fx.hover(arguments[0], {xval: 1, yval: 1})", plot)
+    browser.execute_script("Plotly.Fx.hover(arguments[0], {xval: 4 / 3, yval: 1})", plot)
     lines = (
         "return [...arguments[0].querySelectorAll('.hoverlayer text')].map((t) => t.textContent)"
     )
     WebDriverWait(browser, TIMEOUT).until(lambda _: browser.execute_script(lines, plot), "no label")
     first, *others = browser.execute_script(lines, plot)
-    assert first == "Updates: 1"
+    assert first == "Updates: 1.333"
     assert others == ["η : 0.01 %", "rule : 1 %", "n : 3.2 %", "none : 2 %"]
 
 

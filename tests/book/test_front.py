@@ -19,7 +19,7 @@ PARTS = {
     "challenge": ".hero strong",
     "buttons": ".hero .buttons",
     "charts": ".hero canvas",
-    "text": ".bd-article section p:last-child",
+    "text": ".hero ~ section > p",
 }
 
 

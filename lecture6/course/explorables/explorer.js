@@ -72,7 +72,8 @@ function put(layout, update) {
 function label(data, layout) {
   const { hovermode = layout.template?.layout?.hovermode } = layout;
   if (hovermode !== "x unified") return; // it points at one thing, and says where that is
-  put(layout, { "xaxis.unifiedhovertitle.text": `${layout.xaxis?.title?.text ?? "x"}: %{x}` });
+  const place = `${layout.xaxis?.title?.text ?? "x"}: %{x:,.4~r}`;
+  put(layout, { "xaxis.unifiedhovertitle.text": place });
   for (const trace of data.filter(({ type = "scatter" }) => type === "scatter")) {
     const { title } = layout[(trace.yaxis ?? "y").replace("y", "yaxis")] ?? {};
     const unit = title?.text?.match(/,( %| points)$/)?.[1] ?? "";
