@@ -194,12 +194,8 @@ def _kept(graphs: list[Graph], memory_limit: int) -> list[PartProduct]:
         root, part = graphs[len(kept)]()
         memory_limit -= root.nbytes if isinstance(root, SampleGradients) else _graph_bytes(root)
         if memory_limit >= 0:
-            kept.append(partial(_again, part))
+            kept.append(lambda v, more, part=part: part(v, True))
     return kept
-
-
-def _again(part: PartProduct, v: Tensor, more: bool) -> Tensor:
-    return part(v, True)
 
 
 def _hessian(term: Callable[[Tensor], Tensor], w: Tensor) -> tuple[Tensor, PartProduct]:

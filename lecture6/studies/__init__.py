@@ -5,8 +5,6 @@ from lecture6.studies.runner import collect, plan, run
 from lecture6.studies.trials import Rows, Study, StudyError, tabulate
 
 #: The studies by name, as ``lecture6 list`` shows them.
-STUDIES: dict[str, Study] = {
-    s.name: s for s in (keskar.STUDY, goyal.STUDY, smith.STUDY, jastrzebski.STUDY)
-}
+STUDIES: dict[str, Study] = {s.STUDY.name: s.STUDY for s in (keskar, goyal, smith, jastrzebski)}
 
 __all__ = ["STUDIES", "Rows", "Study", "StudyError", "collect", "plan", "run", "tabulate"]

@@ -11,8 +11,6 @@ from numpy.typing import ArrayLike
 from lecture6 import checks
 from lecture6.noise_scale import covariance_factor
 
-Loss = Callable[[torch.Tensor], torch.Tensor]
-
 
 def stability_edge(jacobian: ArrayLike, batch_size: int, *, replacement: bool) -> float:
     """η* of a minimum that fits every sample: above it the mean square of SGD's distance grows.
@@ -48,7 +46,7 @@ def stability_edge(jacobian: ArrayLike, batch_size: int, *, replacement: bool) -
 # Epochs
 
 
-def modified_loss(batch_losses: Loss, lr: float) -> Loss:
+def modified_loss(batch_losses: Callable, lr: float) -> Callable[[torch.Tensor], torch.Tensor]:
     """The loss C + (η/4m) Σ ‖∇C_j‖² whose flow the mean of shuffled epochs follows.
 
     ``batch_losses``: the mean losses C_j of an epoch's m batches, (m,), as a function of w; C is
