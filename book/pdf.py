@@ -154,7 +154,7 @@ def outline(pdf, found, numbers):
     writer, page = PdfWriter(clone_from=pdf), None
     for level, at, text in found:
         above = page if level == "part" else None
-        item = writer.add_outline_item(text, numbers[at] - 1, parent=above)
+        item = writer.add_outline_item(title=text, page_number=numbers[at] - 1, parent=above)
         page = item if level == "page" else page
     writer.write(pdf)
 
