@@ -81,7 +81,7 @@ def article(soups, name, html):
             del node["href"]  # a file beside the pages
     for node in part.select("[id]"):
         node["id"] = place(name, node["id"])
-    part["id"] = name
+    part.h1["id"] = name  # not the section: its heading may be on the page after
     part["class"] += ["follows"] * name.startswith(f"{REFERENCE}/")
     return part
 
@@ -91,9 +91,10 @@ def headings(parts):
     found = []
     for part in parts[1:]:
         for heading in part.select("h1, h2"):
-            level, there = ("page", part) if heading.name == "h1" else ("part", heading.parent)
-            if level == "page" or not part["id"].startswith(REFERENCE):
-                found.append((level, there["id"], heading.get_text()))
+            level = "page" if heading.name == "h1" else "part"
+            if level == "page" or not part.h1["id"].startswith(REFERENCE):
+                heading["id"] = heading.get("id", f"{heading.parent['id']}:title")
+                found.append((level, heading["id"], heading.get_text()))
     return found
 
 
@@ -106,7 +107,7 @@ def whole(soups, html):
         for key in {"href", "src"} & set(node.attrs):
             node[key] = urljoin(f"{html.as_uri()}/book/", node[key])
     parts = [article(soups, name, html) for name in soups]
-    there = {node["id"] for part in parts for node in [part, *part.select("[id]")]}
+    there = {node["id"] for part in parts for node in part.select("[id]")}
     for link in (link for part in parts for link in part.select("a[href^='#']")):
         if link["href"][1:] not in there:  # as the state of an explorable
             link["href"] = link["href"].partition(":")[0]
@@ -154,7 +155,7 @@ def outline(pdf, found, numbers):
     writer, page = PdfWriter(clone_from=pdf), None
     for level, at, text in found:
         above = page if level == "part" else None
-        item = writer.add_outline_item(text, numbers[at] - 1, parent=above)
+        item = writer.add_outline_item(title=text, page_number=numbers[at] - 1, parent=above)
         page = item if level == "page" else page
     writer.write(pdf)
 
