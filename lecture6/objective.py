@@ -194,7 +194,7 @@ def _kept(graphs: list[Graph], memory_limit: int) -> list[PartProduct]:
         root, part = graphs[len(kept)]()
         memory_limit -= root.nbytes if isinstance(root, SampleGradients) else _graph_bytes(root)
         if memory_limit >= 0:
-            kept.append(lambda v, more, part=part: part(v, True))
+            kept.append(lambda v, more, part=part: part(v, True))  # type: ignore[misc]
     return kept
 
 
