@@ -11,7 +11,7 @@ export const START = {
   "curves": [[]],
   "provenance": [""],
   "g_star": [1.0, 0.000001, 1000000],
-  "lr": [1.0, 0.01, 3.2],
+  "lr": [1.0, 0.01, 3],
   "batch_size": [32, 1, 512],
   "n_train": [1000, 1000, 60000],
   "momentum": [0.0, 0, 0.9]
@@ -141,7 +141,8 @@ function render({ model, el }) {
 
   const sorted = (values) => [...new Set(values)].sort((a, b) => a - b);
   const column = (name) => all.map((curve) => curve[name]);
-  page.slider("lr", "Learning rate η", sorted([...geometric(...RANGE.lr), ...column("lr")]));
+  const rates = geometric(...RANGE.lr).filter((rate) => rate <= RANGE.lr[1]);
+  page.slider("lr", "Learning rate η", sorted([...rates, ...column("lr")]));
   page.slider("batch_size", "Batch size B",
     sorted(linear(0, Math.log2(RANGE.batch_size[1]), 27).map((power) => Math.round(2 ** power))));
   page.slider("n_train", "Training images N", sorted([...geometric(...RANGE.n_train)
