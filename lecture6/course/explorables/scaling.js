@@ -186,6 +186,7 @@ function render({ model, el }) {
         await Promise.all(nets.map(async (net, i) =>
           ends[i] || pair.lambda[i].push([epoch, await curvature(net, signal)])));
       Object.assign(pair, { nets: nets.map(({ rows }, i) => ({ rows, end: ends[i] })) });
+      signal.throwIfAborted();
       page.say(`Seed ${seed}, epoch ${epoch} of ${epochs}.`);
     });
   };
@@ -196,6 +197,7 @@ function render({ model, el }) {
       const seed = first + sweeps.length, lambda = [];
       const nets = await race(KS, seed, signal, async (epoch, [small], [end] = []) => {
         if (!end && looked(epoch, epochs)) lambda.push([epoch, await curvature(small, signal)]);
+        signal.throwIfAborted();
         page.say(`Seed ${seed}, all k, epoch ${epoch} of ${epochs}.`);
       });
       sweeps.push({ seed, lambda, nets });
