@@ -284,7 +284,8 @@ def simulate(
         w0: (n, d); or (d,), or a number for d = 1, for ``n_walkers`` that start together
         refine: k: the noise of a step is the sum of that of k steps of dt/k. So dt with refine=k
             and dt/k with refine=1 see the same Brownian paths
-        dtype: "float64" or "float32"
+        dtype: "float64" or "float32", of w: each step is rounded to w's last place, so that n steps
+            without noise are known to n of these
         n_threads: all cores by default; the results are the same to the last bit on any number
         recording: as in :class:`Recording`
 
