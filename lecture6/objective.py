@@ -362,8 +362,8 @@ class NetworkObjective(FlatNetwork, Objective):
     def check_derivatives(self, order: int) -> None:
         """Raises ValueError where the derivatives up to ``order``, 1 or 2, are not those of f.
 
-        They are compared once an objective, on a few of the samples and at other weights than its
-        own, with differences of the loss and of the gradient.
+        They are compared once, in a copy in float64, on a few of the samples and at other weights
+        than its own, with differences of the loss and of the gradient.
         """
         if order in self._right:
             return

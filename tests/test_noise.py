@@ -144,12 +144,14 @@ for make, shape in (
 ):
     for n in (20, 20, 60):  # first, what torch sets up once
         f = NetworkObjective(make(), torch.randn(n, *shape), torch.arange(n) % 10, batch_size=10)
+        f.check_derivatives(1)  # once, in a copy in float64
         open("/proc/self/clear_refs", "w").write("5")
         before = status("VmRSS")
         largest = max(c.nbytes for c in noise.per_sample_gradients(f, f.w))
         print(status("VmHWM") - before, largest / 2**20)
     for n in (20, 20, 120):
         f = NetworkObjective(make(), torch.randn(n, *shape), torch.arange(n) % 10, batch_size=10)
+        f.check_derivatives(1)  # once, in a copy in float64
         open("/proc/self/clear_refs", "w").write("5")
         before = status("VmRSS")
         f.product(f.w, of="covariance", memory_limit=0)(f.w)
