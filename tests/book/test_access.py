@@ -87,7 +87,7 @@ def test_every_figure_is_a_picture_with_a_name_and_words(chapter):
             assert captions[0].text()
             assert pictures[0].name in captions[0].text()
             summaries = [node.name for node in figure.all("DisclosureTriangle")]
-            assert "Description of the figure" in summaries
+            assert "About this figure" in summaries
         else:
             assert figure.all("paragraph")[0].text()
         assert figure.all("SvgRoot", "graphics-symbol") == [], "the ticks of an axis are read"
