@@ -122,7 +122,7 @@ def scorecard(claims, titles, uri):
     for page, tables in sorted(claims.items()):
         soup = BeautifulSoup("".join(tables), "html.parser")
         chapter, title = int(page.rpartition("/")[2][:2]), titles[page].astext()
-        chapters[chapter] = f"{chapter}: {title}"
+        chapters[chapter] = title  # with its number
         for row in (rows := soup.select("tbody tr")):
             adopt(soup, row, chapter, uri(page))
             verdicts[row["data-verdict"]] += 1

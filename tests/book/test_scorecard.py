@@ -14,7 +14,7 @@ from selenium.webdriver.support.ui import Select
 from lecture6.course.verdicts import Claim, claims_table, interval
 
 PAGES = ["notebooks/00_one", "notebooks/03_two", "notebooks/06_ten"]
-TITLES = {page: nodes.title("", f"Noise & {page[-3:]}") for page in PAGES}
+TITLES = {page: nodes.title("", f"{int(page[10:12])} Noise & {page[-3:]}") for page in PAGES}
 
 
 def claims(n):
@@ -124,7 +124,7 @@ def test_whose_claim_it_is(source, whose):
 def test_filters_show_what_is_chosen_and_the_address_keeps_it(open_page):
     browser = open_page()
     assert len(browser.execute_script(SHOWN)) == 12
-    choose(browser, "chapter", "3: Noise & two")
+    choose(browser, "chapter", "3 Noise & two")
     choose(browser, "source", "Keskar, 6")
     assert browser.execute_script(SHOWN) == ["ch3-large-is-sharper", "ch3-large-is-sharper-by-far"]
     assert browser.find_element(By.TAG_NAME, "output").text == "2 of 12 claims"
