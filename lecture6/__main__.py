@@ -66,11 +66,9 @@ def _replacements(pairs: tuple[str, ...], study: Study, profile: str) -> dict[st
         if not equals and len(used) == 1:
             old, new = used[0], pair
         if not (old and new):
-            raise click.BadParameter(
-                f"{pair!r} is not of the form OLD=NEW; {study.name} at profile {profile} uses "
-                f"{', '.join(used) or 'no data set'}",
-                param_hint="--data",
-            )
+            uses = f"{study.name} at profile {profile} uses {', '.join(used) or 'no data set'}"
+            what = f"{pair!r} is not of the form OLD=NEW; {uses}"
+            raise click.BadParameter(what, param_hint="--data")
         replace[old] = new
     return replace
 
