@@ -43,7 +43,7 @@ NO_SINGLE = (
 NO_DERIVATIVE = (
     "torch's derivative of order {} is not that of the loss. Usual causes in a model: activation "
     "checkpointing (take a smaller batch_size), detach, no_grad, a straight-through estimator, an "
-    "autograd.Function of another derivative, or of one only (once_differentiable), as of a layer"
+    "autograd.Function of another derivative, or one or a layer that has none (once_differentiable)"
 )
 
 PartProduct = Callable[[Tensor, bool], Tensor]  # see Product
@@ -479,18 +479,14 @@ class NetworkObjective(FlatNetwork, Objective):
 
 
 def _copied(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` whose gradients are those of its outputs."""
     if isinstance(model, torch.jit.ScriptModule):
         raise ValueError("torch.jit's modules have no parameters apart: give the module before it")
+    parallel = isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
     try:
-        model = copy.deepcopy(getattr(model, "module", model))  # of DataParallel
+        return copy.deepcopy(next(model.children()) if parallel else model)
     except RuntimeError as error:
         what = "the model cannot be copied; take weight_norm of nn.utils.parametrizations"
         raise ValueError(f"{what}: {error}") from error
-    for layer in model.modules():
-        if isinstance(layer, nn.Embedding):  # these change gradients alone, not outputs
-            layer.padding_idx, layer.scale_grad_by_freq, layer.sparse = None, False, False
-    return model
 
 
 def _is_derivative(f: NetworkObjective, order: int, seed: int) -> bool:

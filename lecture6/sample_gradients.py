@@ -122,8 +122,10 @@ class SampleGradients:
         return out
 
 
-class _PlainWeightNorm(TorchFunctionMode):
-    """Makes weight norm of plain operations: torch's own has a wrong second derivative (2.15)."""
+class _Plain(TorchFunctionMode):
+    """Plain operations, where torch differentiates another function: an embedding leaves out its
+    padding, or divides by frequencies; weight norm's second derivative is wrong (2.15).
+    """
 
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
@@ -131,6 +133,8 @@ class _PlainWeightNorm(TorchFunctionMode):
         if func is torch._weight_norm:
             v, g, *dim = args
             return v * (g / torch.norm_except_dim(v, 2, *dim))
+        if func is F.embedding:
+            kwargs = (kwargs or {}) | dict(padding_idx=None, scale_grad_by_freq=False, sparse=False)
         return func(*args, **(kwargs or {}))
 
 
@@ -138,7 +142,7 @@ class _PlainWeightNorm(TorchFunctionMode):
 def twice_differentiable() -> Iterator[None]:
     """A context that records gradients which have gradients: of fused attention torch has none."""
     attention = sdpa_kernel(SDPBackend.MATH)
-    with torch.inference_mode(False), torch.enable_grad(), attention, _PlainWeightNorm():
+    with torch.inference_mode(False), torch.enable_grad(), attention:
         yield
 
 
@@ -154,7 +158,7 @@ class FlatNetwork:
 
     def logits(self, w: Tensor, x: Tensor) -> Tensor:
         """The outputs of the network, logits (n, classes) as a rule, for inputs x (n, ...) at w."""
-        with one_function(self.model):
+        with one_function(self.model), _Plain():
             return functional_call(self.model, unflatten(w, self.shapes), (cast(x, w),))
 
 
@@ -209,7 +213,7 @@ class SamplePass(FlatNetwork):
             return self.loss(z, y[None]), inputs
 
         gradient = vmap(grad(loss, argnums=(0, 1), has_aux=True), in_dims=(None, None, 0, 0))
-        with twice_differentiable(), one_function(self.model):
+        with twice_differentiable(), one_function(self.model), _Plain():
             (rest, deltas), inputs = gradient(free, shifts, x.to(w.device), cast(y, w))
         places = [(self.slices[f"{n}.weight"], self.slices.get(f"{n}.bias")) for n in self.layers]
         factors = [(inputs[n].flatten(1), deltas[n].flatten(1)) for n in self.layers]

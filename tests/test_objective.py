@@ -723,23 +723,52 @@ def test_a_layer_that_torch_differentiates_once_has_a_gradient_and_no_curvature(
         f.hvp(f.w, v)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{"padding_idx": 0}, {"scale_grad_by_freq": True}, {"sparse": True}],
-    ids=lambda options: next(iter(options)),
-)
-def test_what_an_embedding_does_to_gradients_alone_is_left_out(options):
-    """Of the loss as a function of all weights the padding's row has a gradient like the others."""
-    with local_seed(0):
-        model = Between(lambda layer, x: layer(x).mean(1).tanh(), nn.Embedding(7, 4, **options))
-    plain = Between(model.function, nn.Embedding(7, 4))
-    plain.load_state_dict(model.state_dict())
+class Masked(nn.Module):
+    """What it leaves out of a mean, and of its loss, is said by its embedding."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(7, 4, **options), nn.Linear(4, 3)
+
+    def forward(self, x):
+        padding = self.embedding.padding_idx
+        kept = (x != (-1 if padding is None else padding))[..., None]
+        return self.head((self.embedding(x).tanh() * kept).sum(1) + self.embedding(x[:, 0]))
+
+
+EMBEDDINGS = [{"padding_idx": 0}, {"scale_grad_by_freq": True}, {"sparse": True}]
+
+
+@pytest.mark.parametrize("options", EMBEDDINGS, ids=lambda options: next(iter(options)))
+def test_an_embedding_has_the_gradients_of_its_outputs(options):
+    """The row of what is padding, too: as a function of all weights the loss depends on it."""
     labels = WORDS[:, 1] % 3
-    f, g = (NetworkObjective(net, WORDS, labels, dtype=F64) for net in (model, plain))
+    with local_seed(0):
+        model = Masked(**options)
+    f = NetworkObjective(model, WORDS, labels, dtype=F64)
+    w = f.w + 0.1 * direction(f.n_params, seed=3)
+    plain = copy.deepcopy(model).double()
+    nn.utils.vector_to_parameters(w, plain.parameters())
+    assert f.value(w) == pytest.approx(F.cross_entropy(plain(WORDS), labels).item(), rel=1e-14)
+    slopes = torch.empty_like(w)
+    for i, v in enumerate(torch.eye(f.n_params, dtype=F64)):
+        slopes[i] = (f.value(w + 1e-5 * v) - f.value(w - 1e-5 * v)) / 2e-5
+    torch.testing.assert_close(f.grad(w), slopes, rtol=1e-6, atol=1e-9)
     v = direction(f.n_params)
-    torch.testing.assert_close(f.grad(f.w), g.grad(f.w), rtol=0, atol=0)
-    torch.testing.assert_close(f.hvp(f.w, v), g.hvp(f.w, v), rtol=0, atol=0)
-    assert all(getattr(model.first, name) == value for name, value in options.items())
+    change = (f.grad(w + 1e-5 * v) - f.grad(w - 1e-5 * v)) / 2e-5
+    torch.testing.assert_close(f.hvp(w, v), change, rtol=1e-6, atol=1e-8)
+    rows = torch.cat([g.matrix() for g in f.sample_gradients(w)])
+    torch.testing.assert_close(rows.mean(0), f.grad(w), rtol=1e-9, atol=1e-12)
+    assert all(getattr(model.embedding, name) == value for name, value in options.items())
+
+
+def test_a_loss_of_ones_own_is_compared_with_its_derivatives_too():
+    def detached(z, y):
+        return (z * z.detach()).mean()
+
+    f = NetworkObjective(dense(), X, LABELS, loss=detached, dtype=F64)
+    with pytest.raises(ValueError, match=r"order 1 is not that of the loss"):
+        f.grad(f.w)
 
 
 def test_a_kink_between_the_ends_of_a_difference_is_no_wrong_derivative():
@@ -770,6 +799,19 @@ def test_a_data_parallel_model_is_the_model_inside():
     f, g = (NetworkObjective(net, X, LABELS) for net in (nn.DataParallel(model), model))
     assert torch.equal(f.grad(f.w), g.grad(g.w))
     assert list(f.shapes) == list(g.shapes)
+
+
+def test_a_part_that_is_called_module_is_a_part():
+    class Holder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module, self.scale = dense(), nn.Parameter(torch.tensor(3.0))
+
+        def forward(self, x):
+            return self.scale * self.module(x)
+
+    f = NetworkObjective(Holder(), X, LABELS)
+    assert f.n_params == 1 + sum(p.numel() for p in dense().parameters())
 
 
 def test_the_settings_of_torch_are_as_they_were():

@@ -1,4 +1,4 @@
-"""What chapter 7 computes: where a minimum stops to be stable under SGD, and what SGD follows."""
+"""What chapter 7 computes: where a minimum stops being stable under SGD, and what SGD follows."""
 
 from __future__ import annotations
 
@@ -41,9 +41,6 @@ def stability_edge(jacobian: ArrayLike, batch_size: int, *, replacement: bool) -
     relative = kappa / n * (squares.T @ squares)
     relative[np.diag_indices_from(relative)] += (1 - kappa) * np.outer(h, h).ravel() / decay
     return float(1 / np.linalg.eigvalsh(relative)[-1])
-
-
-# Epochs
 
 
 def modified_loss(batch_losses: Callable, lr: float) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -8,9 +8,11 @@ from pathlib import Path
 import nbformat
 import pytest
 from browsing import chromium, served
+from sphinx_external_toc.parsing import parse_toc_yaml
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "book" / "_ext"))  # as Sphinx has it
+HTML = ROOT / "_build" / "html"
+sys.path[:0] = [str(ROOT / "book" / "_ext"), str(ROOT / "book")]  # as Sphinx has it; `pdf`, `serve`
 TOC = "format: jb-book\nroot: book/index\nchapters:\n"
 
 
@@ -22,8 +24,18 @@ def browser(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def folder():
+    """The built book; a module may have a folder of its own."""
+    pages = parse_toc_yaml(ROOT / "_toc.yml")
+    missing = [page for page in pages if not (HTML / f"{page}.html").exists()]
+    if missing:
+        pytest.fail(f"the book in {HTML} lacks {missing}: build it with `make book`", pytrace=False)
+    return HTML
+
+
+@pytest.fixture(scope="module")
 def address(folder):
-    """Where a server has what is in ``folder``, a fixture of each module."""
+    """Where a server has what is in ``folder``."""
     with served(folder) as address:
         yield address
 

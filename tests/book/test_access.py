@@ -4,8 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
-from browsing import emulate, resize, served
+from browsing import emulate, resize
 from bs4 import BeautifulSoup
+from pdf import DRAWN
 from sphinx_external_toc.parsing import parse_toc_yaml
 
 ROOT = Path(__file__).parents[2]
@@ -13,20 +14,6 @@ HTML = ROOT / "_build" / "html"
 CHAPTERS = [page for page in parse_toc_yaml(ROOT / "_toc.yml") if page.startswith("notebooks/")]
 FOCUSED = {"button", "link", "slider", "checkbox", "radio", "textbox", "combobox"}
 UNSAID = re.compile(r"\\[(\[]|\$\S|[━╌┅●○◆◇■▬▲✚]")  # LaTeX's source, and marks of a legend
-# All figures drawn, their predictions skipped, and all equations typeset.
-READY = """
-const done = arguments[0], pause = () => new Promise((go) => setTimeout(go, 20));
-(async () => {
-  await MathJax.startup.promise;
-  for (const figure of document.querySelectorAll("article figure")) {
-    const part = figure.matches(".explorable") ? "canvas, .lecture6-predict" : "[aria-busy=false]";
-    figure.scrollIntoView();
-    while (figure.checkVisibility() && !figure.querySelector(part)) await pause();
-    for (const skip of figure.querySelectorAll(".lecture6-predict .skip")) skip.click();
-  }
-  done();
-})();
-"""
 
 
 class Node:
@@ -47,15 +34,6 @@ class Node:
         return "".join(node.name for node in self.all("StaticText"))
 
 
-@pytest.fixture(scope="module")
-def address():
-    """The address at which the book is served."""
-    if not (HTML / "index.html").exists():
-        pytest.skip("no book is built: `make book`")
-    with served(HTML) as address:
-        yield address
-
-
 @pytest.fixture(scope="module", params=CHAPTERS)
 def chapter(request, browser, address):
     """A chapter as it is read, and the HTML of its text."""
@@ -63,7 +41,7 @@ def chapter(request, browser, address):
     emulate(browser, theme="light")
     browser.set_script_timeout(300)
     browser.get(f"{address}/{request.param}.html")
-    browser.execute_async_script(READY)
+    browser.execute_async_script(DRAWN)
     nodes = browser.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
     root = Node(nodes[0]["nodeId"], {node["nodeId"]: node for node in nodes})
     html = BeautifulSoup((HTML / f"{request.param}.html").read_text("utf8"), "html.parser")

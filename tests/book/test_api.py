@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 import pytest
-from browsing import THEMES, emulate, resize, served, violations
+from browsing import THEMES, emulate, resize, violations
 
 import lecture6
 
@@ -60,12 +60,6 @@ def test_every_module_function_and_class_says_what_it_is(module):
     assert inspect.getdoc(importlib.import_module(module))
     silent = [name for name, thing in public(module) if not inspect.getdoc(thing)]
     assert [name for name in silent if name.count(".") == module.count(".") + 1] == []
-
-
-@pytest.fixture(scope="module")
-def address():
-    with served(HTML) as address:
-        yield address
 
 
 @each_module

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browsing import THEMES, emulate, resize, served, violations
+from browsing import THEMES, emulate, resize, violations
 from bs4 import BeautifulSoup
 from figure_data import assert_same_data, figure_of, move
 from selenium import webdriver
@@ -141,16 +141,6 @@ const prose = document.querySelector("main").cloneNode(true);
 prose.querySelectorAll("pre, code, script, mjx-container").forEach((node) => node.remove());
 return prose.textContent.match(/\\\\[([].{0,40}|\\$\\S.{0,40}/g) ?? [];
 """
-
-
-@pytest.fixture(scope="module")
-def address():
-    """The address at which the book is served."""
-    missing = [page for page in PAGES if not (HTML / f"{page}.html").exists()]
-    if missing:
-        pytest.fail(f"the book in {HTML} lacks {missing}: build it with `make book`", pytrace=False)
-    with served(HTML) as address:
-        yield address
 
 
 @dataclass

@@ -27,14 +27,6 @@ return {
 """
 
 
-@pytest.fixture(scope="module")
-def folder():
-    missing = [page for page in PAGES if not (HTML / f"{page}.html").exists()]
-    if missing:
-        pytest.fail(f"the book in {HTML} lacks {missing}: build it with `make book`", pytrace=False)
-    return HTML
-
-
 @pytest.fixture(params=THEMES, ids=lambda width: f"{width}px")
 def opened(request, browser, address):
     """A function that opens a page and returns what it shows of its code."""

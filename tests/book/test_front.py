@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from browsing import emulate, served
+from browsing import emulate
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
@@ -21,15 +21,6 @@ PARTS = {
     "charts": ".hero canvas",
     "text": ".hero ~ section > p",
 }
-
-
-@pytest.fixture(scope="module")
-def address():
-    """The address at which the book is served."""
-    if not (HTML / "index.html").exists():
-        pytest.skip("no book is built: `make book`")
-    with served(HTML) as address:
-        yield address
 
 
 def visit(browser, address, screen):

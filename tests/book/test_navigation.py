@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from browsing import emulate, resize, served
+from browsing import emulate, resize
 from bs4 import BeautifulSoup
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
@@ -19,15 +19,6 @@ HTML = ROOT / "_build" / "html"
 PAGES = list(parse_toc_yaml(ROOT / "_toc.yml"))
 CHAPTERS = [page for page in PAGES if page.startswith("notebooks/")]
 TIMEOUT = 60  # seconds for a page to be typeset
-
-
-@pytest.fixture(scope="module")
-def address():
-    """The address at which the book is served."""
-    if not (HTML / "index.html").exists():
-        pytest.skip("no book is built: `make book`")
-    with served(HTML) as address:
-        yield address
 
 
 @pytest.fixture

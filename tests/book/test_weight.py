@@ -1,13 +1,13 @@
 """What the book weighs: what is taken out of it, and how it is served."""
 
 import gzip
-import importlib.util
 import threading
 import urllib.request
 from pathlib import Path
 
 import lecture6_plotly
 import pytest
+import serve
 from lecture6_weight import UNUSED, only_icons
 
 ROOT = Path(__file__).parents[2]
@@ -68,15 +68,7 @@ def test_what_no_kind_of_trace_calls_is_left_out():
     assert kept.endswith("return all();")
 
 
-@pytest.fixture
-def serve():
-    spec = importlib.util.spec_from_file_location("serve", ROOT / "book" / "serve.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_a_text_is_served_compressed_to_who_accepts_it(serve, tmp_path):
+def test_a_text_is_served_compressed_to_who_accepts_it(tmp_path):
     (tmp_path / "index.html").write_text("word " * 1000)
     (tmp_path / "picture.png").write_bytes(b"\0" * 1000)
     with serve.server(tmp_path) as at:
